@@ -1,0 +1,183 @@
+"""Which backend runs a call, and every reason against the others.
+
+Nothing here touches data: a decision follows from the call's description alone, so it costs no device synchronisation
+and can be asked for without running anything (`tritongru.explain`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass, field
+
+import torch
+
+from . import activations, spec
+from .spec import Shape, UnsupportedError, Variant
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that a decision depends on. `shape` is None while tracing, when sizes are symbols."""
+
+    device: str
+    dtype: torch.dtype
+    variant: Variant
+    units: int
+    shape: Shape | None
+    activation_known: bool = True
+    recurrent_activation_known: bool = True
+    has_mask: bool = False
+    has_resets: bool = False
+    has_bias: bool = True
+    input_dropouts: int = 0
+    recurrent_dropouts: int = 0
+    precision: str = "ieee"
+    recompute: bool = False
+    tracing: bool = False
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The chosen backend and why the others were not.
+
+    Attributes:
+        backend: "triton", "aten", "eager" or "reference".
+        rejected: dict from backend name to the tuple of its reasons, each naming the argument and its value.
+    """
+
+    backend: str
+    rejected: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"backend: {self.backend}"]
+        for name, reasons in self.rejected.items():
+            lines.append(f"  not {name}: " + "; ".join(reasons))
+        return "\n".join(lines)
+
+
+def is_interpreted() -> bool:
+    """Return whether Triton kernels run in its interpreter (TRITON_INTERPRET=1)."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+
+
+def has_triton() -> bool:
+    """Return whether the triton package is installed, without importing it."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def decide(facts: Facts, backend: str = "auto") -> Decision:
+    """Choose the backend for a call.
+
+    Args:
+        facts: the call. backend: "auto", or the one backend to use.
+
+    Raises:
+        ValueError: `backend` is not a known name.
+        UnsupportedError: a named backend cannot run the call; carries every reason.
+    """
+    spec.check_choice("backend", backend, ("auto", *spec.BACKENDS))
+    if backend != "auto":
+        reasons = CHECKS[backend](facts)
+        if reasons:
+            raise UnsupportedError(
+                f"backend={backend!r} cannot run this call: " + "; ".join(reasons), {backend: tuple(reasons)}
+            )
+        return Decision(backend, {name: (f"backend={backend!r} was named",) for name in spec.BACKENDS if name != backend})
+
+    rejected: dict[str, tuple[str, ...]] = {}
+    chosen = None
+    for name in preference(facts):
+        reasons = CHECKS[name](facts)
+        if chosen is None and name == "triton" and facts.device == "cpu" and not reasons:
+            reasons = ["device='cpu': Triton's interpreter is for testing, not for speed"]
+        if reasons:
+            rejected[name] = tuple(reasons)
+        elif chosen is None:
+            chosen = name
+        else:
+            rejected[name] = (f"{chosen} is preferred for this call on device={facts.device!r}",)
+    assert chosen is not None, "the reference runs everything"
+    return Decision(chosen, rejected)
+
+
+def preference(facts: Facts) -> tuple[str, ...]:
+    """Return the backends in the order in which "auto" tries them."""
+    if facts.device == "cuda":
+        return ("triton", "aten", "eager", "reference")
+    return ("triton", "eager", "aten", "reference")
+
+
+def reasons_against_reference(facts: Facts) -> list[str]:
+    """The reference runs everything."""
+    return []
+
+
+def reasons_against_eager(facts: Facts) -> list[str]:
+    """The eager scan needs derivatives that are functions of the output."""
+    return _reasons_against_activations(facts, "derivative")
+
+
+def reasons_against_aten(facts: Facts) -> list[str]:
+    """torch's own GRU runs one variant only."""
+    v, reasons = facts.variant, []
+    if v.activation != "tanh":
+        reasons.append(f"activation={v.activation!r} is not 'tanh'")
+    if v.recurrent_activation != "sigmoid":
+        reasons.append(f"recurrent_activation={v.recurrent_activation!r} is not 'sigmoid'")
+    if not v.reset_after:
+        reasons.append("reset_after=False")
+    if facts.has_mask:
+        reasons.append("mask or lengths given")
+    if facts.has_resets:
+        reasons.append("resets given")
+    if facts.input_dropouts > 1:
+        reasons.append(f"input_dropout has {facts.input_dropouts} masks")
+    if facts.recurrent_dropouts:
+        reasons.append("recurrent_dropout given")
+    if facts.recompute:
+        reasons.append("recompute=True")
+    if facts.precision not in ("ieee", "tf32"):
+        reasons.append(f"precision={facts.precision!r}")
+    if facts.tracing:
+        reasons.append("torch.compile and torch.export cannot trace torch's GRU")
+    elif facts.shape is not None and 0 in (facts.shape.time, facts.shape.batch):
+        reasons.append(f"an empty input: T={facts.shape.time}, B={facts.shape.batch}")
+    return reasons
+
+
+def reasons_against_triton(facts: Facts) -> list[str]:
+    """The Triton kernels: what the package, the device and the variant allow."""
+    if not has_triton():
+        return ["triton is not installed"]
+    reasons = []
+    if facts.device == "cpu" and not is_interpreted():
+        reasons.append("device='cpu' and TRITON_INTERPRET is not set")
+    elif facts.device not in ("cpu", "cuda"):
+        reasons.append(f"device={facts.device!r} is not 'cuda'")
+    if facts.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        reasons.append(f"dtype={facts.dtype} is not float32, float16 or bfloat16")
+    reasons += _reasons_against_activations(facts, "kernel_id")
+    return reasons
+
+
+CHECKS = {
+    "triton": reasons_against_triton,
+    "aten": reasons_against_aten,
+    "eager": reasons_against_eager,
+    "reference": reasons_against_reference,
+}
+
+
+def _reasons_against_activations(facts: Facts, needed: str) -> list[str]:
+    reasons = []
+    v = facts.variant
+    for argument, name, known in (
+        ("activation", v.activation, facts.activation_known),
+        ("recurrent_activation", v.recurrent_activation, facts.recurrent_activation_known),
+    ):
+        if not known:
+            reasons.append(f"{argument}={name!r} is not one of this package's activations")
+        elif getattr(activations.TABLE[name], needed) is None:
+            reasons.append(f"{argument}={name!r}: its derivative is not a function of its output")
+    return reasons

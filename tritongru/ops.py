@@ -1,0 +1,375 @@
+"""The scan as two `torch.library` operators, with their shapes for tracing and their gradients.
+
+`tritongru::scan` owns everything between the input and the outputs, the input projection included, so that
+`recompute` can keep only the input, the states and the weights. `tritongru::scan_backward` is the reverse scan; the
+gradients of the weights are one product or sum each after it. Both are opaque to `torch.compile`.
+
+A derivative of a derivative runs on the reference: when autograd asks for a graph of the backward pass, the gradients
+come from `gru_reference`, which can be differentiated any number of times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import eager
+from .activations import TABLE
+from .reference import gru_reference
+from .sequence import Problem
+from .spec import Variant
+
+SAVE_NOTHING, SAVE_GATES, RECOMPUTE = "nothing", "gates", "recompute"
+
+
+def run_scan(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:
+    """Run `problem` on "triton" or "eager".
+
+    Returns:
+        outputs (T,B,U), at the time index of the input; last state (B,U).
+    """
+    p, v = problem, problem.variant
+    differentiable = (p.x, p.w, p.bias_x, p.u, p.bias_h, p.h0, p.fresh, p.drop)
+    wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)
+    save = SAVE_NOTHING if not wants_grad else RECOMPUTE if p.recompute else SAVE_GATES
+    out, last, _, _ = torch.ops.tritongru.scan(
+        p.x, p.w, p.bias_x, p.u, p.bias_h, p.h0, p.mask, p.resets, p.fresh, p.drop,
+        v.activation, v.recurrent_activation, v.reset_after, v.zero_output_for_mask, v.reverse, v.reset_gate_first,
+        p.precision, save, backend,
+    )  # fmt: skip
+    return out, last
+
+
+@torch.library.custom_op("tritongru::scan", mutates_args=())
+def scan(
+    x: Tensor,
+    w: Tensor | None,
+    bias_x: Tensor | None,
+    u: Tensor,
+    bias_h: Tensor | None,
+    h0: Tensor,
+    mask: Tensor | None,
+    resets: Tensor | None,
+    fresh: Tensor | None,
+    drop: Tensor | None,
+    activation: str,
+    recurrent_activation: str,
+    reset_after: bool,
+    zero_output_for_mask: bool,
+    reverse: bool,
+    reset_gate_first: bool,
+    precision: str,
+    save: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Project the input and run the recurrence; see `sequence.Problem` for the arguments' shapes.
+
+    Returns:
+        out (T,B,U), last state (B,U), states entering each step (T,B,U) or empty, gates or empty (`eager.scan_forward`).
+    """
+    variant = Variant(
+        activation, recurrent_activation, reset_after, zero_output_for_mask, reverse, reset_gate_first
+    )
+    with product_precision(x, precision):
+        gx, bias_n = project_input(x, w, bias_x, bias_h, variant)
+        scan_forward = _implementation(backend).scan_forward
+        arguments = (gx, u, bias_n, h0, mask, resets, fresh, drop, variant, save == SAVE_GATES)
+        return scan_forward(*arguments) if backend == "eager" else scan_forward(*arguments, precision)
+
+
+@scan.register_fake
+def _(
+    x, w, bias_x, u, bias_h, h0, mask, resets, fresh, drop, activation, recurrent_activation, reset_after,
+    zero_output_for_mask, reverse, reset_gate_first, precision, save, backend,
+):  # fmt: skip
+    T, B = x.shape[0], x.shape[1]
+    U = u.shape[0]
+    separate = mask is not None or resets is not None
+    out = x.new_empty(T, B, U)
+    states = x.new_empty((T, B, U) if separate else (0,))
+    gates = x.new_empty((4 if reset_after else 3, T, B, U) if save == SAVE_GATES else (0,))
+    return out, h0.new_empty(B, U), states, gates
+
+
+@torch.library.custom_op("tritongru::scan_backward", mutates_args=())
+def scan_backward(
+    d_out: Tensor | None,
+    d_last: Tensor | None,
+    gates: Tensor,
+    entering: Tensor,
+    u: Tensor,
+    mask: Tensor | None,
+    resets: Tensor | None,
+    drop: Tensor | None,
+    activation: str,
+    recurrent_activation: str,
+    reset_after: bool,
+    zero_output_for_mask: bool,
+    reverse: bool,
+    reset_gate_first: bool,
+    precision: str,
+    fresh_gradient: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Run the reverse scan; arguments and results as `eager.scan_backward`."""
+    variant = Variant(
+        activation, recurrent_activation, reset_after, zero_output_for_mask, reverse, reset_gate_first
+    )
+    arguments = (d_out, d_last, gates, entering, u, mask, resets, drop, variant, fresh_gradient)
+    reverse_scan = _implementation(backend).scan_backward
+    return reverse_scan(*arguments) if backend == "eager" else reverse_scan(*arguments, precision)
+
+
+@scan_backward.register_fake
+def _(
+    d_out, d_last, gates, entering, u, mask, resets, drop, activation, recurrent_activation, reset_after,
+    zero_output_for_mask, reverse, reset_gate_first, precision, fresh_gradient, backend,
+):  # fmt: skip
+    T, B, U = entering.shape
+    return (
+        entering.new_empty(T, B, 3 * U),
+        entering.new_empty((T, B, U) if reset_after else (0,)),
+        entering.new_empty(B, U),
+        entering.new_empty((T, B, U) if fresh_gradient else (0,)),
+    )
+
+
+class _Inputs(NamedTuple):
+    """The tensor inputs of `scan`, in its order."""
+
+    x: Tensor
+    w: Tensor | None
+    bias_x: Tensor | None
+    u: Tensor
+    bias_h: Tensor | None
+    h0: Tensor
+    mask: Tensor | None
+    resets: Tensor | None
+    fresh: Tensor | None
+    drop: Tensor | None
+
+
+def _setup_context(ctx, inputs, output):
+    tensors = _Inputs(*inputs[:10])
+    ctx.variant = Variant(*inputs[10:16])
+    ctx.precision, ctx.save, ctx.backend = inputs[16:]
+    ctx.present = [t is not None for t in tensors]
+    out, _, states, gates = output
+    ctx.save_for_backward(*(t for t in tensors if t is not None), out, states, gates)
+
+
+def _backward(ctx, d_out, d_last, _d_states, _d_gates):
+    saved = iter(ctx.saved_tensors)
+    inputs = _Inputs(*(next(saved) if present else None for present in ctx.present))
+    out, states, gates = saved
+    if ctx.save == SAVE_NOTHING:
+        raise RuntimeError("tritongru::scan was called without saving what its gradient needs")
+    needs = _Inputs(*ctx.needs_input_grad[:10])
+    if torch.is_grad_enabled():
+        gradients = _differentiable_gradients(ctx, inputs, needs, d_out, d_last)
+    else:
+        gradients = _gradients(ctx, inputs, needs, out, states, gates, d_out, d_last)
+    return (*gradients, *(None,) * 9)
+
+
+torch.library.register_autograd("tritongru::scan", _backward, setup_context=_setup_context)
+
+
+def _gradients(ctx, a: _Inputs, needs: _Inputs, out, states, gates, d_out, d_last) -> _Inputs:
+    """The gradients of `scan`: the reverse scan, then one product or sum for each input."""
+    v: Variant = ctx.variant
+    U = a.u.shape[0]
+    entering = entering_states(out, states, a.h0, v)
+    if ctx.save == RECOMPUTE:
+        gates = torch.ops.tritongru.rebuild_gates(
+            a.x, a.w, a.bias_x, a.u, a.bias_h, entering, a.drop,
+            v.activation, v.recurrent_activation, v.reset_after, v.reset_gate_first, ctx.precision,
+        )  # fmt: skip
+    fresh_gradient = a.fresh is not None and needs.fresh
+    d_gx, d_gh_n, d_h0, d_fresh = torch.ops.tritongru.scan_backward(
+        d_out, d_last, gates, entering, a.u, a.mask, a.resets, a.drop,
+        v.activation, v.recurrent_activation, v.reset_after, v.zero_output_for_mask, v.reverse, v.reset_gate_first,
+        ctx.precision, fresh_gradient, ctx.backend,
+    )  # fmt: skip
+
+    d_x = d_w = d_bias_x = d_u = d_bias_h = d_drop = None
+    with product_precision(a.x, ctx.precision):
+        if needs.x:
+            d_x = d_gx if a.w is None else d_gx @ a.w.t()
+        if a.w is not None and needs.w:
+            d_w = _product_like(a.x.flatten(0, 1), d_gx.flatten(0, 1), a.w)
+        if a.bias_x is not None and needs.bias_x:
+            d_bias_x = d_gx.sum((0, 1))
+        if needs.u or (a.drop is not None and needs.drop):
+            d_u, d_drop = _recurrent_gradients(a, needs, entering, gates, d_gx, d_gh_n, v)
+        if a.bias_h is not None and needs.bias_h:
+            d_n = d_gh_n if v.reset_after else d_gx[..., 2 * U :]
+            d_bias_h = torch.cat((d_gx[..., : 2 * U].sum((0, 1)), d_n.sum((0, 1))))
+    if fresh_gradient and a.fresh.dim() == 2:
+        d_fresh = d_fresh.sum(0)
+    return _Inputs(
+        d_x, d_w, d_bias_x, d_u, d_bias_h, d_h0 if needs.h0 else None, None, None,
+        d_fresh if fresh_gradient else None, d_drop,
+    )  # fmt: skip
+
+
+def _recurrent_gradients(a: _Inputs, needs: _Inputs, entering, gates, d_gx, d_gh_n, v: Variant):
+    """dR_g = (h * m_g)' dgh_g per gate, and the gradient of the dropout masks m_g, (G,B,U)."""
+    U = a.u.shape[0]
+    at_n = d_gh_n if v.reset_after else d_gx[..., 2 * U :]
+    h_n = entering if v.reset_after else entering * gates[1]
+    if a.drop is None:
+        flat = entering.flatten(0, 1)
+        zr = _product_like(flat, d_gx[..., : 2 * U].flatten(0, 1), a.u)
+        return torch.cat((zr, _product_like(h_n.flatten(0, 1), at_n.flatten(0, 1), a.u)), dim=1), None
+    masks = a.drop.expand(3, *a.drop.shape[1:])
+    columns, d_masks = [], []
+    sides = (entering, entering, h_n)
+    for gate, (h, m) in enumerate(zip(sides, masks, strict=True)):
+        d_gate = at_n if gate == 2 else d_gx[..., gate * U : (gate + 1) * U]
+        columns.append(_product_like((h * m).flatten(0, 1), d_gate.flatten(0, 1), a.u))
+        if needs.drop:
+            d_masks.append((h * (d_gate @ a.u[:, gate * U : (gate + 1) * U].t())).sum(0))
+    d_u = torch.cat(columns, dim=1) if needs.u else None
+    if not needs.drop:
+        return d_u, None
+    d_drop = torch.stack(d_masks)
+    return d_u, (d_drop if a.drop.shape[0] == 3 else d_drop.sum(0, keepdim=True))
+
+
+def _product_like(left: Tensor, right: Tensor, weight: Tensor) -> Tensor:
+    """left' right (K,N), laid out as `weight` is, so that autograd need not copy it to a parameter's layout."""
+    if weight.stride(0) == 1 and weight.stride(1) != 1:
+        return (right.t() @ left).t()
+    return left.t() @ right
+
+
+def _differentiable_gradients(ctx, a: _Inputs, needs: _Inputs, d_out, d_last) -> list:
+    """The same gradients from the reference, as a graph that autograd can differentiate again."""
+    # Aliases cut the inputs from each other: an input computed from another one must not be counted twice.
+    alias = _Inputs(*(t if t is None else t.view_as(t) for t in a))
+    outputs, last = reference_scan(alias, ctx.variant)
+    wanted = [i for i, need in enumerate(needs) if need]
+    pairs = [(o, d) for o, d in ((outputs, d_out), (last, d_last)) if d is not None]
+    gradients = torch.autograd.grad(
+        [o for o, _ in pairs], [alias[i] for i in wanted], [d for _, d in pairs], create_graph=True, allow_unused=True
+    )
+    result: list = [None] * len(a)
+    for i, gradient in zip(wanted, gradients, strict=True):
+        result[i] = gradient
+    return result
+
+
+def reference_scan(a: _Inputs, v: Variant) -> tuple[Tensor, Tensor]:
+    """`scan` as the reference computes it: outputs (T,B,U) at the input's time index, last state (B,U)."""
+    U = a.u.shape[0]
+    w = torch.eye(3 * U, dtype=a.x.dtype, device=a.x.device) if a.w is None else a.w
+    zero = a.x.new_zeros(3 * U)
+    pair = (zero if a.bias_x is None else a.bias_x, zero if a.bias_h is None else a.bias_h)
+    drop = a.drop
+    if v.reset_gate_first:
+        if drop is not None and drop.shape[0] == 3:
+            drop = torch.stack((drop[1], drop[0], drop[2]))
+        w, u, bias, layout = w.t(), a.u.t(), pair, "torch"
+    else:
+        w, u, layout = w, a.u, "keras"
+        bias = torch.stack(pair) if v.reset_after else pair[0] + pair[1]
+    outputs, last = gru_reference(
+        a.x, w, u, bias, a.h0, activation=v.activation, recurrent_activation=v.recurrent_activation,
+        reset_after=v.reset_after, mask=a.mask, resets=a.resets, reset_state=a.fresh,
+        recurrent_dropout=None if drop is None else tuple(drop), zero_output_for_mask=v.zero_output_for_mask,
+        go_backwards=v.reverse, time_major=True, layout=layout,
+    )  # fmt: skip
+    return (outputs.flip(0) if v.reverse else outputs), last
+
+
+def project_input(x, w, bias_x, bias_h, variant: Variant) -> tuple[Tensor, Tensor | None]:
+    """Return gx (T,B,3U) with every bias that can be added before the recurrence, and the candidate's own (U,) or None."""
+    gx = x if w is None else x @ w
+    bias, bias_n = bias_x, None
+    if bias_h is not None:
+        early = bias_h
+        if variant.reset_after:
+            U = bias_h.shape[0] // 3
+            bias_n = bias_h[2 * U :]
+            early = torch.cat((bias_h[: 2 * U], torch.zeros_like(bias_n)))
+        bias = early if bias is None else bias + early
+    if bias is None:
+        return gx, bias_n
+    return (gx + bias if w is None else gx.add_(bias)), bias_n
+
+
+def entering_states(out: Tensor, states: Tensor, h0: Tensor, variant: Variant) -> Tensor:
+    """Return the state entering each step, (T,B,U): saved, or the outputs moved by one step."""
+    if states.dim() == 3:
+        return states
+    if variant.reverse:
+        return torch.cat((out[1:], h0[None]))[: out.shape[0]] if out.shape[0] else out
+    return torch.cat((h0[None], out[:-1])) if out.shape[0] else out
+
+
+@torch.library.custom_op("tritongru::rebuild_gates", mutates_args=())
+def rebuild_gates(
+    x: Tensor,
+    w: Tensor | None,
+    bias_x: Tensor | None,
+    u: Tensor,
+    bias_h: Tensor | None,
+    entering: Tensor,
+    drop: Tensor | None,
+    activation: str,
+    recurrent_activation: str,
+    reset_after: bool,
+    reset_gate_first: bool,
+    precision: str,
+) -> Tensor:
+    """Return the gates (4 or 3,T,B,U) that `scan` did not save, by one product over all steps."""
+    variant = Variant(activation, recurrent_activation, reset_after, reset_gate_first=reset_gate_first)
+    f, g = TABLE[activation].function, TABLE[recurrent_activation].function
+    dtype = eager.compute_dtype(x.dtype)
+    with product_precision(x, precision):
+        gx, bias_n = project_input(x, w, bias_x, bias_h, variant)
+        gx_z, gx_r, gx_n = (part.to(dtype) for part in eager.split_gates(gx, variant))
+        u_z, u_r, u_n = eager.split_gates(u, variant)
+        d_z, d_r, d_n = eager.split_drop(drop, variant)
+        h_z, h_r, h_n = (entering if d is None else entering * d for d in (d_z, d_r, d_n))
+        z, r = g(gx_z + h_z @ u_z), g(gx_r + h_r @ u_r)
+        if reset_after:
+            gh_n = (h_n @ u_n).to(dtype)
+            gh_n = gh_n if bias_n is None else gh_n + bias_n
+            return torch.stack((z, r, f(gx_n + r * gh_n), gh_n)).to(x.dtype)
+        n = f(gx_n + (r * h_n).to(x.dtype) @ u_n)
+        return torch.stack((z, r, n)).to(x.dtype)
+
+
+@rebuild_gates.register_fake
+def _(
+    x, w, bias_x, u, bias_h, entering, drop, activation, recurrent_activation, reset_after, reset_gate_first, precision
+):
+    T, B, U = entering.shape
+    return entering.new_empty(4 if reset_after else 3, T, B, U)
+
+
+@contextlib.contextmanager
+def product_precision(x: Tensor, precision: str):
+    """Hold the vendor library's float32 products to `precision` on a GPU for the length of the block."""
+    if x.device.type != "cuda" or x.dtype != torch.float32:
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = precision != "ieee"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _implementation(backend: str):
+    if backend == "eager":
+        return eager
+    from . import launch  # imports triton, which need not be installed for the other backends
+
+    return launch

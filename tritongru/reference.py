@@ -1,0 +1,143 @@
+"""The oracle: the GRU as a plain loop under autograd.
+
+    z_t = g(x_t W_z + b_z + h R_z + c_z)
+    r_t = g(x_t W_r + b_r + h R_r + c_r)
+    n_t = f(x_t W_h + b_h + r_t * (h R_h + c_h))        reset_after
+    n_t = f(x_t W_h + b_h + (r_t * h) R_h)              otherwise (one bias)
+    h_t = z_t * h + (1 - z_t) * n_t
+
+It can do everything `tritongru.gru` takes, in any floating dtype and on any device, and any number of derivatives.
+It is the fallback and it judges every kernel, so it shares no code with them, nor with the canonical form they take.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import activations
+
+
+def gru_reference(
+    x: Tensor,
+    kernel: Tensor,
+    recurrent_kernel: Tensor,
+    bias=None,
+    initial_state: Tensor | None = None,
+    *,
+    activation="tanh",
+    recurrent_activation="sigmoid",
+    reset_after: bool = True,
+    mask: Tensor | None = None,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reset_state: Tensor | str | None = None,
+    input_dropout=None,
+    recurrent_dropout=None,
+    zero_output_for_mask: bool = False,
+    go_backwards: bool = False,
+    time_major: bool = False,
+    layout: str = "keras",
+) -> tuple[Tensor, Tensor]:
+    """The GRU over a whole sequence, one step after another; arguments and results as `tritongru.gru`.
+
+    Returns:
+        outputs (B,T,U), or (T,B,U) if `time_major`, in the order of processing; final state (B,U).
+
+    Note:
+        Arguments are taken as valid: `tritongru.gru` checks them.
+
+    Source: tf.keras.layers.GRU (v2.9), generic path; torch.nn.GRU for `layout="torch"`.
+
+    >>> h, last = gru_reference(torch.ones(1, 4, 2), torch.eye(2, 3), torch.ones(1, 3))
+    >>> h.shape, bool((h[:, -1] == last).all())
+    (torch.Size([1, 4, 1]), True)
+    """
+    f = activations.get(activation)
+    g = activations.get(recurrent_activation)
+    w, u, b, c = _keras_layout(kernel, recurrent_kernel, bias, layout, reset_after)
+    units = u.shape[0]
+
+    def steps(value: Tensor) -> Tensor:
+        return value if time_major else value.transpose(0, 1)
+
+    xs = steps(x)
+    T, B = xs.shape[:2]
+    valid = None
+    if mask is not None:
+        valid = steps(mask.reshape(mask.shape[:2]) != 0)
+    if lengths is not None:
+        within = torch.arange(T, device=x.device)[:, None] < lengths.to(x.device)[None, :]
+        valid = within if valid is None else valid & within
+    restart = None if resets is None else steps(resets != 0)
+
+    h0 = x.new_zeros(B, units) if initial_state is None else initial_state.expand(B, units)
+    if reset_state is None:
+        fresh = torch.zeros_like(h0)
+    elif isinstance(reset_state, str):
+        fresh = h0
+    else:
+        fresh = reset_state
+    fresh = steps(fresh) if fresh.dim() == 3 else fresh.expand(T, B, units)
+
+    # One input mask serves the three gates, three serve one each; the same for the state.
+    drop_x = [None if m is None else steps(m.expand(x.shape)) for m in _per_gate(input_dropout)]
+    drop_h = [None if m is None else m for m in _per_gate(recurrent_dropout)]
+    w_z, w_r, w_n = w.split(units, dim=1)
+    u_z, u_r, u_n = u.split(units, dim=1)
+    b_z, b_r, b_n = (0, 0, 0) if b is None else b.split(units)
+    c_z, c_r, c_n = (0, 0, 0) if c is None else c.split(units)
+
+    def dropped(value: Tensor, drop: Tensor | None) -> Tensor:
+        return value if drop is None else value * drop
+
+    h, y = h0, torch.zeros_like(h0)
+    outputs = []
+    for t in reversed(range(T)) if go_backwards else range(T):
+        if restart is not None:
+            h = torch.where(restart[t, :, None], fresh[t], h)
+        x_z, x_r, x_n = (dropped(xs[t], m if m is None else m[t]) for m in drop_x)
+        h_z, h_r, h_n = (dropped(h, m) for m in drop_h)
+
+        z = g(x_z @ w_z + b_z + h_z @ u_z + c_z)
+        r = g(x_r @ w_r + b_r + h_r @ u_r + c_r)
+        if reset_after:
+            n = f(x_n @ w_n + b_n + r * (h_n @ u_n + c_n))
+        else:
+            n = f(x_n @ w_n + b_n + (r * h_n) @ u_n + c_n)
+        new = z * h + (1 - z) * n
+
+        if valid is None:
+            h = y = new
+        else:
+            keep = valid[t, :, None]
+            h = torch.where(keep, new, h)
+            y = torch.where(keep, new, torch.zeros_like(y) if zero_output_for_mask else y)
+        outputs.append(y)
+
+    stacked = torch.stack(outputs) if outputs else x.new_zeros(0, B, units)
+    return (stacked if time_major else stacked.transpose(0, 1)), h
+
+
+def _keras_layout(kernel: Tensor, recurrent_kernel: Tensor, bias, layout: str, reset_after: bool):
+    """Return (w (I,3U), u (U,3U), input bias (3U,) | None, recurrent bias (3U,) | None) in gate order z, r, h."""
+    if layout == "torch":
+
+        def turned(value: Tensor) -> Tensor:
+            r, z, n = value.chunk(3, dim=0)
+            return torch.cat((z, r, n), dim=0)
+
+        b, c = (None, None) if bias is None else map(turned, bias)
+        return turned(kernel).t(), turned(recurrent_kernel).t(), b, c
+    if bias is None:
+        return kernel, recurrent_kernel, None, None
+    if reset_after:
+        return kernel, recurrent_kernel, bias[0], bias[1]
+    return kernel, recurrent_kernel, bias, None
+
+
+def _per_gate(drop) -> tuple:
+    if drop is None or isinstance(drop, Tensor):
+        return drop, drop, drop
+    drops = tuple(drop)
+    return drops * 3 if len(drops) == 1 else drops
