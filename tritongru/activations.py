@@ -187,7 +187,11 @@ def resolve(identifier: str | Callable | dict | None, argument: str = "activatio
     if callable(identifier):
         known = _CALLABLES.get(identifier) if getattr(identifier, "__hash__", None) else None
         known = known or _MODULES.get(type(identifier))
-        return TABLE[known] if known else Activation(getattr(identifier, "__name__", type(identifier).__name__), identifier)
+        return (
+            TABLE[known]
+            if known
+            else Activation(getattr(identifier, "__name__", type(identifier).__name__), identifier)
+        )
     raise TypeError(f"Could not interpret activation function identifier: `{argument}`={identifier!r}")
 
 

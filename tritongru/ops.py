@@ -68,11 +68,10 @@ def scan(
     """Project the input and run the recurrence; see `sequence.Problem` for the arguments' shapes.
 
     Returns:
-        out (T,B,U), last state (B,U), states entering each step (T,B,U) or empty, gates or empty (`eager.scan_forward`).
+        out (T,B,U), last state (B,U), states entering each step (T,B,U) or empty, gates or empty (see
+        `eager.scan_forward`).
     """
-    variant = Variant(
-        activation, recurrent_activation, reset_after, zero_output_for_mask, reverse, reset_gate_first
-    )
+    variant = Variant(activation, recurrent_activation, reset_after, zero_output_for_mask, reverse, reset_gate_first)
     with product_precision(x, precision):
         gx, bias_n = project_input(x, w, bias_x, bias_h, variant)
         scan_forward = _implementation(backend).scan_forward
@@ -115,9 +114,7 @@ def scan_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run the reverse scan; arguments and results as `eager.scan_backward`."""
-    variant = Variant(
-        activation, recurrent_activation, reset_after, zero_output_for_mask, reverse, reset_gate_first
-    )
+    variant = Variant(activation, recurrent_activation, reset_after, zero_output_for_mask, reverse, reset_gate_first)
     arguments = (d_out, d_last, gates, entering, u, mask, resets, drop, variant, fresh_gradient)
     reverse_scan = _implementation(backend).scan_backward
     return reverse_scan(*arguments) if backend == "eager" else reverse_scan(*arguments, precision)
@@ -287,7 +284,7 @@ def reference_scan(a: _Inputs, v: Variant) -> tuple[Tensor, Tensor]:
 
 
 def project_input(x, w, bias_x, bias_h, variant: Variant) -> tuple[Tensor, Tensor | None]:
-    """Return gx (T,B,3U) with every bias that can be added before the recurrence, and the candidate's own (U,) or None."""
+    """Return gx (T,B,3U) with every bias but the candidate's recurrent one, which is (U,) or None."""
     gx = x if w is None else x @ w
     bias, bias_n = bias_x, None
     if bias_h is not None:

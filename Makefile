@@ -1,0 +1,56 @@
+# Needs python3 (3.10 or later), make and pip. Everything is installed into .venv, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-interpreted test-gpu lint format clean
+
+help:
+	@echo "make demo    train on the Japanese Vowels recordings, then compare every backend with the oracle"
+	@echo "make test    all tests; the Triton kernels run in Triton's interpreter"
+	@echo "make lint    ruff, pyright, import-linter"
+	@echo "make format  rewrite the code in the house style"
+	@echo "make clean   remove .venv and build outputs"
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	$(INSTALL) -e '.[all,test]'
+	@touch $@
+
+$(VENV)/.linters: $(VENV)/.installed
+	$(INSTALL) -e '.[lint]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m tritongru demo
+
+# The interpreter is chosen when triton is imported, so its tests need a process of their own.
+test-interpreted: $(VENV)/.installed
+	@if ls tests/interpreted/test_*.py >/dev/null 2>&1; then \
+		echo TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/interpreted; \
+		TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/interpreted; \
+	fi
+
+test: $(VENV)/.installed test-interpreted
+	$(BIN)/python -m pytest -q
+
+test-gpu: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -m gpu
+
+lint: $(VENV)/.linters
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+format: $(VENV)/.linters
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build dist out .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

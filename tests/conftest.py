@@ -1,0 +1,31 @@
+"""What every test shares: uninitialised memory is NaN, a fixed seed, and the markers' meaning."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+# Triton settles on its interpreter when it is imported, so these files need a process of their own, or a GPU.
+collect_ignore_glob = [] if INTERPRETED or torch.cuda.is_available() else ["interpreted/*"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked `gpu` where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(autouse=True)
+def nan_in_uninitialised_memory():
+    """Make `torch.empty` return NaN, so that reading what was never written shows."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
