@@ -7,13 +7,12 @@ and can be asked for without running anything (`tritongru.explain`).
 from __future__ import annotations
 
 import importlib.util
-import os
 from dataclasses import dataclass, field
 
 import torch
 
 from . import activations, spec
-from .spec import Shape, UnsupportedError, Variant
+from .spec import Shape, UnsupportedError, Variant, is_interpreted
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,7 @@ class Facts:
     precision: str = "ieee"
     recompute: bool = False
     tracing: bool = False
+    transformed: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ class Decision:
         return "\n".join(lines)
 
 
-def is_interpreted() -> bool:
-    """Return whether Triton kernels run in its interpreter (TRITON_INTERPRET=1)."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
-
-
 def has_triton() -> bool:
     """Return whether the triton package is installed, without importing it."""
     return importlib.util.find_spec("triton") is not None
+
+
+def is_transformed() -> bool:
+    """Return whether a torch.func transform (grad, vmap, jvp) is active; custom operators do not compose with them."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def decide(facts: Facts, backend: str = "auto") -> Decision:
@@ -83,7 +83,9 @@ def decide(facts: Facts, backend: str = "auto") -> Decision:
             raise UnsupportedError(
                 f"backend={backend!r} cannot run this call: " + "; ".join(reasons), {backend: tuple(reasons)}
             )
-        return Decision(backend, {name: (f"backend={backend!r} was named",) for name in spec.BACKENDS if name != backend})
+        return Decision(
+            backend, {name: (f"backend={backend!r} was named",) for name in spec.BACKENDS if name != backend}
+        )
 
     rejected: dict[str, tuple[str, ...]] = {}
     chosen = None
@@ -115,12 +117,12 @@ def reasons_against_reference(facts: Facts) -> list[str]:
 
 def reasons_against_eager(facts: Facts) -> list[str]:
     """The eager scan needs derivatives that are functions of the output."""
-    return _reasons_against_activations(facts, "derivative")
+    return _reasons_against_transforms(facts) + _reasons_against_activations(facts, "derivative")
 
 
 def reasons_against_aten(facts: Facts) -> list[str]:
     """torch's own GRU runs one variant only."""
-    v, reasons = facts.variant, []
+    v, reasons = facts.variant, _reasons_against_transforms(facts)
     if v.activation != "tanh":
         reasons.append(f"activation={v.activation!r} is not 'tanh'")
     if v.recurrent_activation != "sigmoid":
@@ -150,7 +152,7 @@ def reasons_against_triton(facts: Facts) -> list[str]:
     """The Triton kernels: what the package, the device and the variant allow."""
     if not has_triton():
         return ["triton is not installed"]
-    reasons = []
+    reasons = _reasons_against_transforms(facts)
     if facts.device == "cpu" and not is_interpreted():
         reasons.append("device='cpu' and TRITON_INTERPRET is not set")
     elif facts.device not in ("cpu", "cuda"):
@@ -167,6 +169,10 @@ CHECKS = {
     "eager": reasons_against_eager,
     "reference": reasons_against_reference,
 }
+
+
+def _reasons_against_transforms(facts: Facts) -> list[str]:
+    return ["a torch.func transform (grad, vmap, jvp) is active"] if facts.transformed else []
 
 
 def _reasons_against_activations(facts: Facts, needed: str) -> list[str]:

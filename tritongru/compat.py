@@ -1,0 +1,301 @@
+"""`torch.nn.GRU` with the same constructor, outputs and checkpoints, and what it lacks: lengths, resets, backends.
+
+Built on `nn.RNNBase`, since a subclass of `nn.GRU` cannot be compiled with `fullgraph=True`. The parameters are read by
+name at every call, so parametrizations, `functional_call` and tensors swapped in by a wrapper are always the ones used.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from . import spec
+from .dispatch import Decision
+from .functional import explain_call, run
+from .sequence import _check_lengths
+
+
+class GRU(nn.RNNBase):
+    """A multi-layer, optionally bidirectional GRU that takes the place of `torch.nn.GRU`.
+
+    r = sigmoid(x W_ir' + b_ir + h W_hr' + b_hr), z likewise, n = tanh(x W_in' + b_in + r * (h W_hn' + b_hn)),
+    h_t = (1 - z) * n + z * h.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as torch.nn.GRU.
+        recurrent_dropout: probability in [0, 1] of dropping a unit of the state on its way into the gates; one mask per
+            layer, direction and call, constant over time.
+        backend: "auto", "triton", "aten", "eager" or "reference"; a call may name another.
+
+    Raises:
+        TypeError, ValueError: as torch.nn.GRU, `proj_size` included.
+
+    Note:
+        `state_dict` has the keys and shapes of torch.nn.GRU's. `last_decision` holds the decision of the last call's
+        first layer; it is not written while a compiler traces. `flatten_parameters` does nothing: no backend needs it.
+
+    Source: torch.nn.GRU; recurrent_dropout after Gal and Ghahramani 2016 (arXiv 1512.05287).
+
+    >>> gru = GRU(3, 4, num_layers=2, batch_first=True)
+    >>> output, h_n = gru(torch.randn(2, 5, 3), lengths=torch.tensor([5, 2]))
+    >>> output.shape, h_n.shape
+    (torch.Size([2, 5, 4]), torch.Size([2, 2, 4]))
+    """
+
+    last_decision: Decision | None = None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *args,
+        recurrent_dropout: float = 0.0,
+        backend: str = "auto",
+        **kwargs,
+    ):
+        if "proj_size" in kwargs:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        spec.check_choice("backend", backend, ("auto", *spec.BACKENDS))
+        is_number = isinstance(recurrent_dropout, (int, float)) and not isinstance(recurrent_dropout, bool)
+        if not is_number or not 0 <= recurrent_dropout <= 1:
+            raise ValueError(f"`recurrent_dropout` must be a number in [0, 1], got {recurrent_dropout!r}")
+        # Positional arguments past `bidirectional` mean in nn.GRU what they mean in RNNBase.
+        sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
+        super().__init__("GRU", *sizes, *args, **kwargs)
+        if self.proj_size:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        self.recurrent_dropout = float(recurrent_dropout)
+        self.backend = backend
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        backend: str | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Run every layer over the sequence.
+
+        Args:
+            input: (T,B,I), (B,T,I) if `batch_first`, (T,I) for one sequence, or a PackedSequence.
+            hx: (L*D,B,U) initial states, (L*D,U) for one sequence; None for zeros.
+            lengths: (B,) integers in 0..T. Steps from there on are padding: their outputs are zero, the states are
+                those of the last valid step, and a row of length 0 keeps `hx`.
+            resets: (T,B), (B,T) if `batch_first`, (T,) for one sequence; nonzero where a new segment begins. Both
+                directions treat the segments as separate sequences, and no gradient crosses. `hx` enters the first
+                segment (the last one in the reverse direction) and not a segment that begins at step 0 by a reset.
+            backend: takes the place of the constructor's.
+
+        Returns:
+            output (T,B,D*U), (B,T,D*U), (T,D*U) or a PackedSequence, as the input; h_n (L*D,B,U) or (L*D,U).
+
+        Raises:
+            TypeError, ValueError, RuntimeError: a wrong input or hx, as torch.nn.GRU; wrong lengths or resets.
+            UnsupportedError: a named backend cannot run the call.
+        """
+        if isinstance(input, PackedSequence):
+            _refuse_with_packed(lengths, resets)
+            return self._forward_packed(input, hx, backend)
+        x, hx, lengths, resets = self._prepare(input, hx, lengths, resets)
+        output, h_n = self._run_layers(x, hx, _valid_steps(lengths, x), resets, backend)
+        if input.dim() == 2:
+            return output.squeeze(1), h_n.squeeze(1)
+        return (output.transpose(0, 1) if self.batch_first else output), h_n
+
+    def explain(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        backend: str | None = None,
+    ) -> Decision:
+        """Return which backend the first layer of such a call would run on, and why not the others.
+
+        Args: as `forward`. Raises: as `forward`.
+        """
+        if isinstance(input, PackedSequence):
+            _refuse_with_packed(lengths, resets)
+            x, valid = _pad(input)
+            x, hx, _, _ = self._prepare(x, _permute(hx, input.sorted_indices), None, None, time_major=True)
+        else:
+            x, hx, lengths, resets = self._prepare(input, hx, lengths, resets)
+            valid = _valid_steps(lengths, x)
+        h0 = None if hx is None else hx[0]
+        return explain_call(self._arguments(0, 0, x, h0, valid, resets), backend or self.backend)
+
+    def flatten_parameters(self) -> None:
+        """Do nothing; kept for code written for torch.nn.GRU."""
+
+    def extra_repr(self) -> str:
+        """Return torch.nn.GRU's text and what was set beyond it."""
+        text = super().extra_repr()
+        if self.recurrent_dropout:
+            text += f", recurrent_dropout={self.recurrent_dropout}"
+        return text if self.backend == "auto" else f"{text}, backend={self.backend!r}"
+
+    @property
+    def _flat_weights(self) -> list[Tensor]:
+        """The weights in RNNBase's order, read at each use so that none is kept beside the parameters."""
+        return [getattr(self, name) for name in self._flat_weights_names]
+
+    def _init_flat_weights(self) -> None:
+        pass
+
+    def _update_flat_weights(self) -> None:
+        pass
+
+    def __setattr__(self, name: str, value) -> None:
+        # RNNBase's own keeps a second list of the weights in step, which does not exist here.
+        nn.Module.__setattr__(self, name, value)
+
+    def __setstate__(self, state: dict) -> None:
+        nn.Module.__setstate__(self, state)
+        self._flat_weight_refs = []
+
+    def _replicate_for_data_parallel(self):
+        return nn.Module._replicate_for_data_parallel(self)
+
+    def _forward_packed(self, packed: PackedSequence, hx, backend) -> tuple[PackedSequence, Tensor]:
+        x, valid = _pad(packed)
+        x, hx, _, _ = self._prepare(x, _permute(hx, packed.sorted_indices), None, None, time_major=True)
+        output, h_n = self._run_layers(x, hx, valid, None, backend)
+        data = pack_padded_sequence(output, _lengths_of(packed.batch_sizes)).data
+        out = PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+        return out, _permute(h_n, packed.unsorted_indices)
+
+    def _prepare(self, x: Tensor, hx, lengths, resets, time_major: bool = False):
+        """Return checked x (T,B,I), hx (L*D,B,U) or None, lengths (B,) or None, resets (T,B) bool or None."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"GRU: input must be a torch.Tensor or a PackedSequence, got {type(x).__name__}")
+        if x.dim() not in (2, 3):
+            raise ValueError(f"GRU: Expected input to be 2D or 3D, got {x.dim()}D instead")
+        if x.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.shape[-1]}"
+            )
+        unbatched, batch_first = x.dim() == 2, self.batch_first and not time_major
+        if hx is not None and hx.dim() != x.dim():
+            kind = "unbatched 2-D" if unbatched else "batched 3-D"
+            raise RuntimeError(f"For {kind} input, hx should also be {x.dim()}-D but got {hx.dim()}-D tensor")
+        if unbatched:
+            if lengths is not None:
+                raise ValueError("`lengths` needs a batched 3-D input: cut one sequence to its length instead")
+            x, hx = x.unsqueeze(1), None if hx is None else hx.unsqueeze(1)
+        elif batch_first:
+            x = x.transpose(0, 1)
+        T, B, _ = x.shape
+        self._check_hx(x, hx, B)
+        if resets is not None:
+            axes, steps = ("(T,)", (T,)) if unbatched else ("(B,T)", (B, T)) if batch_first else ("(T,B)", (T, B))
+            if not isinstance(resets, Tensor) or tuple(resets.shape) != steps:
+                got = tuple(resets.shape) if isinstance(resets, Tensor) else type(resets).__name__
+                raise ValueError(f"`resets` must be a tensor of shape {axes} = {steps}, got {got}")
+            resets = resets if resets.dtype == torch.bool else resets != 0
+            resets = resets.unsqueeze(1) if unbatched else resets.t() if batch_first else resets
+        return x, hx, _check_lengths(lengths, B, T, x), resets
+
+    def _check_hx(self, x: Tensor, hx: Tensor | None, batch: int) -> None:
+        weight = self.weight_ih_l0
+        autocast = torch.is_autocast_enabled(x.device.type)
+        if x.dtype != weight.dtype and not autocast:
+            raise ValueError(
+                f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
+                f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
+            )
+        if x.device != weight.device:
+            raise RuntimeError(
+                f"Input and parameter tensors are not at the same device, found input tensor at {x.device} "
+                f"and parameter tensor at {weight.device}"
+            )
+        if hx is None:
+            return
+        expected = (self.num_layers * (2 if self.bidirectional else 1), batch, self.hidden_size)
+        if tuple(hx.shape) != expected:
+            raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.shape)}")
+        if hx.device != x.device:
+            raise RuntimeError(
+                f"Input and hidden tensors are not at the same device, found input tensor at {x.device} "
+                f"and hidden tensor at {hx.device}"
+            )
+        if hx.dtype != x.dtype and not autocast:
+            raise ValueError(f"GRU: hx must have the dtype of the input, {x.dtype}, got {hx.dtype}")
+
+    def _run_layers(self, x: Tensor, hx, valid, resets, backend: str | None) -> tuple[Tensor, Tensor]:
+        """Run all layers on time-major x: output (T,B,D*U), h_n (L*D,B,U)."""
+        directions = 2 if self.bidirectional else 1
+        backend = self.backend if backend is None else backend
+        states, decision = [], None
+        if resets is not None and valid is not None:
+            resets = resets & valid  # a reset in the padding belongs to no segment
+        for layer in range(self.num_layers):
+            outputs = []
+            for direction in range(directions):
+                h0 = None if hx is None else hx[layer * directions + direction]
+                arguments = self._arguments(layer, direction, x, h0, valid, resets)
+                output, state, made = run(arguments, backend)
+                decision = made if decision is None else decision
+                outputs.append(output)
+                states.append(state)
+            x = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
+            if self.dropout and self.training and layer + 1 < self.num_layers:
+                x = F.dropout(x, self.dropout)
+        if not torch.compiler.is_compiling():
+            nn.Module.__setattr__(self, "last_decision", decision)
+        return x, torch.stack(states)
+
+    def _arguments(self, layer: int, direction: int, x: Tensor, h0, valid, resets) -> dict:
+        """Return the arguments of `tritongru.gru` for one layer and direction."""
+        suffix = f"l{layer}_reverse" if direction else f"l{layer}"
+        bias = (getattr(self, f"bias_ih_{suffix}"), getattr(self, f"bias_hh_{suffix}")) if self.bias else None
+        drop = None
+        if self.recurrent_dropout and self.training:
+            drop = F.dropout(x.new_ones(x.shape[1], self.hidden_size), self.recurrent_dropout)
+        if direction and resets is not None:
+            # Walking back, a segment begins at the step before the one that opens the next segment.
+            resets = torch.cat((resets[1:], torch.zeros_like(resets[:1])))
+        return dict(
+            x=x, kernel=getattr(self, f"weight_ih_{suffix}"), recurrent_kernel=getattr(self, f"weight_hh_{suffix}"),
+            bias=bias, initial_state=h0, activation="tanh", recurrent_activation="sigmoid", reset_after=True,
+            mask=valid, lengths=None, resets=resets, reset_state=None, input_dropout=None, recurrent_dropout=drop,
+            zero_output_for_mask=True, go_backwards=bool(direction), time_major=True, layout="torch",
+            precision="auto", recompute=False,
+        )  # fmt: skip
+
+
+def _refuse_with_packed(lengths, resets) -> None:
+    for name, value in (("lengths", lengths), ("resets", resets)):
+        if value is not None:
+            raise ValueError(f"`{name}` was given with a PackedSequence: pass the padded input with `lengths` instead")
+
+
+def _valid_steps(lengths: Tensor | None, x: Tensor) -> Tensor | None:
+    """Return (T,B), true where a step of x (T,B,I) is not padding."""
+    return None if lengths is None else torch.arange(x.shape[0], device=x.device)[:, None] < lengths[None, :]
+
+
+def _lengths_of(batch_sizes: Tensor) -> Tensor:
+    """Return the lengths (B,), in the order of the packed rows."""
+    return (batch_sizes[:, None] > torch.arange(int(batch_sizes[0]))).sum(0)
+
+
+def _pad(packed: PackedSequence) -> tuple[Tensor, Tensor | None]:
+    """Return x (T,B,I) with its rows in packed order and the valid steps (T,B), None where nothing is padded."""
+    x, lengths = pad_packed_sequence(PackedSequence(packed.data, packed.batch_sizes))
+    # batch_sizes lie on the host, so the comparison stops no device.
+    full = bool(packed.batch_sizes[-1] == packed.batch_sizes[0])
+    return x, None if full else _valid_steps(lengths.to(x.device), x)
+
+
+def _permute(hx: Tensor | None, order: Tensor | None) -> Tensor | None:
+    return hx if hx is None or order is None else hx.index_select(1, order)
