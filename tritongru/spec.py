@@ -5,6 +5,7 @@ Floor 0: imports nothing of this package, so every other module may use it.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 BACKENDS = ("triton", "aten", "eager", "reference")
@@ -63,3 +64,8 @@ def check_units(units: object) -> int:
     if (value := units.__index__()) < 1:  # type: ignore[attr-defined]
         raise ValueError(f"Received an invalid value for argument `units`, expected a positive integer, got {units}.")
     return value
+
+
+def is_interpreted() -> bool:
+    """Return whether Triton kernels run in its interpreter (TRITON_INTERPRET=1)."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")

@@ -1,0 +1,1 @@
+"""The Triton kernels: `@triton.jit` functions only. `tritongru.launch` is their one importer."""

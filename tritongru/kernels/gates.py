@@ -1,0 +1,86 @@
+"""The pointwise maths of the kernels: activations and their derivatives, the latter from the output alone.
+
+    y = f(a)        activate(a, KIND)
+    dy/da = f'(y)   slope(y, KIND)
+
+KIND is `kernel_id` of `tritongru.activations.TABLE`. Everything is float32.
+"""
+
+import triton
+import triton.language as tl
+
+LINEAR = tl.constexpr(0)
+TANH = tl.constexpr(1)
+SIGMOID = tl.constexpr(2)
+RELU = tl.constexpr(3)
+HARD_SIGMOID = tl.constexpr(4)
+ELU = tl.constexpr(5)
+SELU = tl.constexpr(6)
+SOFTPLUS = tl.constexpr(7)
+SOFTSIGN = tl.constexpr(8)
+EXPONENTIAL = tl.constexpr(9)
+LEAKY_RELU = tl.constexpr(10)
+SELU_ALPHA = tl.constexpr(1.6732632423543772)
+SELU_SCALE = tl.constexpr(1.0507009873554805)
+
+
+@triton.jit
+def sigmoid(a):
+    return 1.0 / (1.0 + tl.exp(-a))
+
+
+@triton.jit
+def activate(a, KIND: tl.constexpr):
+    """f(a). Comparisons are written so that NaN stays NaN, as in torch."""
+    y = a
+    if KIND == TANH:
+        # (1 - e) / (1 + e) would overflow.
+        y = 2.0 * sigmoid(2.0 * a) - 1.0
+    elif KIND == SIGMOID:
+        y = sigmoid(a)
+    elif KIND == RELU:
+        y = tl.where(a < 0.0, 0.0, a)
+    elif KIND == HARD_SIGMOID:
+        y = 0.2 * a + 0.5
+        y = tl.where(y < 0.0, 0.0, y)
+        y = tl.where(y > 1.0, 1.0, y)
+    elif KIND == ELU:
+        y = tl.where(a > 0.0, a, tl.exp(tl.where(a > 0.0, 0.0, a)) - 1.0)
+    elif KIND == SELU:
+        y = SELU_SCALE * tl.where(a > 0.0, a, SELU_ALPHA * (tl.exp(tl.where(a > 0.0, 0.0, a)) - 1.0))
+    elif KIND == SOFTPLUS:
+        y = tl.where(a < 0.0, 0.0, a) + tl.log(1.0 + tl.exp(-tl.abs(a)))
+    elif KIND == SOFTSIGN:
+        y = a / (1.0 + tl.abs(a))
+    elif KIND == EXPONENTIAL:
+        y = tl.exp(a)
+    elif KIND == LEAKY_RELU:
+        y = tl.where(a > 0.0, a, 0.2 * a)
+    return y
+
+
+@triton.jit
+def slope(y, KIND: tl.constexpr):
+    """f'(a) written in y = f(a)."""
+    d = tl.full(y.shape, 1.0, tl.float32)
+    if KIND == TANH:
+        d = 1.0 - y * y
+    elif KIND == SIGMOID:
+        d = y * (1.0 - y)
+    elif KIND == RELU:
+        d = tl.where(y > 0.0, 1.0, 0.0)
+    elif KIND == HARD_SIGMOID:
+        d = tl.where((y > 0.0) & (y < 1.0), 0.2, 0.0)
+    elif KIND == ELU:
+        d = tl.where(y > 0.0, 1.0, y + 1.0)
+    elif KIND == SELU:
+        d = tl.where(y > 0.0, SELU_SCALE, y + SELU_SCALE * SELU_ALPHA)
+    elif KIND == SOFTPLUS:
+        d = 1.0 - tl.exp(-y)
+    elif KIND == SOFTSIGN:
+        d = (1.0 - tl.abs(y)) * (1.0 - tl.abs(y))
+    elif KIND == EXPONENTIAL:
+        d = y
+    elif KIND == LEAKY_RELU:
+        d = tl.where(y > 0.0, 1.0, 0.2)
+    return d
