@@ -1,9 +1,12 @@
-"""How Keras names an initializer, a regularizer or a constraint: string, dict, class or callable, one meaning for each."""
+"""How Keras names an initializer, a regularizer or a constraint: by string, dict, class or callable."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
+
+
+_KERAS_3_KEYS = ("input_axes", "output_axes")
 
 
 class Configurable:
@@ -69,6 +72,8 @@ def _from_name(
         raise ValueError(f"Unknown {kind}: {name!r}; known: {', '.join(table)}")
     if custom is not None and not isinstance(custom, type):
         return custom
+    # Keras 3 writes these two for every variance rule; None is the only value that Keras 2's rules can honour.
+    config = {key: value for key, value in config.items() if value is not None or key not in _KERAS_3_KEYS}
     try:
         return factory(**config)
     except TypeError as error:

@@ -208,7 +208,9 @@ class LecunNormal(_SeedOnly):
 
 
 class Orthogonal(Initializer):
-    """`gain` times a matrix with orthonormal rows or columns, whichever are fewer, over the whole weight (Saxe et al. 2013).
+    """`gain` times a matrix with orthonormal rows or columns, whichever are fewer (Saxe et al. 2013).
+
+    The matrix is the whole weight, so the gate blocks of a recurrent kernel are not orthogonal each.
 
     Raises:
         ValueError: a weight with fewer than two axes.

@@ -78,7 +78,7 @@ class OrthogonalRegularizer(Regularizer):
 
     def __init__(self, factor: float = 0.01, mode: str = "rows") -> None:
         if mode not in ("rows", "columns"):
-            raise ValueError(f"Invalid value for argument `mode`: expected 'rows' or 'columns'. Received: mode={mode!r}")
+            raise ValueError(f"Invalid value for `mode`: expected 'rows' or 'columns'. Received: mode={mode!r}")
         self.factor, self.mode = _factor("factor", factor), mode
 
     def __call__(self, x: Tensor) -> Tensor:
