@@ -207,7 +207,7 @@ class GRU(nn.RNNBase):
 
     def _check_hx(self, x: Tensor, hx: Tensor | None, batch: int) -> None:
         weight = self.weight_ih_l0
-        autocast = torch.is_autocast_enabled(x.device.type)
+        autocast = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
         if x.dtype != weight.dtype and not autocast:
             raise ValueError(
                 f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "

@@ -51,7 +51,8 @@ def autocast_arguments(arguments: dict) -> dict:
     Source: torch.amp casts the inputs of matrix products and leaves float64 alone; so does this.
     """
     device = arguments["x"].device.type
-    if not torch.is_autocast_enabled(device) or arguments["x"].dtype == torch.float64:
+    # The meta device, on which only shapes are worked out, knows no autocast.
+    if device == "meta" or not torch.is_autocast_enabled(device) or arguments["x"].dtype == torch.float64:
         return arguments
     dtype = torch.get_autocast_dtype(device)
 
@@ -170,6 +171,11 @@ def resolve_precision(precision: str) -> str:
     if precision != "auto":
         return precision
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+# Dynamo cannot trace the query; it guards the setting by itself. This is torch.compiler.assume_constant_result without
+# importing the compiler with the package.
+resolve_precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check_tensor(name: str, value: object, like: Tensor) -> None:
