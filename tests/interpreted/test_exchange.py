@@ -1,0 +1,100 @@
+"""The exchange between programs, run for real: one process per program, with random delays."""
+
+import os
+
+import pytest
+import torch
+from processes import process_per_program
+
+from tritongru import eager, launch
+from tritongru.configs import LaunchConfig
+from tritongru.kernels import backward, forward
+from tritongru.spec import ExchangeError, Variant
+
+CONFIG = LaunchConfig("persistent", 16, 16, 16)
+
+
+def draw(reset_after, B=3, T=5, U=37, masked=False, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator) * 0.4
+
+    mask = resets = None
+    if masked:
+        mask = torch.rand(T, B, generator=generator) < 0.7
+        resets = torch.rand(T, B, generator=generator) < 0.3
+    bias_n = normal(U) if reset_after else None
+    return normal(T, B, 3 * U), normal(U, 3 * U), bias_n, normal(B, U), mask, resets, normal(B, U), None
+
+
+def both_scans(module, arguments, variant, *extra):
+    out, last, states, gates = module.scan_forward(*arguments, variant, True, *extra)
+    gx, u, _, h0, mask, resets, _, drop = arguments
+    order = range(out.shape[0])
+    entering = states if states.dim() == 3 else torch.cat((h0[None], out[:-1]))
+    assert len(order) == entering.shape[0]
+    gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    results = module.scan_backward(
+        gradient, gradient[0], gates, entering, u, mask, resets, drop, variant, resets is not None, *extra
+    )
+    return {
+        name: value
+        for name, value in zip(
+            ("out", "last", "states", "gates", "d_gx", "d_gh_n", "d_h0", "d_fresh"),
+            (out, last, states, gates, *results),
+            strict=True,
+        )
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "mask-resets"])
+@pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
+def test_programs_agree_with_eager_under_delays(reset_after, masked, seed):
+    variant = Variant(reset_after=reset_after)
+    arguments = draw(reset_after, masked=masked, seed=seed)
+    expected = both_scans(eager, arguments, variant)
+    with launch.use_config(CONFIG), process_per_program(delay=0.002, seed=seed):
+        actual = both_scans(launch, arguments, variant, "ieee")
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=2e-5, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_several_tiles_wait_only_for_their_own_programs():
+    variant = Variant()
+    arguments = draw(True, B=19, T=3, U=20)
+    expected = both_scans(eager, arguments, variant)
+    with launch.use_config(CONFIG), process_per_program(delay=0.001):
+        actual = both_scans(launch, arguments, variant, "ieee")
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=2e-5, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("module", [forward, backward], ids=["forward", "backward"])
+def test_without_the_wait_the_result_is_wrong(module, monkeypatch):
+    """The harness sees a missing wait; otherwise the tests above would prove nothing."""
+    variant = Variant()
+    arguments = draw(True)
+    expected = both_scans(eager, arguments, variant)
+    monkeypatch.setattr(module, "await_round", lambda p_counter, target, patience: patience)
+    with launch.use_config(CONFIG), process_per_program(delay=0.004):
+        actual = both_scans(launch, arguments, variant, "ieee")
+    assert any(not torch.allclose(actual[name], expected[name], atol=1e-4) for name in expected)
+
+
+def test_a_program_that_dies_becomes_an_error(monkeypatch):
+    monkeypatch.setattr(launch, "PATIENCE", 200)
+
+    def die(x, y):
+        if x == 1:
+            os._exit(0)
+
+    with launch.use_config(CONFIG), process_per_program(on_start=die), pytest.raises(ExchangeError, match="too long"):
+        launch.scan_forward(*draw(True), Variant(), False)
+
+
+def test_programs_in_one_process_cannot_wait_and_say_so(monkeypatch):
+    monkeypatch.setattr(launch, "PATIENCE", 50)
+    with launch.use_config(CONFIG), pytest.raises(ExchangeError, match="batch tiles \\[0\\]"):
+        launch.scan_forward(*draw(True), Variant(), False)
