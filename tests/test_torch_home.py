@@ -1,0 +1,292 @@
+"""The layer at home in PyTorch: compile, export, torch.func, autocast, checkpoint, copies, parametrizations."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch._dynamo
+from torch import nn
+from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
+
+import tritongru
+from tritongru import ops  # noqa: F401  (registers the operators)
+from tritongru.compat import GRU
+
+F64 = torch.float64
+
+
+def assert_gradients_equal(a: nn.Module, b: nn.Module, **tolerance):
+    for (name, p), (_, q) in zip(a.named_parameters(), b.named_parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=lambda m, name=name: f"d{name}: {m}", **tolerance)
+
+
+@torch._dynamo.config.patch(error_on_recompile=True)
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("extra", ["plain", "lengths", "resets"])
+def test_compile_without_breaks_or_recompiles(bidirectional, extra):
+    torch._dynamo.reset()
+    layer = GRU(3, 5, 2, bidirectional=bidirectional)
+    expected = copy.deepcopy(layer)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for T, B in ((7, 4), (5, 3), (11, 6), (3, 9)):
+        x = torch.randn(T, B, 3)
+        kwargs = {}
+        if extra == "lengths":
+            kwargs["lengths"] = torch.randint(0, T + 1, (B,))
+        elif extra == "resets":
+            kwargs["resets"] = torch.rand(T, B) < 0.3
+        for module, run in ((layer, compiled), (expected, expected)):
+            module.zero_grad()
+            output, h_n = run(x, **kwargs)
+            (output.square().sum() + h_n.sum()).backward()
+        assert_gradients_equal(layer, expected)
+        torch.testing.assert_close(compiled(x, **kwargs), expected(x, **kwargs))
+    assert layer.last_decision is None
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_export_with_dynamic_axes(bidirectional):
+    layer = GRU(3, 5, 2, bidirectional=bidirectional, batch_first=True).eval()
+    B, T = torch.export.Dim("B", min=2, max=64), torch.export.Dim("T", min=2, max=512)
+    x = torch.randn(4, 7, 3)
+    program = torch.export.export(layer, (x,), dynamic_shapes=({0: B, 1: T},))
+    for shape in ((4, 7, 3), (3, 12, 3)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program.module()(x), layer(x))
+
+
+def scan_arguments(mask: bool, dtype=F64, save="gates"):
+    T, B, I, U = 4, 2, 3, 5
+
+    def leaf(*shape):
+        return torch.randn(*shape, dtype=dtype).requires_grad_()
+
+    steps = torch.tensor([[1, 1], [1, 0], [0, 1], [1, 1]], dtype=torch.bool)
+    return (
+        leaf(T, B, I), leaf(I, 3 * U), leaf(3 * U), leaf(U, 3 * U), leaf(3 * U), leaf(B, U),
+        steps if mask else None, None, None, None, "tanh", "sigmoid", True, False, False, False, "ieee", save, "eager",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_opcheck_of_the_scan(mask):
+    # The op reads `save` to know whether a gradient will be asked for, so the static check of autograd keys applies.
+    torch.library.opcheck(torch.ops.tritongru.scan, scan_arguments(mask))
+
+
+@pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16])
+def test_autocast(lower):
+    layer = GRU(3, 8, 2, bidirectional=True)
+    x = torch.randn(6, 4, 3)
+    with torch.autocast("cpu", dtype=lower):
+        output, h_n = layer(x, torch.zeros(4, 4, 8))
+    assert output.dtype == h_n.dtype == lower
+    (output.float().square().sum() + h_n.float().sum()).backward()
+    half = [p.grad.clone() for p in layer.parameters()]
+    assert all(g.dtype == torch.float32 for g in half)
+    layer.zero_grad()
+    expected, last = layer(x)
+    (expected.square().sum() + last.sum()).backward()
+    torch.testing.assert_close(output.float(), expected, rtol=0, atol=2e-2)
+    for p, g in zip(layer.parameters(), half, strict=True):
+        assert (p.grad - g).norm() <= 3e-2 * p.grad.norm() + 1e-3
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpoint(use_reentrant):
+    layer = GRU(3, 5, 2, dropout=0.5)
+    twin = copy.deepcopy(layer)
+    x = torch.randn(6, 2, 3, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    torch.manual_seed(5)
+    layer(x)[0].square().sum().backward()
+    torch.manual_seed(5)
+    checkpoint(twin, y, use_reentrant=use_reentrant)[0].square().sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+    assert_gradients_equal(layer, twin)
+
+
+def test_double_backward():
+    layer = GRU(2, 3, bidirectional=True, dtype=F64)
+    x, hx = torch.randn(3, 2, 2, dtype=F64, requires_grad=True), torch.randn(2, 2, 3, dtype=F64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda a, b: layer(a, b)[0], (x, hx))
+    assert torch.autograd.gradcheck(lambda a, b: layer(a, b, lengths=torch.tensor([1, 3])), (x, hx))
+
+
+def test_gradient_penalty_equals_torch():
+    theirs, ours = nn.GRU(3, 5, 2, dtype=F64), GRU(3, 5, 2, dtype=F64)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(4, 2, 3, dtype=F64)
+    for layer in (theirs, ours):
+        leaf = x.clone().requires_grad_()
+        (g,) = torch.autograd.grad(layer(leaf)[0].square().sum(), leaf, create_graph=True)
+        g.square().sum().backward()
+    assert_gradients_equal(ours, theirs)
+
+
+def test_func_grad_and_per_sample_gradients():
+    layer = GRU(3, 5, 2, bidirectional=True, dtype=F64)
+    parameters = dict(layer.named_parameters())
+    x = torch.randn(4, 3, 3, dtype=F64)
+
+    def loss(parameters, x):
+        return functional_call(layer, parameters, (x,))[0].square().sum()
+
+    found = grad(loss)(parameters, x)
+    loss(parameters, x).backward()
+    for name, p in layer.named_parameters():
+        torch.testing.assert_close(found[name], p.grad, msg=lambda m, name=name: f"{name}: {m}")
+    each = vmap(grad(loss), in_dims=(None, 1))(parameters, x)
+    for name, p in layer.named_parameters():
+        torch.testing.assert_close(each[name].sum(0), p.grad, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_func_ensemble_of_stacked_parameters():
+    members = [GRU(3, 5, 2, dtype=F64) for _ in range(3)]
+    parameters, buffers = stack_module_state(members)
+    skeleton = copy.deepcopy(members[0]).to("meta")
+    x = torch.randn(6, 2, 3, dtype=F64)
+
+    def call(parameters, buffers, x):
+        return functional_call(skeleton, (parameters, buffers), (x,))
+
+    output, h_n = vmap(call, in_dims=(0, 0, None))(parameters, buffers, x)
+    for i, member in enumerate(members):
+        torch.testing.assert_close((output[i], h_n[i]), member(x))
+
+
+def test_func_fallback_is_named():
+    layer = GRU(3, 5)
+    seen = []
+
+    def call(x):
+        seen.append(layer.explain(x))
+        with pytest.raises(tritongru.UnsupportedError, match="torch.func transform"):
+            layer(x, backend="eager")
+        return layer(x, lengths=torch.tensor([4, 2]))[0]
+
+    x = torch.randn(3, 4, 2, 3)
+    output = vmap(call)(x)
+    torch.testing.assert_close(output[1], layer(x[1], lengths=torch.tensor([4, 2]))[0])
+    assert seen[0].backend == "reference"
+    assert all("torch.func transform" in seen[0].rejected[name][0] for name in ("eager", "aten"))
+
+
+@pytest.mark.parametrize("copied", [
+    copy.deepcopy,
+    lambda m: pickle.loads(pickle.dumps(m)),
+    lambda m: torch.load(_saved(m), weights_only=False),
+], ids=["deepcopy", "pickle", "save"])  # fmt: skip
+def test_copies_are_whole_and_independent(copied):
+    layer = GRU(3, 5, 2, bidirectional=True, backend="eager")
+    x = torch.randn(4, 2, 3)
+    expected = layer(x)
+    twin = copied(layer)
+    torch.testing.assert_close(twin(x), expected, rtol=0, atol=0)
+    assert twin.backend == "eager"
+    with torch.no_grad():
+        twin.weight_hh_l0.zero_()
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)
+    assert not torch.equal(twin(x)[0], expected[0])
+
+
+def _saved(module):
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    return buffer
+
+
+def test_to_dtype_and_meta_and_shared_memory():
+    layer = GRU(3, 5, 2).to(F64)
+    assert layer(torch.randn(4, 2, 3, dtype=F64))[0].dtype == F64
+    assert GRU(3, 5, dtype=torch.bfloat16)(torch.randn(4, 2, 3).bfloat16())[0].dtype == torch.bfloat16
+    assert all(p.is_shared() for p in layer.share_memory().parameters())
+    layer.flatten_parameters()
+    empty = GRU(3, 5, device="meta").to_empty(device="cpu")
+    empty.reset_parameters()
+    assert empty(torch.randn(4, 2, 3))[0].isfinite().all()
+
+
+def test_weight_norm_and_parametrization():
+    layer = GRU(3, 5)
+    x = torch.randn(4, 2, 3)
+    expected = layer(x)[0]
+    nn.utils.parametrizations.weight_norm(layer, "weight_hh_l0")
+    torch.testing.assert_close(layer(x)[0], expected)
+    layer(x)[0].sum().backward()
+    before = layer(x)[0].detach()
+    torch.optim.SGD(layer.parameters(), lr=0.1).step()
+    assert not torch.equal(layer(x)[0], before)
+    assert all(p.grad is not None for p in layer.parameters())
+    torch.testing.assert_close(copy.deepcopy(layer)(x), layer(x))
+
+    class Zero(nn.Module):
+        def forward(self, w):
+            return w * 0
+
+    plain = GRU(3, 5)
+    nn.utils.parametrize.register_parametrization(plain, "weight_ih_l0", Zero())
+    torch.testing.assert_close(plain(x)[0], plain(torch.randn(4, 2, 3))[0])
+
+
+@pytest.mark.parametrize("shape", ["U", "1U", "BU"])
+def test_learnable_initial_state(shape):
+    B, T, I, U = 3, 4, 2, 5
+    state = torch.randn({"U": (U,), "1U": (1, U), "BU": (B, U)}[shape], dtype=F64, requires_grad=True)
+    x, kernel = torch.randn(B, T, I, dtype=F64), torch.randn(I, 3 * U, dtype=F64)
+    recurrent = torch.randn(U, 3 * U, dtype=F64)
+    outputs, last = tritongru.gru(x, kernel, recurrent, None, state)
+    (outputs.square().sum() + last.sum()).backward()
+    full = state.detach().expand(B, U).clone().requires_grad_()
+    outputs, last = tritongru.gru(x, kernel, recurrent, None, full, backend="reference")
+    (outputs.square().sum() + last.sum()).backward()
+    torch.testing.assert_close(state.grad, full.grad.sum_to_size(state.shape))
+
+
+def test_learnable_hx_of_a_deep_layer():
+    layer = GRU(3, 5, 2, bidirectional=True)
+    hx = nn.Parameter(torch.zeros(4, 1, 5))
+    layer(torch.randn(6, 3, 3), hx.expand(-1, 3, -1))[0].sum().backward()
+    assert hx.grad.shape == hx.shape and hx.grad.flatten(1).any(1).all()
+
+
+def test_deterministic_mode_repeats_bit_for_bit():
+    layer = GRU(3, 5, 2, bidirectional=True)
+    x, lengths = torch.randn(6, 4, 3), [6, 2, 5, 1]
+    runs = []
+    for _ in range(2):
+        layer.zero_grad()
+        output, h_n = layer(pack_padded_sequence(x, lengths, enforce_sorted=False))
+        (output.data.square().sum() + h_n.sum()).backward()
+        runs.append([output.data.detach(), h_n.detach(), *(p.grad.clone() for p in layer.parameters())])
+    torch.testing.assert_close(runs[0], runs[1], rtol=0, atol=0)
+
+
+def test_a_sequential_model_trains():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru = GRU(1, 16, batch_first=True)
+            self.head = nn.Linear(16, 1)
+
+        def forward(self, x):
+            return self.head(self.gru(x)[1][-1])
+
+    model = Model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
+    losses = []
+    for _ in range(60):
+        x = torch.randint(0, 2, (32, 6, 1)).float()
+        loss = (model(x) - x.mean(1)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
