@@ -1,0 +1,337 @@
+"""What a GRU layer and a GRU cell share: arguments, weights, regularizers, constraints, configuration."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import Parameter, UninitializedParameter
+
+from .. import activations, spec
+from . import constraints, initializers, regularizers
+from .dropout import DropoutMasks
+
+_HALF_POLICIES = {"mixed_float16": torch.float16, "mixed_bfloat16": torch.bfloat16}
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+# Keras arguments that have no meaning here, and are taken so that its code and configurations can be used.
+_IGNORED = ("input_length", "enable_caching_device", "return_runtime")
+
+
+class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
+    """The weights of one GRU, built lazily, with everything Keras attaches to them.
+
+    Attributes:
+        kernel: (I,3U). recurrent_kernel: (U,3U). bias: (2,3U) if reset_after, else (3U,), or None. Gates z, r, h.
+    """
+
+    def __init__(
+        self, units, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer,
+        bias_initializer, kernel_regularizer, recurrent_regularizer, bias_regularizer, kernel_constraint,
+        recurrent_constraint, bias_constraint, dropout, recurrent_dropout, reset_after, implementation, input_size,
+        device, dtype, options,
+    ):  # fmt: skip
+        # torch warns of every lazy module that the feature is new; a user of this layer cannot act on it.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            super().__init__()
+        self.units = spec.check_units(units)
+        self.activation = activations.resolve(activation, "activation").function
+        self.recurrent_activation = activations.resolve(recurrent_activation, "recurrent_activation").function
+        self.use_bias, self.reset_after = bool(use_bias), bool(reset_after)
+        self.kernel_initializer = initializers.get(kernel_initializer)
+        self.recurrent_initializer = initializers.get(recurrent_initializer)
+        self.bias_initializer = initializers.get(bias_initializer)
+        self.kernel_regularizer = regularizers.get(kernel_regularizer)
+        self.recurrent_regularizer = regularizers.get(recurrent_regularizer)
+        self.bias_regularizer = regularizers.get(bias_regularizer)
+        self.kernel_constraint = constraints.get(kernel_constraint)
+        self.recurrent_constraint = constraints.get(recurrent_constraint)
+        self.bias_constraint = constraints.get(bias_constraint)
+        self.dropout = min(1.0, max(0.0, float(dropout)))
+        self.recurrent_dropout = min(1.0, max(0.0, float(recurrent_dropout)))
+        self.implementation = check_implementation(implementation, self.recurrent_dropout)
+        variable_dtype, self._policy = parse_dtype(dtype)
+
+        self.name, trainable, self._initial_weights, input_size = take_options(options, type(self).__name__, input_size)
+        self._given_input_size = input_size
+        for name in ("kernel", "recurrent_kernel", "bias"):
+            empty = UninitializedParameter(requires_grad=trainable, device=device, dtype=variable_dtype)
+            self.register_parameter(name, empty if name != "bias" or self.use_bias else None)
+        if input_size is not None:
+            self.build(input_size)
+            for hook in ("_initialize_hook", "_load_hook"):
+                getattr(self, hook).remove()
+                delattr(self, hook)
+
+    # -- building ---------------------------------------------------------------------------------------------------
+
+    @property
+    def built(self) -> bool:
+        """Whether the weights exist."""
+        return not self.has_uninitialized_params()
+
+    @property
+    def input_size(self) -> int | None:
+        """The number of input features, None until built."""
+        return self.kernel.shape[0] if self.built else None
+
+    def weight_shapes(self, input_size: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each weight, in Keras's order."""
+        G = 3 * self.units
+        shapes = {"kernel": (input_size, G), "recurrent_kernel": (self.units, G)}
+        if self.use_bias:
+            shapes["bias"] = (2, G) if self.reset_after else (G,)
+        return shapes
+
+    def build(self, input_shape) -> None:
+        """Create the weights for an input size, or for an input shape whose last entry it is; once only."""
+        input_size = input_shape if hasattr(input_shape, "__index__") else tuple(input_shape)[-1]
+        if not hasattr(input_size, "__index__") or (input_size := input_size.__index__()) < 1:
+            raise ValueError(f"`input_size` must be a positive integer, got {input_size!r} of {input_shape!r}")
+        shapes = self.weight_shapes(input_size)
+        if not self.built:
+            with torch.no_grad():
+                for name, shape in shapes.items():
+                    getattr(self, name).materialize(shape)
+            self.reset_parameters()
+            if self._initial_weights is not None:
+                self.set_weights(self._initial_weights)
+                self._initial_weights = None
+        for name, shape in shapes.items():
+            found = tuple(getattr(self, name).shape)
+            if found != shape:
+                raise ValueError(f"`{name}` of layer {self.name} must have shape {shape}, got {found}")
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the weights again from their initializers; nothing before they are built."""
+        for name, parameter in self._named_weights():
+            init = getattr(self, name.replace("_kernel", "") + "_initializer")
+            # Orthogonal matrices need a QR factorisation, which has no half precision form.
+            dtype = torch.float32 if parameter.dtype in (torch.float16, torch.bfloat16) else parameter.dtype
+            parameter.copy_(init(tuple(parameter.shape), dtype=dtype, device=parameter.device))
+
+    def _named_weights(self) -> list[tuple[str, Parameter]]:
+        if not self.built:
+            return []
+        return [(name, getattr(self, name)) for name in ("kernel", "recurrent_kernel", "bias")[: 2 + self.use_bias]]
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the weights ask for a gradient; may be set."""
+        return self.kernel.requires_grad
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        for parameter in (self.kernel, self.recurrent_kernel, self.bias):
+            if parameter is not None:
+                parameter.requires_grad = bool(value)
+
+    # -- dtypes -----------------------------------------------------------------------------------------------------
+
+    @property
+    def variable_dtype(self) -> torch.dtype:
+        """The dtype of the weights and of a kept state."""
+        return self.recurrent_kernel.dtype
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of the computation and of the outputs: half under a mixed policy, else that of the weights."""
+        return _HALF_POLICIES.get(self._policy, self.variable_dtype)
+
+    def _compute_weights(self) -> dict[str, Tensor | None]:
+        dtype = self.compute_dtype
+        return {
+            "kernel": self.kernel.to(dtype),
+            "recurrent_kernel": self.recurrent_kernel.to(dtype),
+            "bias": None if self.bias is None else self.bias.to(dtype),
+        }
+
+    def _to_input(self, value, name: str = "inputs") -> Tensor:
+        """Return `value` as a tensor of the compute dtype; TypeError unless it is floating point."""
+        if not isinstance(value, Tensor):
+            value = torch.as_tensor(np.asarray(value), device=self.recurrent_kernel.device)
+        if not value.is_floating_point():
+            raise TypeError(f"`{name}` must be floating point, got {value.dtype}")
+        return value.to(self.compute_dtype)
+
+    # -- weights as arrays ------------------------------------------------------------------------------------------
+
+    def get_weights(self) -> list[np.ndarray]:
+        """Return copies of [kernel, recurrent_kernel, bias] as arrays; empty before they are built."""
+        weights = [parameter.detach().cpu() for _, parameter in self._named_weights()]
+        return [np.array((w.float() if w.dtype == torch.bfloat16 else w).numpy()) for w in weights]
+
+    @torch.no_grad()
+    def set_weights(self, weights) -> None:
+        """Copy arrays or tensors [kernel, recurrent_kernel, bias] into the weights.
+
+        Raises:
+            ValueError: a wrong number of them (also before they are built) or a wrong shape.
+        """
+        named = self._named_weights()
+        if len(weights) != len(named):
+            raise ValueError(
+                f"You called `set_weights(weights)` on layer {self.name} with a weight list of length {len(weights)}, "
+                f"but the layer was expecting {len(named)} weights."
+            )
+        values = [w.detach() if isinstance(w, Tensor) else torch.as_tensor(np.asarray(w)) for w in weights]
+        for (name, parameter), value in zip(named, values, strict=True):
+            if parameter.shape != value.shape:
+                raise ValueError(
+                    f"Layer {self.name} weight shape {tuple(parameter.shape)} of `{name}` is not compatible with "
+                    f"provided weight shape {tuple(value.shape)}."
+                )
+        for (_, parameter), value in zip(named, values, strict=True):
+            parameter.copy_(value)
+
+    # -- losses and constraints -------------------------------------------------------------------------------------
+
+    @property
+    def losses(self) -> list[Tensor]:
+        """The regularization terms: of the kernel, the recurrent kernel and the bias, those that have one."""
+        terms = []
+        for name, parameter in self._named_weights():
+            regularizer = getattr(self, name.replace("_kernel", "") + "_regularizer")
+            if regularizer is not None:
+                terms.append(regularizer(parameter))
+        return terms
+
+    def regularization_loss(self) -> Tensor:
+        """Return the sum of `losses`, zero without any."""
+        return sum_losses(self.losses, self.recurrent_kernel)
+
+    @torch.no_grad()
+    def apply_constraints(self) -> None:
+        """Project each weight onto its constraint; to be called after `optimizer.step()`."""
+        for name, parameter in self._named_weights():
+            constraint = getattr(self, name.replace("_kernel", "") + "_constraint")
+            if constraint is not None:
+                parameter.copy_(constraint(parameter))
+
+    def apply_constraints_after(self, optimizer: torch.optim.Optimizer):
+        """Apply the constraints after each step of `optimizer`; returns the hook's handle, to remove it."""
+        return optimizer.register_step_post_hook(lambda *_: self.apply_constraints())
+
+    # -- configuration ----------------------------------------------------------------------------------------------
+
+    def get_config(self) -> dict:
+        """Return the constructor's arguments in Keras's names and forms.
+
+        A custom callable stands in it as itself, so that `from_config` gives an equal layer.
+        """
+        policy = self._policy
+        dtype = str(self.variable_dtype).removeprefix("torch.")
+        config = {
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": dtype if policy is None else {"class_name": "Policy", "config": {"name": policy}},
+            "units": self.units,
+            "activation": serialize_or_keep(activations.serialize, self.activation),
+            "recurrent_activation": serialize_or_keep(activations.serialize, self.recurrent_activation),
+            "use_bias": self.use_bias,
+        }
+        for module, kind in ((initializers, "initializer"), (regularizers, "regularizer"), (constraints, "constraint")):
+            for weight in ("kernel", "recurrent", "bias"):
+                key = f"{weight}_{kind}"
+                config[key] = serialize_or_keep(module.serialize, getattr(self, key))
+        config |= {
+            "dropout": self.dropout,
+            "recurrent_dropout": self.recurrent_dropout,
+            "implementation": self.implementation,
+            "reset_after": self.reset_after,
+        }
+        if self._given_input_size is not None:
+            config["batch_input_shape"] = (None, None, self._given_input_size)
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict):
+        """Return a layer of this configuration, with fresh weights; the inverse of `get_config`."""
+        # As Keras does, in the caller's dict: mode 0 of old configurations stands for 1.
+        if config.get("implementation") == 0:
+            config["implementation"] = 1
+        return cls(**config)
+
+    def __getstate__(self) -> dict:
+        # A kept activity loss or mask belongs to one call and may hold a graph, which cannot be copied.
+        state = self.__dict__.copy()
+        for name in ("_dropout_mask", "_recurrent_dropout_mask", "_activity_losses"):
+            state.pop(name, None)
+        return state
+
+    def extra_repr(self) -> str:
+        """The sizes, for `repr`."""
+        return f"{self.input_size}, {self.units}, reset_after={self.reset_after}"
+
+
+def sum_losses(terms: list[Tensor], like: Tensor) -> Tensor:
+    """Return the sum of scalar `terms`, a zero on the device of `like` without any."""
+    return torch.stack(terms).sum() if terms else torch.zeros((), dtype=like.dtype, device=like.device)
+
+
+def check_implementation(value: int, recurrent_dropout: float) -> int:
+    """Return Keras's implementation mode; recurrent dropout forces 1."""
+    if value not in (0, 1, 2):
+        raise ValueError(f"`implementation` must be 0, 1 or 2, got {value!r}")
+    if value == 0:
+        warnings.warn("`implementation=0` is deprecated; use 1 or 2", UserWarning, stacklevel=5)
+    return 1 if recurrent_dropout != 0 else value
+
+
+def parse_dtype(dtype) -> tuple[torch.dtype, str | None]:
+    """Return the dtype of the weights and the mixed policy's name, if `dtype` names one.
+
+    Args:
+        dtype: None (torch's default), a torch.dtype, a name, or Keras's {"class_name": "Policy", "config": ...}.
+    """
+    name = dtype
+    if isinstance(name, dict):
+        name = name.get("config", {}).get("name")
+    if name is None:
+        name = torch.get_default_dtype()
+    if isinstance(name, torch.dtype):
+        name = str(name).removeprefix("torch.")
+    if name in _HALF_POLICIES:
+        return torch.float32, name
+    if name not in _FLOATS:
+        raise ValueError(f"`dtype` must be one of {', '.join((*_FLOATS, *_HALF_POLICIES))}, got {dtype!r}")
+    return getattr(torch, name), None
+
+
+def take_options(options: dict, class_name: str, input_size: int | None):
+    """Return (name, trainable, initial weights, input size) of Keras's further keyword arguments.
+
+    Raises:
+        TypeError: one that Keras does not know either.
+    """
+    options = dict(options)
+    name = options.pop("name", None) or class_name.lower()
+    trainable = bool(options.pop("trainable", True))
+    weights = options.pop("weights", None)
+    for key in ("batch_input_shape", "input_shape", "input_dim"):
+        value = options.pop(key, None)
+        value = value[-1] if isinstance(value, (tuple, list)) else value
+        if value is not None and input_size is not None and value != input_size:
+            raise ValueError(f"`{key}` says {value} input features, but another argument says {input_size}")
+        input_size = value if value is not None else input_size
+    for key in _IGNORED:
+        options.pop(key, None)
+    if options:
+        key, value = next(iter(options.items()))
+        raise TypeError(f"Keyword argument not understood: `{key}`={value!r}")
+    return name, trainable, weights, input_size
+
+
+def serialize_or_keep(serialize: Callable, value):
+    """Return the serialised form of `value`, or itself where it is a callable that has none."""
+    if value is None:
+        return None
+    try:
+        return serialize(value)
+    except (ValueError, TypeError):
+        return value

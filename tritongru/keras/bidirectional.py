@@ -1,0 +1,277 @@
+"""`tritongru.Bidirectional`: a GRU in each direction, with the behaviour of `tf.keras.layers.Bidirectional` (v2.9)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import ragged
+from .base import sum_losses
+from .layer import GRU, as_steps, split_inputs
+
+MERGE_MODES = ("sum", "mul", "ave", "concat", None)
+
+
+class Bidirectional(torch.nn.Module):
+    """Runs a GRU forwards and another backwards over a sequence and merges their outputs.
+
+    Args:
+        layer: a `tritongru.GRU`; both layers are made anew from its configuration, with weights of their own.
+        merge_mode: "concat", "sum", "mul", "ave", or None for both outputs.
+        backward_layer: a `tritongru.GRU` to use as it is for the other direction.
+        weights: initial weights as of `set_weights`, of layers that are built.
+
+    Attributes:
+        forward_layer, backward_layer: the two layers. Their `zero_output_for_mask` is set to `return_sequences`.
+
+    Raises:
+        ValueError: no GRU layer, an unknown merge mode, or two layers that do not fit.
+
+    Source: tf.keras.layers.Bidirectional v2.9.
+
+    >>> layer = Bidirectional(GRU(4, return_sequences=True))
+    >>> layer(torch.randn(2, 5, 3)).shape
+    torch.Size([2, 5, 8])
+    """
+
+    def __init__(self, layer: GRU, merge_mode: str | None = "concat", backward_layer: GRU | None = None, weights=None,
+                 *, name: str | None = None, trainable: bool = True):  # fmt: skip
+        super().__init__()
+        for argument, value in (("layer", layer), ("backward_layer", backward_layer)):
+            if not isinstance(value, GRU) and (argument == "layer" or value is not None):
+                raise ValueError(f"`{argument}` must be a tritongru.GRU layer, got {value!r}")
+        if merge_mode not in MERGE_MODES:
+            raise ValueError(f"Invalid merge mode. Received: `merge_mode`={merge_mode!r}. It should be one of {MERGE_MODES}")
+        self.merge_mode = merge_mode
+        self.name = name or f"bidirectional_{layer.name}"
+        self.forward_layer = _recreate(layer, layer.go_backwards, "forward_")
+        if backward_layer is None:
+            self.backward_layer = _recreate(layer, not layer.go_backwards, "backward_")
+        else:
+            self.backward_layer = backward_layer
+        self._has_own_backward_layer = backward_layer is not None
+        self._verify()
+        for each in self._layers:
+            each.zero_output_for_mask = each.return_sequences
+        if not trainable:
+            self.trainable = False
+        if weights is not None:
+            self.set_weights(weights)
+
+    @property
+    def _layers(self) -> tuple[GRU, GRU]:
+        return self.forward_layer, self.backward_layer
+
+    def _verify(self) -> None:
+        forward, backward = self._layers
+        if forward.go_backwards == backward.go_backwards:
+            raise ValueError(
+                "Forward layer and backward layer should have different `go_backwards` value. "
+                f"Received: go_backwards={forward.go_backwards} for both"
+            )
+        for name in ("stateful", "return_sequences", "return_state", "time_major"):
+            values = getattr(forward, name), getattr(backward, name)
+            if values[0] != values[1]:
+                raise ValueError(
+                    f"Forward layer and backward layer are expected to have the same value for `{name}`, "
+                    f"got {values[0]} and {values[1]}"
+                )
+
+    def forward(self, inputs, mask=None, training=None, initial_state=None, resets=None):
+        """Run both layers.
+
+        Args:
+            inputs: as of the layer, or the list [inputs, h_forward, h_backward].
+            mask, training: as of the layer.
+            initial_state: [h_forward, h_backward], (B,U) each.
+            resets: as of the forward layer; shifted by one step for the other, so that both see the same segments.
+
+        Returns:
+            the merged output, or the two outputs for `merge_mode=None`; with `return_state` followed by both states.
+        """
+        x, initial_state = split_inputs(inputs, initial_state)
+        states = (None, None)
+        if initial_state is not None:
+            states = initial_state if isinstance(initial_state, (tuple, list)) else [initial_state]
+            if len(states) % 2:
+                raise ValueError(
+                    "When passing `initial_state` to a Bidirectional RNN, the state should be a list containing the "
+                    f"states of the underlying RNNs. Received: {initial_state}"
+                )
+            half = len(states) // 2
+            states = [list(states[:half]), list(states[half:])]
+        forward, backward = self._layers
+        shifted = None if resets is None else self._shift(as_steps(resets, forward.recurrent_kernel))
+        y = forward(x, mask=mask, training=training, initial_state=states[0], resets=resets)
+        y_rev = backward(x, mask=mask, training=training, initial_state=states[1], resets=shifted)
+        final: tuple[Tensor, ...] = ()
+        if forward.return_state:
+            (y, h), (y_rev, h_rev) = y, y_rev
+            final = (h, h_rev)
+        if forward.return_sequences:
+            y_rev = ragged.reverse_rows(y_rev) if ragged.is_jagged(y_rev) else y_rev.flip(0 if forward.time_major else 1)
+        if self.merge_mode is None:
+            return (y, y_rev, *final)
+        merged = merge(y, y_rev, self.merge_mode)
+        return (merged, *final) if final else merged
+
+    def _shift(self, resets: Tensor) -> Tensor:
+        # Before step t of one direction lies after step t of the other, hence before its neighbour.
+        axis = 0 if self.forward_layer.time_major else 1
+        steps = resets.shape[axis]
+        edge = torch.zeros_like(resets.narrow(axis, 0, min(1, steps)))
+        if self.forward_layer.go_backwards:
+            return torch.cat([edge, resets.narrow(axis, 0, max(steps - 1, 0))], axis)
+        return torch.cat([resets.narrow(axis, min(1, steps), max(steps - 1, 0)), edge], axis)
+
+    # -- Keras's interface ------------------------------------------------------------------------------------------
+
+    @property
+    def built(self) -> bool:
+        """Whether the weights of both layers exist."""
+        return all(layer.built for layer in self._layers)
+
+    def build(self, input_shape) -> None:
+        """Create the weights of both layers for an input size or shape."""
+        for layer in self._layers:
+            layer.build(input_shape)
+
+    @property
+    def return_sequences(self) -> bool:
+        """As of the layers."""
+        return self.forward_layer.return_sequences
+
+    @property
+    def return_state(self) -> bool:
+        """As of the layers."""
+        return self.forward_layer.return_state
+
+    @property
+    def stateful(self) -> bool:
+        """As of the layers."""
+        return self.forward_layer.stateful
+
+    @property
+    def supports_masking(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the weights ask for a gradient; may be set."""
+        return all(layer.trainable for layer in self._layers)
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        for layer in self._layers:
+            layer.trainable = value
+
+    def get_weights(self) -> list:
+        """Return the weights of the forward layer, then those of the backward layer, as arrays."""
+        return [weight for layer in self._layers for weight in layer.get_weights()]
+
+    def set_weights(self, weights) -> None:
+        """Copy arrays in the order of `get_weights`; ValueError for a wrong number or shape."""
+        counts = [len(layer._named_weights()) for layer in self._layers]
+        if len(weights) != sum(counts):
+            raise ValueError(
+                f"You called `set_weights(weights)` on layer {self.name} with a weight list of length {len(weights)}, "
+                f"but the layer was expecting {sum(counts)} weights."
+            )
+        self.forward_layer.set_weights(weights[: counts[0]])
+        self.backward_layer.set_weights(weights[counts[0] :])
+
+    @property
+    def states(self) -> list[Tensor | None]:
+        """[forward, backward] kept states."""
+        return [state for layer in self._layers for state in layer.states]
+
+    def reset_states(self) -> None:
+        """Set the kept states of both layers to zeros."""
+        for layer in self._layers:
+            layer.reset_states()
+
+    @property
+    def losses(self) -> list[Tensor]:
+        """The losses of the forward layer, then those of the backward layer."""
+        return [term for layer in self._layers for term in layer.losses]
+
+    def regularization_loss(self) -> Tensor:
+        """Return the sum of `losses`, zero without any."""
+        return sum_losses(self.losses, self.forward_layer.recurrent_kernel)
+
+    def apply_constraints(self) -> None:
+        """Project each weight onto its constraint; to be called after `optimizer.step()`."""
+        for layer in self._layers:
+            layer.apply_constraints()
+
+    def apply_constraints_after(self, optimizer: torch.optim.Optimizer):
+        """Apply the constraints after each step of `optimizer`; returns the hook's handle, to remove it."""
+        return optimizer.register_step_post_hook(lambda *_: self.apply_constraints())
+
+    @property
+    def last_decision(self):
+        """The forward layer's last decision."""
+        return self.forward_layer.last_decision
+
+    def explain(self, inputs, mask=None, training=None, initial_state=None, resets=None):
+        """Return which backend would run the forward layer, and every reason against the others."""
+        x, initial_state = split_inputs(inputs, initial_state)
+        state = None if initial_state is None else initial_state[0]
+        return self.forward_layer.explain(x, mask, training, state, resets)
+
+    def compute_mask(self, inputs, mask=None):
+        """Return the mask of each output, None for the states."""
+        mask = mask[0] if isinstance(mask, (tuple, list)) else mask
+        mask = mask if self.return_sequences else None
+        masks = [mask, mask] if self.merge_mode is None else [mask]
+        if self.return_state:
+            masks += [None, None]
+        return masks if len(masks) > 1 else masks[0]
+
+    def compute_output_shape(self, input_shape):
+        """Return the shape of each output for an input shape: one tuple, or a list."""
+        shape = self.forward_layer.compute_output_shape(input_shape)
+        output, *state = shape if self.return_state else [shape]
+        if self.merge_mode == "concat":
+            output = (*output[:-1], 2 * output[-1])
+        outputs = ([output, output] if self.merge_mode is None else [output]) + state * 2
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def get_config(self) -> dict:
+        """Return the constructor's arguments in Keras's forms."""
+        config = {"name": self.name, "trainable": self.trainable, "merge_mode": self.merge_mode}
+        config["layer"] = {"class_name": "GRU", "config": _original_config(self.forward_layer, "forward_")}
+        if self._has_own_backward_layer:
+            config["backward_layer"] = {"class_name": "GRU", "config": self.backward_layer.get_config()}
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict) -> Bidirectional:
+        """Return a wrapper of this configuration, with fresh weights; the inverse of `get_config`."""
+        config = {key: value for key, value in config.items() if key != "dtype"}
+        for key in ("layer", "backward_layer"):
+            if config.get(key) is not None:
+                config[key] = GRU.from_config(dict(config[key]["config"]))
+        return cls(**config)
+
+
+def merge(y: Tensor, y_rev: Tensor, merge_mode: str) -> Tensor:
+    """Return the two outputs as one, both plain or both jagged with the same rows."""
+    if ragged.is_jagged(y):
+        return ragged.like(merge(y.values(), y_rev.values(), merge_mode), y)
+    if merge_mode == "concat":
+        return torch.cat([y, y_rev], dim=-1)
+    if merge_mode == "mul":
+        return y * y_rev
+    return y + y_rev if merge_mode == "sum" else (y + y_rev) / 2
+
+
+def _original_config(layer: GRU, prefix: str) -> dict:
+    config = layer.get_config()
+    return {**config, "name": config["name"].removeprefix(prefix)}
+
+
+def _recreate(layer: GRU, go_backwards: bool, prefix: str) -> GRU:
+    config = {**layer.get_config(), "go_backwards": go_backwards, "name": prefix + layer.name}
+    return GRU(**config, device=layer.recurrent_kernel.device)

@@ -1,0 +1,115 @@
+"""`tritongru.GRUCell`: one step, with the behaviour of `tf.keras.layers.GRUCell` (v2.9)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import functional, spec
+from .base import RecurrentWeights
+
+
+class GRUCell(RecurrentWeights):
+    """One step of the Gated Recurrent Unit; arguments as `tritongru.GRU`.
+
+    Note:
+        Dropout masks are kept from one call to the next, so that the steps of a sequence share them, until
+        `reset_dropout_mask()` and `reset_recurrent_dropout_mask()`.
+
+    Source: tf.keras.layers.GRUCell v2.9.
+
+    >>> cell = GRUCell(4)
+    >>> output, state = cell(torch.randn(2, 3), torch.zeros(2, 4))
+    >>> output.shape, torch.equal(output, state)
+    (torch.Size([2, 4]), True)
+    """
+
+    def __init__(
+        self, units, activation="tanh", recurrent_activation="sigmoid", use_bias=True,
+        kernel_initializer="glorot_uniform", recurrent_initializer="orthogonal", bias_initializer="zeros",
+        kernel_regularizer=None, recurrent_regularizer=None, bias_regularizer=None, kernel_constraint=None,
+        recurrent_constraint=None, bias_constraint=None, dropout=0.0, recurrent_dropout=0.0, reset_after=True, *,
+        implementation=2, input_size=None, backend="auto", device=None, dtype=None, **options,
+    ):  # fmt: skip
+        super().__init__(
+            units, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer,
+            bias_initializer, kernel_regularizer, recurrent_regularizer, bias_regularizer, kernel_constraint,
+            recurrent_constraint, bias_constraint, dropout, recurrent_dropout, reset_after, implementation, input_size,
+            device, dtype, options,
+        )  # fmt: skip
+        spec.check_choice("backend", backend, ("auto", *spec.BACKENDS))
+        self.backend = backend
+
+    @property
+    def state_size(self) -> int:
+        """U."""
+        return self.units
+
+    @property
+    def output_size(self) -> int:
+        """U."""
+        return self.units
+
+    def get_initial_state(self, inputs: Tensor | None = None, batch_size: int | None = None, dtype=None) -> Tensor:
+        """Return zeros (B,U), with B and the device of `inputs` if given."""
+        if inputs is None and batch_size is None:
+            raise ValueError("`inputs` or `batch_size` must be given, got None for both")
+        batch = inputs.shape[0] if inputs is not None else batch_size
+        device = inputs.device if inputs is not None else self.recurrent_kernel.device
+        return torch.zeros(batch, self.units, dtype=dtype or self.compute_dtype, device=device)
+
+    def initialize_parameters(self, inputs, *args, **kwargs) -> None:
+        """Create the weights for `inputs`; torch's lazy modules call this before the first forward."""
+        self._check_inputs(inputs)
+        self.build(inputs.shape[-1])
+
+    def forward(self, inputs, states, training=None):
+        """Run one step.
+
+        Args:
+            inputs: (B,I). states: (B,U), or a list of it. training: as in `tritongru.GRU`.
+
+        Returns:
+            output (B,U); the new state (B,U), in a list if `states` was one.
+        """
+        training = self.training if training is None else bool(training)
+        self._check_inputs(inputs)
+        x = self._to_input(inputs)
+        nested = isinstance(states, (tuple, list))
+        if nested and len(states) != 1:
+            raise ValueError(f"`states` must be one state (B,U) or a list of it, got a list of {len(states)}")
+        state = self._to_input(states[0] if nested else states, "states")
+        if tuple(state.shape) != (x.shape[0], self.units):
+            raise ValueError(f"`states` must have shape (B,U) = {(x.shape[0], self.units)}, got {tuple(state.shape)}")
+        count = 3 if self.implementation == 1 else 1
+        input_masks = self.get_dropout_mask_for_cell(x, training, count=count) if training else None
+        state_masks = self.get_recurrent_dropout_mask_for_cell(state, training, count=count) if training else None
+        new = run_step(self, x, state, self._compute_weights(), input_masks, state_masks, self.backend)
+        return new, ([new] if nested else new)
+
+    def _check_inputs(self, inputs) -> None:
+        if len(inputs.shape) != 2:
+            raise ValueError(f"`inputs` must have shape (B,I), got {tuple(inputs.shape)}")
+        if self.built and inputs.shape[1] != self.kernel.shape[0]:
+            raise ValueError(f"`inputs` must have shape (B,{self.kernel.shape[0]}), got {tuple(inputs.shape)}")
+
+    def get_config(self) -> dict:
+        config = super().get_config()
+        if self.backend != "auto":
+            config["backend"] = self.backend
+        return config
+
+
+def run_step(owner: RecurrentWeights, x: Tensor, state: Tensor, weights: dict, input_masks, state_masks, backend: str):
+    """Return the state (B,U) after one step of `owner` with input x (B,I); `weights` are in the dtype of `x`."""
+    if input_masks is not None:
+        input_masks = [input_masks] if isinstance(input_masks, Tensor) else input_masks
+        input_masks = [mask.unsqueeze(1) for mask in input_masks]
+    arguments = {
+        "x": x.unsqueeze(1), **weights, "initial_state": state, "activation": owner.activation,
+        "recurrent_activation": owner.recurrent_activation, "reset_after": owner.reset_after, "mask": None,
+        "lengths": None, "resets": None, "reset_state": None, "input_dropout": input_masks,
+        "recurrent_dropout": state_masks, "zero_output_for_mask": False, "go_backwards": False, "time_major": False,
+        "layout": "keras", "precision": "auto", "recompute": False,
+    }  # fmt: skip
+    return functional.run(arguments, backend)[1]

@@ -1,0 +1,350 @@
+"""`tritongru.GRU`: the layer with the behaviour of `tf.keras.layers.GRU` (v2.9)."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import functional, ragged, spec
+from ..dispatch import Decision
+from . import regularizers
+from .base import RecurrentWeights, serialize_or_keep
+
+
+class GRU(RecurrentWeights):
+    """The Gated Recurrent Unit (Cho et al. 2014) as a layer over sequences.
+
+    z, r = g(x W + b + h R + c); n = f(x W_h + b_h + r * (h R_h + c_h)); h_t = z * h + (1 - z) * n
+
+    Args:
+        units: U, the size of the state.
+        activation, recurrent_activation: f and g: names, callables, or None for linear.
+        use_bias: whether there are b and c.
+        kernel_initializer, recurrent_initializer, bias_initializer: `tritongru.keras.initializers`.
+        kernel_regularizer, recurrent_regularizer, bias_regularizer: terms of `losses`.
+        activity_regularizer: of each output of the last call, divided by the output's first size.
+        kernel_constraint, recurrent_constraint, bias_constraint: applied by `apply_constraints()`.
+        dropout, recurrent_dropout: rates for the input and for the state; one mask holds over a call's time steps.
+        return_sequences: give the output of every step in place of the last.
+        return_state: also give the final state.
+        go_backwards: process from the last step to the first; a sequence of outputs stays in that order.
+        stateful: begin each call with the state the last one ended with; no gradient flows across.
+        unroll: changes no number; asks for at least one time step and no jagged input.
+        time_major: sequences, masks and resets have time first.
+        reset_after: apply the reset gate after the recurrent product (True) or before it.
+        implementation: 1 draws one input mask per gate, 2 one for the three; recurrent dropout forces 1.
+        zero_output_for_mask: masked steps give zeros in place of the previous output.
+        input_size: I; None builds at the first call.
+        backend: "auto", or the one backend to use.
+        dtype: a torch.dtype or its name; "mixed_float16" and "mixed_bfloat16" keep the weights in float32.
+        options: Keras's further keyword arguments: name, trainable, weights, input_shape.
+
+    Raises:
+        TypeError, ValueError: a wrong argument, with its name and value.
+
+    Source: tf.keras.layers.GRU v2.9.
+
+    >>> layer = GRU(4, return_sequences=True, return_state=True)
+    >>> outputs, state = layer(torch.randn(2, 5, 3))
+    >>> outputs.shape, state.shape
+    (torch.Size([2, 5, 4]), torch.Size([2, 4]))
+    """
+
+    def __init__(
+        self, units, activation="tanh", recurrent_activation="sigmoid", use_bias=True,
+        kernel_initializer="glorot_uniform", recurrent_initializer="orthogonal", bias_initializer="zeros",
+        kernel_regularizer=None, recurrent_regularizer=None, bias_regularizer=None, activity_regularizer=None,
+        kernel_constraint=None, recurrent_constraint=None, bias_constraint=None, dropout=0.0, recurrent_dropout=0.0,
+        return_sequences=False, return_state=False, go_backwards=False, stateful=False, unroll=False,
+        time_major=False, reset_after=True, *, implementation=2, zero_output_for_mask=False, input_size=None,
+        backend="auto", device=None, dtype=None, **options,
+    ):  # fmt: skip
+        super().__init__(
+            units, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer,
+            bias_initializer, kernel_regularizer, recurrent_regularizer, bias_regularizer, kernel_constraint,
+            recurrent_constraint, bias_constraint, dropout, recurrent_dropout, reset_after, implementation, input_size,
+            device, dtype, options,
+        )  # fmt: skip
+        spec.check_choice("backend", backend, ("auto", *spec.BACKENDS))
+        self.activity_regularizer = regularizers.get(activity_regularizer)
+        self.return_sequences, self.return_state = bool(return_sequences), bool(return_state)
+        self.go_backwards, self.stateful = bool(go_backwards), bool(stateful)
+        self.unroll, self.time_major = bool(unroll), bool(time_major)
+        self.zero_output_for_mask, self.backend = bool(zero_output_for_mask), backend
+        self.supports_masking = True
+        self.last_decision: Decision | None = None
+        self._activity_losses: list[Tensor] = []
+        self.register_buffer("_state", None, persistent=False)
+
+    @property
+    def _time_axis(self) -> int:  # type: ignore[override]
+        return 0 if self.time_major else 1
+
+    # -- the call ---------------------------------------------------------------------------------------------------
+
+    def initialize_parameters(self, inputs, *args, **kwargs) -> None:
+        """Create the weights for `inputs`; torch's lazy modules call this before the first forward."""
+        x, _ = split_inputs(inputs, None)
+        self._check_rank(x)
+        self.build(x.shape[-1])
+
+    def forward(self, inputs, mask=None, training=None, initial_state=None, resets=None):
+        """Run the layer.
+
+        Args:
+            inputs: (B,T,I), (T,B,I) if `time_major`, jagged (B,T*,I), or the list [inputs, initial_state].
+            mask: (B,T), nonzero where a step is valid; (T,B) if `time_major`.
+            training: whether dropout is on; None follows `self.training`.
+            initial_state: (B,U), or a list of it. A stateful layer takes it only while its own state is all zero.
+            resets: (B,T), nonzero where the state becomes zero before the step; no gradient crosses.
+
+        Returns:
+            (B,T,U), or (T,B,U) if `time_major`, if `return_sequences`, else (B,U); with `return_state` the pair of it
+            and the final state (B,U).
+
+        Raises:
+            ValueError, TypeError: an argument of a wrong shape or kind.
+            UnsupportedError: the named backend cannot run the call.
+        """
+        arguments, rows = self._arguments(inputs, mask, training, initial_state, resets)
+        outputs, state, decision = functional.run(arguments, self.backend)
+        if self.stateful:
+            self._state = state.detach().to(self.variable_dtype).clone()
+        if not torch.compiler.is_compiling():
+            self.last_decision = decision
+        output = self._select(outputs, state, arguments, rows)
+        if self.activity_regularizer is not None:
+            self._activity_losses = [
+                self.activity_regularizer(value.values() if ragged.is_jagged(value) else value) / value.shape[0]
+                for value in ((output, state) if self.return_state else (output,))
+            ]
+        return (output, state) if self.return_state else output
+
+    def explain(self, inputs, mask=None, training=None, initial_state=None, resets=None) -> Decision:
+        """Return which backend would run this call, and every reason against the others; runs and changes nothing."""
+        arguments, _ = self._arguments(inputs, mask, training, initial_state, resets, dry=True)
+        return functional.explain_call(arguments, self.backend)
+
+    def _arguments(self, inputs, mask, training, initial_state, resets, dry: bool = False):
+        """Return the arguments of `functional.run` and, for a jagged input, its rows; draws no masks if `dry`."""
+        training = self.training if training is None else bool(training)
+        x, initial_state = split_inputs(inputs, initial_state)
+        self._check_rank(x)
+        x, lengths, rows = self._to_input(x), None, None
+        if ragged.is_jagged(x):
+            self._check_jagged(mask)
+            x, rows = ragged.to_padded(x)
+            lengths = rows.lengths
+        if self.unroll and x.shape[self._time_axis] == 0:
+            raise ValueError("Unrolling requires a fixed number of timesteps: `unroll=True` and `inputs` has T=0")
+        state = self._begin(x, initial_state, dry)
+        input_masks, state_masks = self._draw(x, training, dry)
+        if self.built:
+            weights = self._compute_weights()
+        else:
+            weights = {name: x.new_empty(shape) for name, shape in self.weight_shapes(x.shape[-1]).items()}
+        arguments = {
+            "x": x, "bias": None, **weights, "initial_state": state, "activation": self.activation,
+            "recurrent_activation": self.recurrent_activation, "reset_after": self.reset_after,
+            "mask": as_steps(mask, x), "lengths": lengths, "resets": as_steps(resets, x), "reset_state": None,
+            "input_dropout": input_masks, "recurrent_dropout": state_masks,
+            "zero_output_for_mask": self.zero_output_for_mask, "go_backwards": self.go_backwards,
+            "time_major": self.time_major, "layout": "keras", "precision": "auto", "recompute": False,
+        }  # fmt: skip
+        return arguments, rows
+
+    def _select(self, outputs: Tensor, state: Tensor, arguments: dict, rows: ragged.Rows | None) -> Tensor:
+        """Return the layer's output of `outputs`, which are at the time index of the input."""
+        axis, steps = self._time_axis, outputs.shape[self._time_axis]
+        if self.return_sequences:
+            if rows is not None:
+                return (ragged.from_padded_reversed if self.go_backwards else ragged.from_padded)(outputs, rows)
+            return outputs.flip(axis) if self.go_backwards else outputs
+        if steps == 0:
+            return torch.zeros_like(state)
+        if arguments["mask"] is None and arguments["lengths"] is None:
+            return state
+        return outputs.select(axis, 0 if self.go_backwards else steps - 1)
+
+    def _draw(self, x: Tensor, training: bool, dry: bool):
+        """Return the input masks and the masks of the state: None, one, or one per gate."""
+        if not training or not (self.dropout or self.recurrent_dropout):
+            return None, None
+        count = 3 if self.implementation == 1 else 1
+        if dry:
+            ones = [x.new_ones(()) for _ in range(count)]
+            return (ones if self.dropout else None), (ones if self.recurrent_dropout else None)
+        if not torch.compiler.is_compiling():
+            self.reset_dropout_mask()
+            self.reset_recurrent_dropout_mask()
+        input_masks = self.get_dropout_mask_for_cell(x, training, count=count)
+        if input_masks is not None:
+            input_masks = [input_masks] if isinstance(input_masks, Tensor) else input_masks
+            input_masks = [m.unsqueeze(self._time_axis) if m.dim() == 2 else m for m in input_masks]
+        ones = x.new_ones(x.shape[1 - self._time_axis], self.units)
+        return input_masks, self.get_recurrent_dropout_mask_for_cell(ones, training, count=count)
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def _begin(self, x: Tensor, initial_state, dry: bool) -> Tensor | None:
+        """Return the state the call begins with, (B,U) in the dtype of `x`, or None for zeros."""
+        batch = x.shape[1 - self._time_axis]
+        if initial_state is not None:
+            initial_state = self._check_initial_state(initial_state, batch).to(x.dtype)
+        if not self.stateful:
+            return initial_state
+        if self._state is None:
+            if not dry:
+                self._state = x.new_zeros(batch, self.units, dtype=self.variable_dtype)
+            return initial_state
+        if self._state.shape[0] != batch:
+            steps = (None, self._state.shape[0]) if self.time_major else (self._state.shape[0], None)
+            raise ValueError(
+                f'Input 0 of layer "{self.name}" is incompatible with the layer: `stateful=True` and `inputs`: '
+                f"expected shape={(*steps, x.shape[-1])}, found shape={tuple(x.shape)}"
+            )
+        recorded = self._state.to(x.dtype)
+        if initial_state is None:
+            return recorded
+        if torch.compiler.is_compiling():
+            return torch.where((self._state != 0).any(), recorded, initial_state)
+        if not bool((self._state != 0).any()):
+            return initial_state
+        if not dry:
+            warnings.warn(
+                f"`initial_state` of the stateful layer {self.name} is ignored: its own state is not zero; "
+                "call `reset_states()` first",
+                UserWarning,
+                stacklevel=5,
+            )
+        return recorded
+
+    @property
+    def states(self) -> list[Tensor | None]:
+        """[the kept state (B,U)] of a stateful layer after its first call, else [None]."""
+        return [self._state]
+
+    @torch.no_grad()
+    def reset_states(self, states=None) -> None:
+        """Set the kept state to zeros, or to `states`: (B,U) or a list of it.
+
+        Raises:
+            AttributeError: the layer is not stateful.
+            ValueError: the batch size is not known before the first call; a wrong count or shape of states.
+        """
+        if not self.stateful:
+            raise AttributeError(f"Layer must be stateful: layer {self.name} has `stateful=False`.")
+        if self._state is None:
+            raise ValueError(
+                f"If a RNN is stateful, it needs to know its batch size: call layer {self.name} once before "
+                "`reset_states()`."
+            )
+        if states is None:
+            self._state = torch.zeros_like(self._state)
+            return
+        states = list(states) if isinstance(states, (tuple, list)) else [states]
+        if len(states) != 1:
+            raise ValueError(
+                f"Layer {self.name} expects 1 states, but it received {len(states)} state values. "
+                f"States received: `states`={states}"
+            )
+        value = states[0] if isinstance(states[0], Tensor) else torch.as_tensor(np.asarray(states[0]))
+        if value.shape != self._state.shape:
+            raise ValueError(
+                f"State 0 is incompatible with layer {self.name}: expected shape={tuple(self._state.shape)} "
+                f"but found `states` of shape={tuple(value.shape)}"
+            )
+        self._state = value.detach().to(self._state).clone()
+
+    # -- checks -----------------------------------------------------------------------------------------------------
+
+    def _check_rank(self, x) -> None:
+        problem = f'Input 0 of layer "{self.name}" is incompatible with the layer: `inputs`:'
+        if len(x.shape) != 3:
+            raise ValueError(
+                f"{problem} expected ndim=3, found ndim={len(x.shape)}. Full shape received: {tuple(x.shape)}"
+            )
+        if self.built and x.shape[-1] != self.kernel.shape[0]:
+            raise ValueError(
+                f"{problem} expected shape={(None, None, self.kernel.shape[0])}, found shape={tuple(x.shape)}"
+            )
+
+    def _check_jagged(self, mask) -> None:
+        if mask is not None:
+            raise ValueError(f"The `mask` that was passed in was {mask}, which cannot be applied to jagged inputs.")
+        for name in ("unroll", "time_major"):
+            if getattr(self, name):
+                raise ValueError(f"`{name}=True` of layer {self.name} cannot be used with jagged inputs.")
+
+    def _check_initial_state(self, value, batch: int) -> Tensor:
+        if isinstance(value, (tuple, list)):
+            if len(value) != 1:
+                raise ValueError(
+                    f"Layer has 1 states but was passed {len(value)} initial states. Received: `initial_state`={value}"
+                )
+            value = value[0]
+        value = self._to_input(value, "initial_state")
+        if tuple(value.shape) != (batch, self.units):
+            raise ValueError(
+                f"An `initial_state` was passed that is not compatible with the layer: expected shape (B,U) = "
+                f"{(batch, self.units)}, got {tuple(value.shape)}"
+            )
+        return value
+
+    # -- Keras's interface ------------------------------------------------------------------------------------------
+
+    @property
+    def losses(self) -> list[Tensor]:
+        """The terms of the activity of the last call, one per output, then those of the weights."""
+        return [*self._activity_losses, *super().losses]
+
+    def compute_mask(self, inputs, mask=None):
+        """Return the mask of the output: `mask` if `return_sequences`, else None; in a list if `return_state`."""
+        mask = mask[0] if isinstance(mask, (tuple, list)) else mask
+        output_mask = mask if self.return_sequences else None
+        return [output_mask, None] if self.return_state else output_mask
+
+    def compute_output_shape(self, input_shape):
+        """Return the shape of the output for an input shape; a list of two if `return_state`."""
+        shape = tuple(input_shape)
+        state = (shape[1 - self._time_axis], self.units)
+        output = (*shape[:2], self.units) if self.return_sequences else state
+        return [output, state] if self.return_state else output
+
+    def get_config(self) -> dict:
+        config = super().get_config()
+        names = ("return_sequences", "return_state", "go_backwards", "stateful", "unroll", "time_major")
+        config |= {name: getattr(self, name) for name in names}
+        config["activity_regularizer"] = serialize_or_keep(regularizers.serialize, self.activity_regularizer)
+        if self.zero_output_for_mask:
+            config["zero_output_for_mask"] = True
+        if self.backend != "auto":
+            config["backend"] = self.backend
+        return config
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._activity_losses = []
+
+
+def split_inputs(inputs, initial_state):
+    """Return the input and the initial state of a call, which may come as the list [inputs, initial_state]."""
+    if isinstance(inputs, (tuple, list)):
+        if len(inputs) > 1:
+            if initial_state is not None:
+                raise ValueError(f"`initial_state` was given twice: in `inputs`, a list of {len(inputs)}, and by itself")
+            initial_state = list(inputs[1:])
+        inputs = inputs[0]
+    return inputs if isinstance(inputs, Tensor) else np.asarray(inputs), initial_state
+
+
+def as_steps(value, like: Tensor) -> Tensor | None:
+    """Return a mask or resets as a tensor: of a list of tensors or arrays the first, of an array its tensor."""
+    if isinstance(value, (tuple, list)) and (not value or not isinstance(value[0], (tuple, list, bool, int))):
+        value = value[0] if value else None
+    if value is None or isinstance(value, Tensor):
+        return value
+    return torch.as_tensor(np.asarray(value), device=like.device)

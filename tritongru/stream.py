@@ -1,0 +1,98 @@
+"""`tritongru.Stream`: a GRU layer one step at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .keras.cell import run_step
+from .keras.dropout import draw_masks
+from .keras.layer import GRU
+
+
+class Stream:
+    """Runs a layer step by step and keeps the state between the steps; equal to one call over the sequence.
+
+    Args:
+        layer: a `tritongru.GRU`. Its weights are used as they are, so training it goes on to take effect.
+
+    Attributes:
+        state: (B,U) after the first step, else None.
+
+    Raises:
+        TypeError: not a GRU layer. ValueError: a layer with `go_backwards=True`, which begins at the end.
+
+    >>> layer = GRU(4, input_size=3, return_sequences=True)
+    >>> x, stream = torch.randn(2, 5, 3), Stream(layer)
+    >>> steps = torch.stack([stream.step(x[:, t]) for t in range(5)], dim=1)
+    >>> torch.allclose(steps, layer(x), atol=1e-6)
+    True
+    """
+
+    def __init__(self, layer: GRU):
+        if not isinstance(layer, GRU):
+            raise TypeError(f"`layer` must be a tritongru.GRU, got {type(layer).__name__}")
+        if layer.go_backwards:
+            raise ValueError("`layer` has go_backwards=True: it begins with the last step, which a stream has not seen")
+        self.layer = layer
+        self.state: Tensor | None = None
+        self._masks: tuple | None = None
+        self._cast: tuple | None = None
+
+    def step(self, x: Tensor) -> Tensor:
+        """Process x (B,I) and return the output (B,U), which is also the new state.
+
+        Raises:
+            ValueError: `x` is not (B,I), or its batch differs from the state's.
+        """
+        layer = self.layer
+        if not isinstance(x, Tensor) or x.dim() != 2:
+            raise ValueError(f"`x` must be a tensor (B,I), got {getattr(x, 'shape', type(x).__name__)}")
+        if not layer.built:
+            layer.build(x.shape[1])
+        if x.shape[1] != layer.input_size:
+            raise ValueError(f"`x` must have {layer.input_size} features, got {x.shape[1]}")
+        if self.state is not None and self.state.shape[0] != x.shape[0]:
+            raise ValueError(f"`x` must have batch {self.state.shape[0]}, that of the state, got {x.shape[0]}")
+        x = layer._to_input(x)
+        state = x.new_zeros(x.shape[0], layer.units) if self.state is None else self.state.to(x.dtype)
+        masks = self._dropout_masks(x, state) if layer.training else (None, None)
+        self.state = run_step(layer, x, state, self._weights(), *masks, layer.backend)
+        return self.state
+
+    def reset(self, rows=None) -> None:
+        """Set the state to zeros: of all rows, or of those that `rows` (indices, or bool (B,)) selects."""
+        if rows is None:
+            self.state, self._masks = None, None
+        elif self.state is not None:
+            state = self.state.clone()
+            state[torch.as_tensor(rows, device=state.device)] = 0
+            self.state = state
+
+    def detach(self) -> None:
+        """Cut the state from the graph of the steps so far."""
+        if self.state is not None:
+            self.state = self.state.detach()
+
+    def _dropout_masks(self, x: Tensor, state: Tensor) -> tuple:
+        layer = self.layer
+        if self._masks is None:
+            count = 3 if layer.implementation == 1 else 1
+            self._masks = (
+                draw_masks(x, layer.dropout, "dropout", True, count) if layer.dropout else None,
+                draw_masks(state, layer.recurrent_dropout, "recurrent_dropout", True, count)
+                if layer.recurrent_dropout
+                else None,
+            )
+        return self._masks
+
+    def _weights(self) -> dict[str, Tensor | None]:
+        layer = self.layer
+        if layer.compute_dtype == layer.variable_dtype or torch.is_grad_enabled():
+            return layer._compute_weights()
+        # Without gradients, half precision copies stay valid until a weight is written to or replaced.
+        weights = [w for w in (layer.kernel, layer.recurrent_kernel, layer.bias) if w is not None]
+        key = tuple((id(w), w.data_ptr(), w._version) for w in weights)
+        if self._cast is None or self._cast[0] != key:
+            self._cast = (key, layer._compute_weights())
+        return self._cast[1]
