@@ -91,7 +91,7 @@ def test_orthogonal_is_over_the_whole_matrix(shape, dtype):
 
 def test_a_keras_3_description_is_understood():
     config = {"seed": 5, "input_axes": None, "output_axes": None}
-    described = {"module": "keras.initializers", "class_name": "GlorotUniform", "config": config, "registered_name": None}
+    described = {"module": "keras.initializers", "class_name": "GlorotUniform", "config": config}
     assert initializers.get(described).get_config() == {"seed": 5}
     with pytest.raises(ValueError, match="input_axes"):
         initializers.get({"class_name": "GlorotUniform", "config": {"input_axes": 1}})

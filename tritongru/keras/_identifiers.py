@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-
 _KERAS_3_KEYS = ("input_axes", "output_axes")
 
 

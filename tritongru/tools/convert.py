@@ -1,0 +1,295 @@
+"""Convert GRU layers between Keras files, torch modules and safetensors; neither Keras nor pickle ever runs.
+
+Keras .h5, .weights.h5, .keras  <->  tritongru.GRU  <->  torch.nn.GRU, .pt, .pth, .safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..keras import GRU, Bidirectional
+from ..weights import keras_to_torch, torch_to_keras
+from .keras_read import Entry, naming, read_entries
+from .keras_write import write_entries
+from .state_files import SUFFIXES, keras_tensors, read_states, write_states
+
+_PARAMETERS = inspect.signature(GRU.__init__).parameters
+_FROM_CONFIG = {*_PARAMETERS, "name", "trainable"} - {
+    "self",
+    "units",
+    "input_size",
+    "backend",
+    "device",
+    "dtype",
+    "options",
+}
+_OURS = ("batch_input_shape", "backend")
+
+
+def from_torch(module: nn.RNNBase, **options: Any) -> GRU | Bidirectional | list[GRU | Bidirectional]:
+    """Return a `torch.nn.GRU` as a layer, or as the list of its layers where it has several.
+
+    Args:
+        module: `nn.GRU` or `tritongru.compat.GRU`; its dtype and device are kept, `batch_first=False` is `time_major`.
+        options: further arguments of `tritongru.GRU`; `return_sequences=True` unless given.
+
+    Returns:
+        `GRU`, or `Bidirectional` with `merge_mode="concat"` if `bidirectional=True`; the weights are copies.
+
+    Raises:
+        TypeError: `module` is not a GRU.
+
+    >>> from_torch(nn.GRU(3, 4)).kernel.shape
+    torch.Size([3, 12])
+    """
+    if not isinstance(module, nn.RNNBase) or module.mode != "GRU":
+        raise TypeError(f"`module` must be a torch.nn.GRU, got {type(module).__name__}")
+    if module.dropout and module.num_layers > 1:
+        warnings.warn(
+            f"`dropout={module.dropout}` between the layers of `module` is left out: it has no place in one layer"
+        )
+    layers: list[GRU | Bidirectional] = []
+    for number in range(module.num_layers):
+        halves = []
+        for suffix in ("", "_reverse") if module.bidirectional else ("",):
+            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if module.bias else 2]
+            weights = torch_to_keras(*(getattr(module, f"{name}_l{number}{suffix}").detach() for name in names))
+            halves.append([weight for weight in weights if weight is not None])
+        kernel = halves[0][0]
+        arguments = {"return_sequences": True, "time_major": not module.batch_first, "use_bias": module.bias} | options
+        layer = GRU(
+            module.hidden_size, input_size=kernel.shape[0], device=kernel.device, dtype=kernel.dtype, **arguments
+        )
+        result = Bidirectional(layer, merge_mode="concat") if module.bidirectional else layer
+        result.set_weights([weight for half in halves for weight in half])
+        layers.append(result.to(kernel.device))
+    return layers if len(layers) > 1 else layers[0]
+
+
+def to_torch(layers: GRU | Bidirectional | Sequence[GRU | Bidirectional]) -> nn.GRU:
+    """Return one layer, or a stack of layers of equal size, as a `torch.nn.GRU` with copies of the weights.
+
+    Args:
+        layers: built layers, first to last; `time_major=False` is `batch_first=True`.
+
+    Raises:
+        ValueError: a layer that `torch.nn.GRU` cannot compute (another activation, `reset_after=False`,
+            `go_backwards=True`, sizes that do not stack), or one that is not built.
+        TypeError: something that is not such a layer.
+    """
+    stack = list(layers) if isinstance(layers, Sequence) else [layers]
+    if not stack:
+        raise ValueError("`layers` is empty")
+    pairs = [_directions(layer) for layer in stack]
+    for pair in pairs:
+        for half in pair:
+            _check_torch_can(half)
+    first = pairs[0][0]
+    width = first.units * len(pairs[0])
+    for number, pair in enumerate(pairs):
+        expected = first.input_size if number == 0 else width
+        if len(pair) != len(pairs[0]):
+            raise ValueError(f"`layers[{number}]` and `layers[0]` differ in being bidirectional")
+        for half in pair:
+            if (half.units, half.input_size, half.use_bias) != (first.units, expected, first.use_bias):
+                raise ValueError(
+                    f"`layers[{number}]` has units={half.units}, input_size={half.input_size}, use_bias={half.use_bias}; "
+                    f"torch.nn.GRU needs units={first.units}, input_size={expected}, use_bias={first.use_bias}"
+                )
+    module = nn.GRU(
+        first.input_size, first.units, len(pairs), first.use_bias, not first.time_major, 0.0, len(pairs[0]) == 2,
+        device=first.kernel.device, dtype=first.kernel.dtype,
+    )  # fmt: skip
+    with torch.no_grad():
+        for number, pair in enumerate(pairs):
+            for suffix, half in zip(("", "_reverse"), pair, strict=False):
+                weights = keras_to_torch(half.kernel, half.recurrent_kernel, half.bias)
+                for name, weight in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), weights, strict=True):
+                    if weight is not None:
+                        getattr(module, f"{name}_l{number}{suffix}").copy_(weight)
+    return module
+
+
+def _directions(layer: Any) -> list[GRU]:
+    if isinstance(layer, Bidirectional):
+        if layer.merge_mode != "concat":
+            raise ValueError(f"`merge_mode={layer.merge_mode!r}` of {layer.name}: torch.nn.GRU only concatenates")
+        return [layer.forward_layer, layer.backward_layer]
+    if not isinstance(layer, GRU):
+        raise TypeError(f"`layers` must hold tritongru.GRU or Bidirectional, got {type(layer).__name__}")
+    if layer.go_backwards:
+        raise ValueError(f"`go_backwards=True` of {layer.name}: torch.nn.GRU runs backwards only beside a forward half")
+    return [layer]
+
+
+def _check_torch_can(layer: GRU) -> None:
+    if not layer.built:
+        raise ValueError(f"the layer {layer.name} is not built: it has no weights yet")
+    config = layer.get_config()
+    for name, needed in (("activation", "tanh"), ("recurrent_activation", "sigmoid"), ("reset_after", True)):
+        if config[name] != needed:
+            raise ValueError(f"`{name}={config[name]!r}` of {layer.name}: torch.nn.GRU has {needed!r} alone")
+
+
+def load_keras(path: str | Path, layer: str | GRU | None = None) -> GRU:
+    """Return a GRU layer of a Keras `.h5`, `.weights.h5` or `.keras` file.
+
+    Args:
+        path: the file. A file without a config gives a layer of Keras's defaults, its sizes and bias those of the arrays.
+        layer: the layer's name in the file, or None where it has one GRU; or a `GRU` whose weights are to be replaced.
+
+    Returns:
+        The layer, `layer` itself where it is a `GRU`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a malformed or hostile file, no such layer, several without a name, or weights that do not fit.
+    """
+    entries = read_entries(path)
+    with naming(Path(path)):
+        if not isinstance(layer, GRU):
+            return build_layer(select_entry(entries, layer))
+        named = any(layer.name in (entry.name, *entry.aliases) for entry in entries)
+        entry = select_entry(entries, layer.name if named else None)
+        if entry.arrays[1].shape[0] != layer.units:
+            raise ValueError(f"the layer {entry.name!r} has units={entry.arrays[1].shape[0]}, `layer` {layer.units}")
+        layer.build(entry.arrays[0].shape[0])
+        layer.set_weights(entry.arrays)
+        return layer
+
+
+def save_keras(layer: GRU | Sequence[GRU], path: str | Path) -> None:
+    """Save a built layer, or a stack of them, as a Keras Sequential model: `.h5`, `.weights.h5` or `.keras`.
+
+    Raises:
+        ValueError: another suffix, a layer that is not built, or a configuration that the format cannot hold.
+    """
+    write_entries(path, [_describe(each) for each in (layer if isinstance(layer, Sequence) else [layer])])
+
+
+def load_layers(path: str | Path, layer: str | None = None) -> list[GRU]:
+    """Return all GRU layers of a file of any known format, or the one that `layer` names."""
+    entries = read_states(path) if Path(path).suffix in SUFFIXES else read_entries(path)
+    with naming(Path(path)):
+        if layer is None and entries:
+            return [build_layer(_sound(entry)) for entry in entries]
+        return [build_layer(select_entry(entries, layer))]
+
+
+def save_layers(layers: Sequence[GRU], path: str | Path, layout: str | None = None) -> None:
+    """Save built layers in the format that the suffix of `path` names.
+
+    Args:
+        layout: of `.pt`, `.pth`, `.safetensors`: "torch" (`torch.nn.GRU`'s names, the default of the first two) or
+            "keras" (`tritongru.GRU`'s names, with the configuration in safetensors' metadata, the default there).
+    """
+    suffix = Path(path).suffix
+    if layout not in (None, "torch", "keras"):
+        raise ValueError(f"`layout` must be 'torch' or 'keras', got {layout!r}")
+    if suffix not in SUFFIXES:
+        if layout is not None:
+            raise ValueError(f"`layout={layout!r}` does not apply to {suffix!r}: only to {', '.join(SUFFIXES)}")
+        save_keras(layers, path)
+    elif (layout or ("keras" if suffix == ".safetensors" else "torch")) == "torch":
+        write_states(path, to_torch(layers).state_dict())
+    else:
+        entries = [_describe(layer) for layer in layers]
+        names = [entry.name if i == 0 else f"{entry.name}_{i}" for i, entry in enumerate(entries)]
+        configs = {name if len(layers) > 1 else "": entry.config for name, entry in zip(names, entries, strict=True)}
+        write_states(path, keras_tensors(names, layers), configs)
+
+
+def select_entry(entries: Sequence[Entry], name: str | None) -> Entry:
+    """Return the entry called `name`, or the only one; ValueError, with the names there are, otherwise."""
+    known = ", ".join(repr(entry.name) for entry in entries) or "none"
+    if name is None:
+        if len(entries) != 1:
+            raise ValueError(f"`layer` must name one of the GRU layers of the file: {known}")
+        return _sound(entries[0])
+    found = [e for e in entries if e.name == name] or [e for e in entries if name in e.aliases]
+    if len(found) != 1:
+        raise ValueError(f"`layer={name!r}` is no GRU layer of the file; it has: {known}")
+    return _sound(found[0])
+
+
+def _sound(entry: Entry) -> Entry:
+    if entry.problem:
+        raise ValueError(f"the layer {entry.name!r}: {entry.problem}")
+    return entry
+
+
+def build_layer(entry: Entry) -> GRU:
+    """Return the layer of an entry; ValueError where its config and its arrays contradict each other."""
+    arrays, config = entry.arrays, entry.config
+    units = arrays[1].shape[0]
+    implied: dict[str, Any] = {"units": units, "use_bias": len(arrays) == 3}
+    if len(arrays) == 3:
+        implied["reset_after"] = len(arrays[2].shape) == 2
+    for key, value in implied.items():
+        if key in config and config[key] != value:
+            raise ValueError(f"the layer {entry.name!r}: its config says {key}={config[key]!r}, its arrays {value!r}")
+    arguments: dict[str, Any] = {"name": entry.name}
+    for key in _FROM_CONFIG & config.keys():
+        default = _PARAMETERS[key].default if key in _PARAMETERS else None
+        if isinstance(default, bool) and not isinstance(config[key], bool):
+            raise ValueError(f"the layer {entry.name!r}: its config says {key}={config[key]!r}, expected true or false")
+        arguments[key] = config[key]
+    for key in ("activation", "recurrent_activation"):
+        if key in arguments:
+            arguments[key] = _activation(arguments[key], str(config.get("keras_version", "2")))
+    dtype = config.get("dtype")
+    if dtype is None:
+        dtype = arrays[0].dtype if isinstance(arrays[0], Tensor) else str(arrays[0].dtype)
+    layer = GRU(**(arguments | implied), input_size=arrays[0].shape[0], dtype=dtype)
+    layer.set_weights(arrays)
+    return layer
+
+
+def _activation(value: Any, version: str) -> Any:
+    if isinstance(value, dict):
+        value = value["config"] if isinstance(value.get("config"), str) else value.get("class_name")
+    # Keras 3 changed the formula under the same name.
+    return F.hardsigmoid if value == "hard_sigmoid" and not version.startswith(("1", "2")) else value
+
+
+def _describe(layer: Any) -> Entry:
+    if not isinstance(layer, GRU):
+        raise TypeError(f"`layer` must be a tritongru.GRU, got {type(layer).__name__}")
+    if not layer.built:
+        raise ValueError(f"the layer {layer.name} is not built: it has no weights yet")
+    config = {key: value for key, value in layer.get_config().items() if key not in _OURS}
+    if isinstance(config["dtype"], dict):
+        config["dtype"] = config["dtype"]["config"]["name"]
+    return Entry(layer.name, layer.get_weights(), config)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `python -m tritongru convert`."""
+    parser.add_argument("source", help="a file to read: .h5, .weights.h5, .keras, .pt, .pth, .safetensors")
+    parser.add_argument("target", help="the file to write, in the format its suffix names")
+    parser.add_argument("--layer", metavar="NAME", help="take this GRU layer of the source; default: all of them")
+    parser.add_argument("--layout", choices=("torch", "keras"), help="names of the tensors in .pt, .pth, .safetensors")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Convert `args.source` to `args.target`; return 0, or 1 after a message on what went wrong."""
+    try:
+        layers = load_layers(args.source, args.layer)
+        save_layers(layers, args.target, args.layout)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"convert: {error}", file=sys.stderr)
+        return 1
+    for layer in layers:
+        print(f"{layer.name}: input_size={layer.input_size}, units={layer.units}, reset_after={layer.reset_after}")
+    print(f"wrote {args.target}")
+    return 0

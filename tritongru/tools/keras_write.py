@@ -1,0 +1,184 @@
+"""Write GRU layers as Keras files without Keras: a Sequential model of them, in the three layouts of `keras_read`.
+
+Every file is written beside its target and moved into place when it is whole.
+
+Source: `keras/saving/hdf5_format.py` (v2.9), `keras/src/saving/saving_lib.py` (v3).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import secrets
+import zipfile
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .keras_read import Entry
+
+# What a reader takes the configs to mean: `hard_sigmoid` changed its formula in Keras 3.
+H5_VERSION = "2.9.0"
+ZIP_VERSION = "3.0.0"
+
+
+def replace_file(path: str | Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill a new file beside `path`, then move it there; on an error nothing of it stays."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+
+
+def write_entries(path: str | Path, entries: Sequence[Entry]) -> None:
+    """Write layers, first to last, as `.weights.h5`, `.keras`, or whole-model `.h5` by the suffix of `path`.
+
+    Raises:
+        ValueError: no layer, another suffix, or a config that the format cannot hold.
+        ImportError: h5py is not installed.
+    """
+    path = Path(path)
+    entries = _with_unique_names(entries)
+    if path.name.endswith(".weights.h5"):
+        replace_file(path, lambda temporary: temporary.write_bytes(_v3_bytes(entries)))
+    elif path.suffix == ".keras":
+        replace_file(path, lambda temporary: _write_zip(temporary, entries))
+    elif path.suffix in (".h5", ".hdf5"):
+        replace_file(path, lambda temporary: temporary.write_bytes(_legacy_bytes(entries)))
+    else:
+        raise ValueError(f"{path}: the suffix {path.suffix!r} names no Keras format: .keras, .weights.h5, .h5, .hdf5")
+
+
+def _with_unique_names(entries: Sequence[Entry]) -> list[Entry]:
+    if not entries:
+        raise ValueError("`layers` is empty: there is no layer to save")
+    unique: dict[str, Entry] = {}
+    for entry in entries:
+        base = entry.name.replace("/", "_") or "gru"
+        name, count = base, 0
+        while name in unique:
+            count += 1
+            name = f"{base}_{count}"
+        unique[name] = Entry(name, entry.arrays, entry.config)
+    return list(unique.values())
+
+
+def _h5_bytes(fill: Callable[[Any], None]) -> bytes:
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError("writing Keras files needs h5py: pip install 'tritongru[convert]'") from error
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as root:
+        fill(root)
+    return buffer.getvalue()
+
+
+def _v3_bytes(entries: Sequence[Entry]) -> bytes:
+    def fill(root: Any) -> None:
+        root.create_group("vars").attrs["name"] = "sequential"
+        for index, entry in enumerate(entries):
+            # Keras 3 finds a layer by its class and its number among its kind, not by its name.
+            group = root.create_group(f"layers/gru_{index}" if index else "layers/gru")
+            group.create_group("vars").attrs["name"] = entry.name
+            variables = group.create_group("cell/vars")
+            variables.attrs["name"] = "gru_cell"
+            for number, array in enumerate(entry.arrays):
+                variables.create_dataset(str(number), data=array)
+
+    return _h5_bytes(fill)
+
+
+def _legacy_bytes(entries: Sequence[Entry]) -> bytes:
+    layers = [{"class_name": "GRU", "config": entry.config | {"name": entry.name}} for entry in entries]
+    width = entries[0].arrays[0].shape[0]
+    first = {"batch_input_shape": [None, None, width], "dtype": "float32", "sparse": False, "ragged": False}
+    model = {
+        "class_name": "Sequential",
+        "config": {
+            "name": "sequential",
+            "layers": [{"class_name": "InputLayer", "config": {**first, "name": "input_1"}}, *layers],
+        },
+    }
+    described = _to_json(model)
+
+    def fill(root: Any) -> None:
+        weights = root.create_group("model_weights")
+        for group in (root, weights):
+            group.attrs["keras_version"] = H5_VERSION
+            group.attrs["backend"] = "tensorflow"
+        root.attrs["model_config"] = described
+        weights.attrs["layer_names"] = np.array([entry.name.encode() for entry in entries])
+        for entry in entries:
+            group = weights.create_group(entry.name)
+            kinds = ("kernel", "recurrent_kernel", "bias")[: len(entry.arrays)]
+            names = [f"{entry.name}/gru_cell/{kind}:0" for kind in kinds]
+            group.attrs["weight_names"] = np.array([name.encode() for name in names])
+            for name, array in zip(names, entry.arrays, strict=True):
+                group.create_dataset(name, data=array)
+        weights.create_group("top_level_model_weights").attrs["weight_names"] = np.array([], dtype="S1")
+
+    return _h5_bytes(fill)
+
+
+def _write_zip(path: Path, entries: Sequence[Entry]) -> None:
+    width = entries[0].arrays[0].shape[0]
+    shape = [None, None, width]
+    layers = [_v3_layer("InputLayer", {"batch_shape": shape, "dtype": "float32", "name": "input_layer"}, None)]
+    for entry in entries:
+        built = [None, None, entry.arrays[0].shape[0]]
+        layers.append(_v3_layer("GRU", _v3_config(entry.config) | {"name": entry.name}, built))
+    model = {
+        "module": "keras",
+        "class_name": "Sequential",
+        "config": {"name": "sequential", "trainable": True, "layers": layers, "build_input_shape": shape},
+        "registered_name": None,
+        "build_config": {"input_shape": shape},
+    }
+    metadata = {"keras_version": ZIP_VERSION, "date_saved": datetime.now(timezone.utc).strftime("%Y-%m-%d@%H:%M:%S")}
+    described, weights = _to_json(model), _v3_bytes(entries)
+    with zipfile.ZipFile(path, "x") as archive:
+        archive.writestr("metadata.json", json.dumps(metadata))
+        archive.writestr("config.json", described)
+        archive.writestr("model.weights.h5", weights)
+
+
+def _v3_layer(class_name: str, config: dict[str, Any], built: list[int | None] | None) -> dict[str, Any]:
+    layer = {"module": "keras.layers", "class_name": class_name, "config": config, "registered_name": None}
+    return layer if built is None else layer | {"build_config": {"input_shape": built}}
+
+
+def _v3_config(config: dict[str, Any]) -> dict[str, Any]:
+    config = dict(config)
+    if config.pop("time_major", False):
+        raise ValueError("`time_major=True` cannot be saved as .keras: Keras 3 has no such argument; save as .h5")
+    for name in ("activation", "recurrent_activation"):
+        if config.get(name) == "hard_sigmoid":
+            raise ValueError(
+                f"`{name}='hard_sigmoid'` cannot be saved as .keras: Keras 3 gives that name to relu6(x + 3) / 6; "
+                "save as .h5"
+            )
+    for name, value in config.items():
+        kind = name.rpartition("_")[2]
+        if isinstance(value, dict) and kind in ("initializer", "regularizer", "constraint"):
+            config[name] = {"module": f"keras.{kind}s", **value, "registered_name": None}
+    return config
+
+
+def _to_json(model: dict[str, Any]) -> str:
+    try:
+        return json.dumps(model, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the layer's configuration cannot be written as JSON: {error}") from error

@@ -1,0 +1,169 @@
+"""Read and write a torch `state_dict` (`.pt`, `.pth`) and safetensors: tensors only, no pickled object is ever built.
+
+Two layouts of the tensors, each under an optional prefix: `kernel, recurrent_kernel, bias` as `tritongru.GRU` holds them,
+and `weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0, ...` as `torch.nn.GRU` does.
+
+Source: `torch.nn.GRU`; the safetensors format keeps the layers' configs in its metadata under "tritongru".
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..weights import check_keras_shapes, torch_to_keras
+from .keras_read import MAX_FREE_BYTES, MAX_RATIO, Entry, check_file, naming
+from .keras_write import replace_file
+
+SUFFIXES = (".pt", ".pth", ".safetensors")
+_TORCH_KEY = re.compile(r"(?:(.*)\.)?(weight_ih|weight_hh|bias_ih|bias_hh)_l(\d{1,4})(_reverse)?", re.DOTALL)
+_KERAS_KEY = re.compile(r"(?:(.*)\.)?(kernel|recurrent_kernel|bias)", re.DOTALL)
+
+
+def read_states(path: str | Path) -> list[Entry]:
+    """Return the GRU layers of a `.pt`, `.pth` or `.safetensors` file in order; a malformed one carries its `problem`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that is truncated, malformed or hostile; the message names it and what is wrong.
+        ImportError: safetensors is not installed.
+    """
+    path = check_file(path)
+    with naming(path):
+        tensors, configs = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), {})
+        limit = MAX_FREE_BYTES + MAX_RATIO * path.stat().st_size
+        for name, tensor in tensors.items():
+            # A stride of zero lets a small file claim any size.
+            if tensor.numel() * tensor.element_size() > limit:
+                raise ValueError(f"the tensor {name!r} claims shape {tuple(tensor.shape)} in a small file")
+        return collect_entries(tensors, configs)
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    size = path.stat().st_size
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(info.file_size for info in archive.infolist())
+        if claimed > MAX_FREE_BYTES + MAX_RATIO * size:
+            raise ValueError(f"the file of {size} bytes claims to unpack to {claimed}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"it is not a state_dict of tensors alone: {str(error).splitlines()[0]}") from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping):
+        raise ValueError(f"it holds a {type(state).__name__}, expected a state_dict")
+    return {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise ImportError("safetensors files need safetensors: pip install 'tritongru[convert]'") from error
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            text = (file.metadata() or {}).get("tritongru", "{}")
+    except SafetensorError as error:
+        raise ValueError(f"it is not a safetensors file: {error}") from error
+    configs = json.loads(text)
+    if not isinstance(configs, dict) or not all(isinstance(config, dict) for config in configs.values()):
+        raise ValueError("the metadata 'tritongru' is not a JSON object of configurations")
+    return tensors, configs
+
+
+def collect_entries(tensors: Mapping[str, Tensor], configs: Mapping[str, Any]) -> list[Entry]:
+    """Return the GRU layers among the tensors of a `state_dict`; `configs` maps a prefix to a layer's config."""
+    torch_groups: dict[tuple[str, int, str], dict[str, Tensor]] = {}
+    keras_groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if match := _TORCH_KEY.fullmatch(name):
+            prefix, kind, number, reverse = match.groups()
+            torch_groups.setdefault((prefix or "", int(number), reverse or ""), {})[kind] = tensor
+        elif match := _KERAS_KEY.fullmatch(name):
+            keras_groups.setdefault(match[1] or "", {})[match[2]] = tensor
+    entries = []
+    for (prefix, number, reverse), group in sorted(torch_groups.items()):
+        entry = Entry(f"{prefix or 'gru'}_l{number}{reverse}", [], {"go_backwards": bool(reverse)})
+        entries.append(_fill(entry, lambda g=group: _from_torch_group(g)))
+    for prefix, group in keras_groups.items():
+        # A Dense layer has a kernel and a bias too.
+        if "recurrent_kernel" in group:
+            entry = Entry(prefix or "gru", [], dict(configs.get(prefix, {})))
+            entries.append(_fill(entry, lambda g=group: _from_keras_group(g)))
+    return entries
+
+
+def _fill(entry: Entry, read: Any) -> Entry:
+    try:
+        entry.arrays = read()
+        for tensor in entry.arrays:
+            if not tensor.is_floating_point() or tensor.layout != torch.strided:
+                raise ValueError(f"a tensor has dtype {tensor.dtype} and layout {tensor.layout}, expected dense floats")
+        bias = entry.arrays[2].shape if len(entry.arrays) == 3 else None
+        check_keras_shapes(entry.arrays[0].shape, entry.arrays[1].shape, bias)
+    except (ValueError, RuntimeError) as error:
+        entry.problem = str(error)
+    return entry
+
+
+def _from_torch_group(group: Mapping[str, Tensor]) -> list[Tensor]:
+    for name in ("weight_ih", "weight_hh"):
+        if name not in group:
+            raise ValueError(f"`{name}` is missing")
+        if group[name].ndim != 2 or group[name].shape[0] % 3:
+            raise ValueError(f"`{name}` has shape {tuple(group[name].shape)}, expected (3 * units, ...)")
+    weights = torch_to_keras(group["weight_ih"], group["weight_hh"], group.get("bias_ih"), group.get("bias_hh"))
+    return [weight for weight in weights if weight is not None]
+
+
+def _from_keras_group(group: Mapping[str, Tensor]) -> list[Tensor]:
+    if "kernel" not in group:
+        raise ValueError("`kernel` is missing")
+    return [group[name].contiguous() for name in ("kernel", "recurrent_kernel", "bias") if name in group]
+
+
+def write_states(path: str | Path, tensors: Mapping[str, Tensor], configs: Mapping[str, Any] | None = None) -> None:
+    """Write tensors as `.safetensors`, with `configs` in its metadata, or as a torch `state_dict` by the suffix.
+
+    Raises:
+        ValueError: another suffix, or a config that is not JSON.
+        ImportError: safetensors is not installed.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: the suffix {path.suffix!r} is none of {', '.join(SUFFIXES)}")
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    if path.suffix != ".safetensors":
+        replace_file(path, lambda temporary: torch.save(plain, temporary))
+        return
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise ImportError("safetensors files need safetensors: pip install 'tritongru[convert]'") from error
+    try:
+        metadata = {"format": "pt"} | ({"tritongru": json.dumps(configs)} if configs else {})
+    except TypeError as error:
+        raise ValueError(f"{path}: the layer's configuration cannot be written as JSON: {error}") from error
+    replace_file(path, lambda temporary: temporary.write_bytes(save(plain, metadata)))
+
+
+def keras_tensors(names: Sequence[str], layers: Sequence[Any]) -> dict[str, Tensor]:
+    """Return the weights of layers under `tritongru.GRU`'s names, prefixed where there are several."""
+    several = len(layers) > 1
+    return {
+        f"{name}.{kind}" if several else kind: getattr(layer, kind)
+        for name, layer in zip(names, layers, strict=True)
+        for kind in ("kernel", "recurrent_kernel", "bias")
+        if getattr(layer, kind) is not None
+    }
