@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.parameter import Parameter, UninitializedParameter
+from torch.nn.parameter import Parameter, UninitializedParameter, is_lazy
 
 from .. import activations, spec
 from . import constraints, initializers, regularizers
@@ -72,7 +72,8 @@ class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
     @property
     def built(self) -> bool:
         """Whether the weights exist."""
-        return not self.has_uninitialized_params()
+        # A lazy module is built before it is traced, and the question itself cannot be.
+        return torch.compiler.is_compiling() or not self.has_uninitialized_params()
 
     @property
     def input_size(self) -> int | None:
@@ -96,7 +97,8 @@ class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
         if not self.built:
             with torch.no_grad():
                 for name, shape in shapes.items():
-                    getattr(self, name).materialize(shape)
+                    if is_lazy(parameter := getattr(self, name)):
+                        parameter.materialize(shape)
             self.reset_parameters()
             if self._initial_weights is not None:
                 self.set_weights(self._initial_weights)
