@@ -24,15 +24,8 @@ from .keras_write import write_entries
 from .state_files import SUFFIXES, keras_tensors, read_states, write_states
 
 _PARAMETERS = inspect.signature(GRU.__init__).parameters
-_FROM_CONFIG = {*_PARAMETERS, "name", "trainable"} - {
-    "self",
-    "units",
-    "input_size",
-    "backend",
-    "device",
-    "dtype",
-    "options",
-}
+_NOT_CONFIG = {"self", "units", "input_size", "backend", "device", "dtype", "options"}
+_FROM_CONFIG = {*_PARAMETERS, "name", "trainable"} - _NOT_CONFIG
 _OURS = ("batch_input_shape", "backend")
 
 
@@ -55,9 +48,7 @@ def from_torch(module: nn.RNNBase, **options: Any) -> GRU | Bidirectional | list
     if not isinstance(module, nn.RNNBase) or module.mode != "GRU":
         raise TypeError(f"`module` must be a torch.nn.GRU, got {type(module).__name__}")
     if module.dropout and module.num_layers > 1:
-        warnings.warn(
-            f"`dropout={module.dropout}` between the layers of `module` is left out: it has no place in one layer"
-        )
+        warnings.warn(f"`dropout={module.dropout}` between the layers of `module` is left out: no single layer has it")
     layers: list[GRU | Bidirectional] = []
     for number in range(module.num_layers):
         halves = []
@@ -103,8 +94,8 @@ def to_torch(layers: GRU | Bidirectional | Sequence[GRU | Bidirectional]) -> nn.
         for half in pair:
             if (half.units, half.input_size, half.use_bias) != (first.units, expected, first.use_bias):
                 raise ValueError(
-                    f"`layers[{number}]` has units={half.units}, input_size={half.input_size}, use_bias={half.use_bias}; "
-                    f"torch.nn.GRU needs units={first.units}, input_size={expected}, use_bias={first.use_bias}"
+                    f"`layers[{number}]` has units={half.units}, input_size={half.input_size}, "
+                    f"use_bias={half.use_bias}; torch.nn.GRU needs units={first.units}, input_size={expected}, use_bias={first.use_bias}"
                 )
     module = nn.GRU(
         first.input_size, first.units, len(pairs), first.use_bias, not first.time_major, 0.0, len(pairs[0]) == 2,
@@ -145,7 +136,7 @@ def load_keras(path: str | Path, layer: str | GRU | None = None) -> GRU:
     """Return a GRU layer of a Keras `.h5`, `.weights.h5` or `.keras` file.
 
     Args:
-        path: the file. A file without a config gives a layer of Keras's defaults, its sizes and bias those of the arrays.
+        path: the file. Without a config in it, the layer has Keras's defaults, and the sizes and bias of the arrays.
         layer: the layer's name in the file, or None where it has one GRU; or a `GRU` whose weights are to be replaced.
 
     Returns:

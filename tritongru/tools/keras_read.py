@@ -164,9 +164,12 @@ def _read_h5(file: IO[bytes], size: int, described: tuple[Any, str] | None) -> l
             entries = _read_v3(root, size)
         else:
             raise ValueError("it has neither the attribute 'layer_names' nor the group 'layers' of Keras weights")
-    if described is not None:
-        configs = collect_configs(described[0])
-        for entry in entries:
+    configs = {} if described is None else collect_configs(described[0])
+    for entry in entries:
+        # The backward half of a Bidirectional is known by its name where no config tells.
+        if any(name.rpartition("/")[2].startswith("backward_") for name in (entry.name, *entry.aliases)):
+            entry.config = {"go_backwards": True}
+        if described is not None:
             known = next((configs[name] for name in (entry.name, *entry.aliases) if name in configs), None)
             if known is not None:
                 entry.config = {**known, "keras_version": described[1]}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch.nn.functional as F
 
 from .keras_read import Entry
 
@@ -102,7 +103,7 @@ def _v3_bytes(entries: Sequence[Entry]) -> bytes:
 
 
 def _legacy_bytes(entries: Sequence[Entry]) -> bytes:
-    layers = [{"class_name": "GRU", "config": entry.config | {"name": entry.name}} for entry in entries]
+    layers = [{"class_name": "GRU", "config": _h5_config(entry.config) | {"name": entry.name}} for entry in entries]
     width = entries[0].arrays[0].shape[0]
     first = {"batch_input_shape": [None, None, width], "dtype": "float32", "sparse": False, "ragged": False}
     model = {
@@ -160,6 +161,11 @@ def _v3_layer(class_name: str, config: dict[str, Any], built: list[int | None] |
     return layer if built is None else layer | {"build_config": {"input_shape": built}}
 
 
+def _h5_config(config: dict[str, Any]) -> dict[str, Any]:
+    # Keras 3 also reads this format, but refuses the argument; False is its default.
+    return {key: value for key, value in config.items() if key != "time_major" or value}
+
+
 def _v3_config(config: dict[str, Any]) -> dict[str, Any]:
     config = dict(config)
     if config.pop("time_major", False):
@@ -170,6 +176,8 @@ def _v3_config(config: dict[str, Any]) -> dict[str, Any]:
                 f"`{name}='hard_sigmoid'` cannot be saved as .keras: Keras 3 gives that name to relu6(x + 3) / 6; "
                 "save as .h5"
             )
+        if config.get(name) is F.hardsigmoid:
+            config[name] = "hard_sigmoid"
     for name, value in config.items():
         kind = name.rpartition("_")[2]
         if isinstance(value, dict) and kind in ("initializer", "regularizer", "constraint"):

@@ -1,7 +1,7 @@
 """Read and write a torch `state_dict` (`.pt`, `.pth`) and safetensors: tensors only, no pickled object is ever built.
 
-Two layouts of the tensors, each under an optional prefix: `kernel, recurrent_kernel, bias` as `tritongru.GRU` holds them,
-and `weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0, ...` as `torch.nn.GRU` does.
+Two layouts of the tensors, each under an optional prefix: `kernel, recurrent_kernel, bias` as `tritongru.GRU` holds
+them, and `weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0, ...` as `torch.nn.GRU` does.
 
 Source: `torch.nn.GRU`; the safetensors format keeps the layers' configs in its metadata under "tritongru".
 """
