@@ -41,9 +41,8 @@ def main() -> None:
     for part in ("train", "test"):
         frames, lengths, speakers = read_ts(getattr(arguments, part))
         arrays |= {f"{part}_frames": frames, f"{part}_lengths": lengths, f"{part}_speakers": speakers}
-        print(
-            f"{part}: {len(lengths)} utterances of {lengths.min()}-{lengths.max()} frames, {len(set(speakers))} speakers"
-        )
+        spread = f"{lengths.min()}-{lengths.max()} frames, {len(set(speakers))} speakers"
+        print(f"{part}: {len(lengths)} utterances of {spread}")
     np.savez_compressed(arguments.output, **arrays)
     print(f"{arguments.output}: {arguments.output.stat().st_size} bytes")
 

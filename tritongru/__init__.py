@@ -1,8 +1,55 @@
 """tritongru: the Gated Recurrent Unit, fast in PyTorch without being narrow."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import activations, compat
 from .dispatch import Decision
 from .functional import gru
+from .keras import GRU, Bidirectional, GRUCell, constraints, initializers, regularizers
 from .spec import ExchangeError, UnsupportedError
+from .stream import Stream
+from .tools.info import explain, info
+
+if TYPE_CHECKING:
+    from .tools import convert
+    from .tools.compare import compare
 
 __version__ = "0.1.0"
-__all__ = ["Decision", "ExchangeError", "UnsupportedError", "__version__", "gru"]
+__all__ = [
+    "Bidirectional",
+    "Decision",
+    "ExchangeError",
+    "GRU",
+    "GRUCell",
+    "Stream",
+    "UnsupportedError",
+    "__version__",
+    "activations",
+    "compare",
+    "compat",
+    "constraints",
+    "convert",
+    "explain",
+    "gru",
+    "info",
+    "initializers",
+    "regularizers",
+]
+
+# Tools are imported when first asked for: the layer needs none of them.
+_TOOLS = {"compare": "compare", "convert": None}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _TOOLS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f".tools.{name}", __name__)
+    function = _TOOLS[name]
+    return module if function is None else getattr(module, function)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_TOOLS})

@@ -137,7 +137,7 @@ TABLE: dict[str, Activation] = {
         Activation("softplus", softplus, lambda y: -torch.expm1(-y), 7),
         Activation("softsign", softsign, lambda y: (1 - y.abs()) ** 2, 8),
         Activation("exponential", exponential, lambda y: y, 9),
-        Activation("leaky_relu", leaky_relu, lambda y: torch.where(y > 0, 1.0, LEAKY_SLOPE).to(y.dtype), 10),
+        Activation("leaky_relu", leaky_relu, lambda y: torch.where(y > 0, torch.ones_like(y), LEAKY_SLOPE), 10),
         Activation("swish", swish),
         Activation("gelu", gelu),
         Activation("mish", mish),

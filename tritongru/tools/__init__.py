@@ -1,1 +1,1 @@
-"""Tools around the layer: what runs here, the comparison with the oracle, tuning, benchmarks, file formats, the demo."""
+"""Tools around the layer: what runs here, the comparison with the oracle, tuning, benchmarks, conversion, the demo."""

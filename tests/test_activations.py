@@ -1,0 +1,97 @@
+"""Activations: formulas, derivatives from the output, names, serialisation."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tritongru import activations
+
+NAMES = list(activations.TABLE)
+WITH_DERIVATIVE = [name for name, entry in activations.TABLE.items() if entry.derivative is not None]
+
+# Written down from the formulas of tf.keras.activations, at x = -3, -0.5 and 2.
+EXPECTED = {
+    "linear": lambda x: x,
+    "tanh": math.tanh,
+    "sigmoid": lambda x: 1 / (1 + math.exp(-x)),
+    "relu": lambda x: max(x, 0.0),
+    "hard_sigmoid": lambda x: min(max(0.2 * x + 0.5, 0.0), 1.0),
+    "elu": lambda x: x if x > 0 else math.exp(x) - 1,
+    "selu": lambda x: 1.0507009873554805 * (x if x > 0 else 1.6732632423543772 * (math.exp(x) - 1)),
+    "softplus": lambda x: math.log1p(math.exp(x)),
+    "softsign": lambda x: x / (1 + abs(x)),
+    "exponential": math.exp,
+    "leaky_relu": lambda x: x if x > 0 else 0.2 * x,
+    "swish": lambda x: x / (1 + math.exp(-x)),
+    "gelu": lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2))),
+    "mish": lambda x: x * math.tanh(math.log1p(math.exp(x))),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_formula(name: str) -> None:
+    points = [-3.0, -0.5, 2.0]
+    expected = torch.tensor([EXPECTED[name](x) for x in points], dtype=torch.float64)
+    result = activations.get(name)(torch.tensor(points, dtype=torch.float64))
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_softmax_is_over_the_units() -> None:
+    y = activations.get("softmax")(torch.randn(3, 4, 5))
+    torch.testing.assert_close(y.sum(-1), torch.ones(3, 4))
+
+
+@pytest.mark.parametrize("name", WITH_DERIVATIVE)
+def test_derivative_is_a_function_of_the_output(name: str) -> None:
+    # The kinks (0 and, for hard_sigmoid, 2.5) are not among the points.
+    x = torch.linspace(-4, 4, 80, dtype=torch.float64).requires_grad_()
+    entry = activations.TABLE[name]
+    y = entry.function(x)
+    (expected,) = torch.autograd.grad(y.sum(), x)
+    assert entry.derivative is not None
+    torch.testing.assert_close(entry.derivative(y.detach()), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_kernel_numbers_are_distinct_and_need_a_derivative() -> None:
+    numbered = [entry for entry in activations.TABLE.values() if entry.kernel_id is not None]
+    assert sorted(entry.kernel_id for entry in numbered) == list(range(len(numbered)))
+    assert all(entry.derivative is not None for entry in numbered)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_serialize_round_trip(name: str) -> None:
+    function = activations.get(name)
+    assert activations.serialize(function) == name
+    assert activations.deserialize(name) is function
+
+
+def test_aliases_and_well_known_callables() -> None:
+    assert activations.get("silu") is activations.get("swish")
+    assert activations.get(None) is activations.linear
+    assert activations.resolve(torch.tanh).name == "tanh"
+    assert activations.resolve(torch.nn.Sigmoid()).name == "sigmoid"
+    assert activations.resolve({"class_name": "relu"}).name == "relu"
+
+
+def test_custom_objects_come_first() -> None:
+    def double(x):
+        return 2 * x
+
+    assert activations.deserialize("tanh", {"tanh": double}) is double
+
+
+def test_softplus_is_exact_for_large_input() -> None:
+    assert activations.softplus(torch.tensor(-40.0, dtype=torch.float64)) == pytest.approx(math.exp(-40), rel=1e-12)
+    assert float(activations.softplus(torch.tensor(1000.0))) == 1000.0
+
+
+def test_bad_names() -> None:
+    with pytest.raises(ValueError, match="recurrent_activation.*'tanhh'.*known"):
+        activations.resolve("tanhh", "recurrent_activation")
+    with pytest.raises(TypeError, match="activation.*3"):
+        activations.resolve(3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Cannot serialize"):
+        activations.serialize(lambda x: x)

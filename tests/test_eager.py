@@ -1,0 +1,120 @@
+"""The eager scan's hand-derived gradients against the oracle, over a grid of flags, with and without recomputation."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tritongru import gru
+from tritongru.tools.cases import Case, differentiated, in_dtype, make_arguments, run_case
+from tritongru.tools.tolerance import check
+
+
+def assert_equals_oracle(case: Case, backend: str = "eager") -> None:
+    """Assert outputs, state and every gradient by name."""
+    arguments = make_arguments(case)
+    truth = run_case(in_dtype(arguments, torch.float64), "reference", case.seed)
+    oracle = run_case(arguments, "reference", case.seed)
+    for name, value in run_case(arguments, backend, case.seed).items():
+        check(f"{case}: {name}", value, oracle[name], truth[name])
+
+
+VARIANTS = list(itertools.product(("keras", "torch"), (False, True), (False, True)))
+FLAGS = list(itertools.product((False, True), (None, "rows"), (0, 1, 3), (False, True)))
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["saved", "recompute"])
+@pytest.mark.parametrize("layout, reset_after, go_backwards", VARIANTS)
+def test_grid(layout: str, reset_after: bool, go_backwards: bool, recompute: bool) -> None:
+    for seed, (mask, reset_state, dropouts, zero) in enumerate(FLAGS):
+        case = Case(
+            3, 6, 4, 5, "float64", seed, reset_after=reset_after, layout=layout, go_backwards=go_backwards,
+            recompute=recompute, mask=mask, resets=bool(seed % 2), reset_state=reset_state if seed % 2 else None,
+            recurrent_dropouts=dropouts, input_dropouts=(0, 3, 1)[seed % 3], zero_output_for_mask=zero,
+            use_bias=seed % 5 > 0, time_major=seed % 4 == 3, lengths=seed % 7 == 2,
+        )  # fmt: skip
+        assert_equals_oracle(case)
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize(
+    "name",
+    ["linear", "tanh", "sigmoid", "relu", "hard_sigmoid", "elu", "selu", "softplus", "softsign", "exponential",
+     "leaky_relu"],
+)  # fmt: skip
+def test_activations(name: str, reset_after: bool) -> None:
+    case = Case(2, 3, 3, 4, "float64", activation=name, reset_after=reset_after)
+    assert_equals_oracle(case)
+    if name != "exponential":
+        assert_equals_oracle(replace(case, activation="tanh", recurrent_activation=name))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(1, 1, 1, 1),
+        Case(1, 9, 3, 17),
+        Case(5, 1, 4, 33),
+        Case(2, 40, 12, 64, mask=True),
+        Case(4, 12, 7, 31, "float16", resets=True, reset_state="steps"),
+        Case(4, 12, 7, 31, "bfloat16", mask=True, reset_after=False),
+        Case(3, 8, 0, 4, "float64"),
+        Case(3, 8, 2, 4, "float64", initial_state=False, resets=True, reset_state="initial"),
+    ],
+    ids=str,
+)
+def test_shapes_and_dtypes(case: Case) -> None:
+    assert_equals_oracle(case)
+    assert_equals_oracle(replace(case, recompute=True))
+
+
+@pytest.mark.parametrize("case", [Case(2, 0, 3, 4, "float64"), Case(0, 3, 3, 4, "float64", mask=True)], ids=str)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_no_steps_and_no_rows(case: Case, recompute: bool) -> None:
+    assert_equals_oracle(replace(case, recompute=recompute))
+
+
+@pytest.mark.parametrize("layout", ["keras", "torch"])
+@pytest.mark.parametrize("go_backwards", [False, True])
+def test_aten_equals_oracle(layout: str, go_backwards: bool) -> None:
+    case = Case(3, 7, 5, 9, "float64", layout=layout, go_backwards=go_backwards, input_dropouts=1)
+    assert_equals_oracle(case, "aten")
+    assert_equals_oracle(replace(case, use_bias=False, dtype="float32"), "aten")
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.builds(
+        Case, batch=st.integers(1, 4), time=st.integers(1, 6), input_size=st.integers(1, 4), units=st.integers(1, 6),
+        seed=st.integers(0, 10**6), dtype=st.sampled_from(["float32", "float64"]), reset_after=st.booleans(),
+        mask=st.booleans(), lengths=st.booleans(), resets=st.booleans(), go_backwards=st.booleans(),
+        time_major=st.booleans(), layout=st.sampled_from(["keras", "torch"]), recompute=st.booleans(),
+        zero_output_for_mask=st.booleans(), use_bias=st.booleans(), initial_state=st.booleans(),
+        recurrent_dropouts=st.sampled_from([0, 1, 3]),
+    )
+)  # fmt: skip
+def test_any_case(case: Case) -> None:
+    assert_equals_oracle(case)
+
+
+def test_second_derivatives() -> None:
+    arguments = make_arguments(Case(2, 3, 2, 2, "float64", mask=True, resets=True, reset_state="rows"))
+    leaves = {name: value.clone().requires_grad_() for name, value in differentiated(arguments).items()}
+
+    def function(*values):
+        return gru(**(arguments | dict(zip(leaves, values, strict=True))), backend="eager")
+
+    assert torch.autograd.gradcheck(function, tuple(leaves.values()))
+    assert torch.autograd.gradgradcheck(function, tuple(leaves.values()))
+
+
+def test_a_repeated_run_gives_the_same_bits() -> None:
+    arguments = make_arguments(Case(3, 8, 4, 16, mask=True))
+    first, second = run_case(arguments, "eager"), run_case(arguments, "eager")
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name

@@ -1,0 +1,42 @@
+"""The command line: `python -m tritongru info | compare | tune | bench | convert | demo`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+from collections.abc import Sequence
+
+COMMANDS = {
+    "info": "versions, device, how the kernels run here",
+    "compare": "every backend against the float64 oracle: outputs and all gradients; exit status 1 on a failure",
+    "tune": "sweep launch configurations",
+    "bench": "named workloads, all backends side by side",
+    "convert": "Keras files, torch state_dicts and safetensors, both ways",
+    "demo": "train on the Japanese Vowels recordings, then compare",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser with one subcommand for each tool this installation has."""
+    parser = argparse.ArgumentParser(prog="python -m tritongru", description="The Gated Recurrent Unit for PyTorch.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        module_name = f"tritongru.tools.{name}"
+        if importlib.util.find_spec(module_name) is None:
+            continue
+        module = importlib.import_module(module_name)
+        command = commands.add_parser(name, help=summary, description=summary)
+        module.add_arguments(command)
+        command.set_defaults(main=module.main)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    parsed = build_parser().parse_args(arguments)
+    return parsed.main(parsed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

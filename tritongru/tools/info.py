@@ -1,0 +1,94 @@
+"""What is installed, what runs here, and why a call would take the backend it takes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import platform
+
+import torch
+
+from ..dispatch import Decision, has_triton, is_interpreted
+
+
+class Info(dict):
+    """A dict of facts that prints as a list of them."""
+
+    def __str__(self) -> str:
+        width = max(map(len, self))
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in self.items())
+
+
+def info() -> Info:
+    """Return versions, the device, how the Triton kernels run here and which tuning table is in use.
+
+    Returns:
+        A dict with the keys tritongru, python, torch, triton, device, kernels and tuning; `print` it to read it.
+
+    >>> info()["python"].count(".")
+    2
+    """
+    return Info(
+        tritongru=_version("tritongru"),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        triton=_version("triton"),
+        device=_device(),
+        kernels=_kernels(),
+        tuning=_tuning(),
+    )
+
+
+def explain(layer, x, mask=None, **call) -> Decision:
+    """Return the backend that `layer(x, mask, **call)` would take and the reasons against the others; runs nothing.
+
+    Args:
+        layer: a layer of this package. x, mask, call: as in calling it.
+
+    Returns:
+        A `Decision`: `.backend`, `.rejected`, and `str(decision)` to read.
+    """
+    return layer.explain(x, mask=mask, **call)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `python -m tritongru info`: none."""
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print `info()`."""
+    print(info())
+    return 0
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _device() -> str:
+    if not torch.cuda.is_available():
+        return f"cpu ({torch.get_num_threads()} threads)"
+    major, minor = torch.cuda.get_device_capability()
+    runtime = f"HIP {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
+    return f"{torch.cuda.get_device_name()} (capability {major}.{minor}, {runtime})"
+
+
+def _kernels() -> str:
+    if not has_triton():
+        return "not available: triton is not installed"
+    if is_interpreted():
+        return "interpreted (TRITON_INTERPRET=1): for testing, not for speed"
+    if torch.cuda.is_available():
+        return "compiled"
+    return "not used: no GPU, and TRITON_INTERPRET is not set"
+
+
+def _tuning() -> str:
+    return (
+        "none: tables are for GPUs"
+        if not torch.cuda.is_available()
+        else "no table: a formula of the device (tritongru.configs)"
+    )
