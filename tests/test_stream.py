@@ -1,0 +1,126 @@
+"""A stream of steps against one call over the sequence, and the jagged form against the padded one."""
+
+import pytest
+import torch
+
+from tritongru import ragged
+from tritongru.keras import GRU
+from tritongru.stream import Stream
+
+B, T, I, U = 3, 6, 2, 5
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"reset_after": False}, {"use_bias": False}, {"activation": "gelu"}, {"dtype": "float64"},
+     {"dtype": "mixed_bfloat16"}, {"time_major": True}],
+    ids=str,
+)  # fmt: skip
+def test_steps_equal_the_sequence(arguments):
+    layer = GRU(U, input_size=I, return_sequences=True, bias_initializer="glorot_uniform", **arguments)
+    x = torch.randn(B, T, I)
+    stream = Stream(layer)
+    steps = torch.stack([stream.step(x[:, t]) for t in range(T)], dim=1)
+    whole = layer(x.transpose(0, 1)).transpose(0, 1) if layer.time_major else layer(x)
+    assert steps.dtype == whole.dtype
+    # In half precision the scan keeps its state in float32 between steps; a stream rounds it.
+    tolerance = 2e-2 if whole.dtype == torch.bfloat16 else 1e-6
+    torch.testing.assert_close(steps, whole, rtol=tolerance, atol=tolerance)
+
+
+def test_gradients_through_steps_and_detach():
+    layer = GRU(U, input_size=I, dtype="float64")
+    x = torch.randn(B, T, I, dtype=torch.float64, requires_grad=True)
+    layer(x).square().sum().backward()
+    expected, x.grad = x.grad.clone(), None
+    stream = Stream(layer)
+    for t in range(T):
+        y = stream.step(x[:, t])
+    y.square().sum().backward()
+    torch.testing.assert_close(x.grad, expected)
+
+    x.grad = None
+    stream.reset()
+    for t in range(T):
+        if t == 4:
+            stream.detach()
+        y = stream.step(x[:, t])
+    y.square().sum().backward()
+    assert not x.grad[:, :4].any() and x.grad[:, 4:].all()
+
+
+@pytest.mark.parametrize("rows", [[1], torch.tensor([False, True, False])], ids=["indices", "bool"])
+def test_reset_of_rows(rows):
+    layer = GRU(U, input_size=I)
+    x, stream = torch.randn(B, 2, I), Stream(layer)
+    stream.step(x[:, 0])
+    before = stream.state.clone()
+    stream.reset(rows)
+    assert not stream.state[1].any() and torch.equal(stream.state[[0, 2]], before[[0, 2]])
+    y = stream.step(x[:, 1])
+    torch.testing.assert_close(y[1:2], layer(x[1:2, 1:]))
+    stream.reset()
+    assert stream.state is None
+
+
+def test_dropout_masks_are_kept_until_reset():
+    layer = GRU(U, input_size=I, dropout=0.5, recurrent_dropout=0.5)
+    stream = Stream(layer)
+    stream.step(torch.randn(B, I))
+    first = stream._masks
+    stream.step(torch.randn(B, I))
+    assert stream._masks is first
+    stream.reset()
+    assert stream._masks is None
+    layer.eval()
+    x = torch.randn(B, I)
+    torch.testing.assert_close(stream.step(x), layer(x[:, None]))
+
+
+def test_half_weights_are_cast_once():
+    layer = GRU(U, input_size=I, dtype="mixed_bfloat16")
+    stream, x = Stream(layer), torch.randn(B, I)
+    with torch.no_grad():
+        stream.step(x)
+        first = stream._weights()
+        stream.step(x)
+        assert stream._weights() is first
+        layer.kernel.mul_(2)
+        assert stream._weights() is not first
+
+
+def test_errors():
+    with pytest.raises(TypeError, match="layer.*Linear"):
+        Stream(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="go_backwards=True"):
+        Stream(GRU(U, go_backwards=True))
+    stream = Stream(GRU(U))
+    with pytest.raises(ValueError, match=r"`x` must be a tensor \(B,I\)"):
+        stream.step(torch.zeros(B, T, I))
+    stream.step(torch.zeros(B, I))
+    with pytest.raises(ValueError, match="batch 3.*got 2"):
+        stream.step(torch.zeros(2, I))
+    with pytest.raises(ValueError, match="2 features, got 4"):
+        stream.step(torch.zeros(B, 4))
+
+
+@pytest.mark.parametrize("lengths", [[3, 1, 4], [2, 0, 1], [0, 0], [5]], ids=str)
+def test_jagged_round_trip(lengths):
+    offsets = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()])
+    values = torch.randn(sum(lengths), I, requires_grad=True)
+    x = torch.nested.nested_tensor_from_jagged(values, offsets)
+    padded, rows = ragged.to_padded(x)
+    assert padded.shape == (len(lengths), max(lengths), I)
+    assert rows.lengths.tolist() == lengths
+    back = ragged.from_padded(padded, rows)
+    assert torch.equal(back.values(), values) and torch.equal(back.offsets(), offsets)
+    reversed_rows = ragged.reverse_rows(x).values()
+    expected = [values[a:b].flip(0) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    assert torch.equal(reversed_rows, torch.cat(expected))
+    back.values().sum().backward()
+    assert torch.equal(values.grad, torch.ones_like(values))
+
+
+def test_jagged_errors():
+    with pytest.raises(ValueError, match="torch.jagged"):
+        ragged.to_padded(torch.nested.nested_tensor([torch.zeros(2, 3)]))
