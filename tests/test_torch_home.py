@@ -75,9 +75,25 @@ def scan_arguments(mask: bool, dtype=F64, save="gates"):
 
 
 @pytest.mark.parametrize("mask", [False, True])
-def test_opcheck_of_the_scan(mask):
-    # The op reads `save` to know whether a gradient will be asked for, so the static check of autograd keys applies.
-    torch.library.opcheck(torch.ops.tritongru.scan, scan_arguments(mask))
+@pytest.mark.parametrize("save", ["gates", "recompute"])
+def test_opcheck_of_the_scan(mask, save):
+    torch.library.opcheck(torch.ops.tritongru.scan, scan_arguments(mask, save=save))
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_opcheck_of_the_backward_operators(mask):
+    arguments = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in scan_arguments(mask))
+    x, w, bias_x, u, bias_h, h0, steps = arguments[:7]
+    out, last, states, gates = torch.ops.tritongru.scan(*arguments)
+    entering = states if mask else torch.cat((h0[None], out[:-1]))
+    torch.library.opcheck(
+        torch.ops.tritongru.scan_backward,
+        (torch.randn_like(out), torch.randn_like(last), gates, entering, u, steps, None, None,
+         "tanh", "sigmoid", True, False, False, False, "ieee", False, "eager"),
+    )  # fmt: skip
+    rebuild = (x, w, bias_x, u, bias_h, entering, None, "tanh", "sigmoid", True, False, "ieee")
+    torch.library.opcheck(torch.ops.tritongru.rebuild_gates, rebuild)
+    torch.testing.assert_close(torch.ops.tritongru.rebuild_gates(*rebuild), gates)
 
 
 @pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16])
@@ -176,6 +192,37 @@ def test_func_fallback_is_named():
     torch.testing.assert_close(output[1], layer(x[1], lengths=torch.tensor([4, 2]))[0])
     assert seen[0].backend == "reference"
     assert all("torch.func transform" in seen[0].rejected[name][0] for name in ("eager", "aten"))
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_func_inside_compile_and_over_lengths(compiled):
+    torch._dynamo.reset()
+    layer = GRU(3, 5)
+    x, lengths = torch.randn(3, 4, 2, 3), torch.tensor([[4, 2], [0, 3], [1, 1]])
+
+    def loss(x, lengths):
+        return layer(x, lengths=lengths)[0].square().sum()
+
+    def each(x, lengths):
+        return vmap(grad(loss))(x, lengths)
+
+    found = (torch.compile(each, fullgraph=True, backend="aot_eager") if compiled else each)(x, lengths)
+    leaf = x.clone().requires_grad_()
+    sum(loss(a, n) for a, n in zip(leaf, lengths, strict=True)).backward()
+    torch.testing.assert_close(found, leaf.grad)
+
+
+def test_func_forward_mode_and_hessian():
+    layer = GRU(2, 3, dtype=F64)
+    x, v = torch.randn(3, 1, 2, dtype=F64), torch.randn(3, 1, 2, dtype=F64)
+
+    def loss(x):
+        return layer(x)[0].pow(3).sum()
+
+    hessian = torch.func.hessian(loss)(x)
+    torch.testing.assert_close(hessian, torch.autograd.functional.hessian(loss, x))
+    value, slope = torch.func.jvp(loss, (x,), (v,))
+    torch.testing.assert_close(slope, (grad(loss)(x) * v).sum())
 
 
 @pytest.mark.parametrize("copied", [

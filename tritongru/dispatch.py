@@ -66,6 +66,10 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+# Dynamo asks while it traces, and guards the answer by itself; see torch.compiler.assume_constant_result.
+is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def decide(facts: Facts, backend: str = "auto") -> Decision:
     """Choose the backend for a call.
 

@@ -146,7 +146,7 @@ def describe(checked: dict) -> Facts:
         precision=resolve_precision(checked["precision"]),
         recompute=bool(checked["recompute"]),
         tracing=tracing,
-        transformed=not tracing and dispatch.is_transformed(),
+        transformed=dispatch.is_transformed(),
     )
 
 

@@ -250,8 +250,10 @@ def _check_lengths(lengths, batch: int, time: int, like: Tensor) -> Tensor | Non
         raise TypeError(f"`lengths` must be integers, got {lengths.dtype}")
     if tuple(lengths.shape) != (batch,):
         raise ValueError(f"`lengths` must have shape (B,) = {(batch,)}, got {tuple(lengths.shape)}")
-    # Values on an accelerator are not read back: that would stop the device at every call.
-    if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and lengths.numel():
+    # Values on an accelerator are not read back: that would stop the device at every call. Traced or mapped, they are
+    # not there to be read.
+    readable = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    if lengths.device.type == "cpu" and readable and lengths.numel():
         low, high = int(lengths.min()), int(lengths.max())
         if low < 0 or high > time:
             raise ValueError(f"`lengths` must lie in 0..{time}, got values from {low} to {high}")
