@@ -95,7 +95,8 @@ def to_torch(layers: GRU | Bidirectional | Sequence[GRU | Bidirectional]) -> nn.
             if (half.units, half.input_size, half.use_bias) != (first.units, expected, first.use_bias):
                 raise ValueError(
                     f"`layers[{number}]` has units={half.units}, input_size={half.input_size}, "
-                    f"use_bias={half.use_bias}; torch.nn.GRU needs units={first.units}, input_size={expected}, use_bias={first.use_bias}"
+                    f"use_bias={half.use_bias}; torch.nn.GRU needs units={first.units}, "
+                    f"input_size={expected}, use_bias={first.use_bias}"
                 )
     module = nn.GRU(
         first.input_size, first.units, len(pairs), first.use_bias, not first.time_major, 0.0, len(pairs[0]) == 2,

@@ -56,7 +56,7 @@ class Entry:
     """
 
     name: str
-    arrays: list[np.ndarray]
+    arrays: list[Any]
     config: dict[str, Any] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     problem: str = ""
@@ -155,7 +155,7 @@ def _read_h5(file: IO[bytes], size: int, described: tuple[Any, str] | None) -> l
         raise ImportError("reading Keras files needs h5py: pip install 'tritongru[convert]'") from error
     with h5py.File(file, "r") as root:
         if described is None and "model_config" in root.attrs:
-            text = root.attrs["model_config"]
+            text = _text(root.attrs["model_config"])
             described = _parse_json(text, "the attribute 'model_config'"), _text(root.attrs.get("keras_version", "2"))
         top = _child(root, "model_weights") if "model_weights" in root else root
         if "layer_names" in top.attrs or "layer_names0" in top.attrs:

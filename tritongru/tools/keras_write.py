@@ -28,7 +28,7 @@ H5_VERSION = "2.9.0"
 ZIP_VERSION = "3.0.0"
 
 
-def replace_file(path: str | Path, write: Callable[[Path], None]) -> None:
+def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
     """Have `write` fill a new file beside `path`, then move it there; on an error nothing of it stays."""
     path = Path(path)
     if not path.parent.is_dir():
