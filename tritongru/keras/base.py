@@ -264,7 +264,18 @@ class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
         state = self.__dict__.copy()
         for name in ("_dropout_mask", "_recurrent_dropout_mask", "_activity_losses"):
             state.pop(name, None)
+        if not self.built:
+            state["_unbuilt"] = (self.kernel.device, self.kernel.dtype)
         return state
+
+    def __setstate__(self, state: dict) -> None:
+        state = dict(state)
+        # torch pickles an uninitialized parameter without its device and dtype.
+        device, dtype = state.pop("_unbuilt", (None, None))
+        super().__setstate__(state)
+        for name, parameter in self._parameters.items():
+            if dtype is not None and is_lazy(parameter) and parameter.dtype != dtype:
+                self._parameters[name] = UninitializedParameter(parameter.requires_grad, device, dtype)
 
     def extra_repr(self) -> str:
         """The sizes, for `repr`."""
