@@ -81,3 +81,13 @@ def test_ddp_two_processes_take_the_steps_of_one(tmp_path):
 def test_ddp_example_learns():
     model, error = load("ddp_train").train(120, time=8, rate=1e-2)
     assert error < 0.08  # answering the mean gives 1/6
+
+
+def test_streaming_steps_equal_one_call():
+    result = load("streaming").run(frames=50)
+    assert result["difference"] < 1e-5
+    assert 0 < result["median"] <= result["slowest"]
+
+
+def test_streaming_runs_from_the_command_line():
+    assert "largest difference" in start("examples/streaming.py", "--units", "16", "--frames", "20")
