@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+import tritongru
 from tritongru.compat import GRU
 from tritongru.spec import UnsupportedError
 
@@ -330,6 +331,9 @@ def test_explain_and_a_named_backend():
     ours(x, lengths=lengths)
     assert decision == ours.last_decision and "aten" in decision.rejected
     assert ours.explain(pack_padded_sequence(x, [4, 2])) == decision
+    assert tritongru.explain(ours, x, lengths=lengths) == decision
+    with pytest.raises(TypeError, match="no `mask`"):
+        tritongru.explain(ours, x, lengths[:, None])
     with pytest.raises(UnsupportedError, match="mask or lengths given"):
         ours(x, lengths=lengths, backend="aten")
     with pytest.raises(UnsupportedError, match="mask or lengths given"):

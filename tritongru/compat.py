@@ -118,12 +118,16 @@ class GRU(nn.RNNBase):
         *,
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
+        mask: None = None,
         backend: str | None = None,
     ) -> Decision:
         """Return which backend the first layer of such a call would run on, and why not the others.
 
-        Args: as `forward`. Raises: as `forward`.
+        Args: as `forward`; `mask` is what `tritongru.explain` passes on, and must be None.
+        Raises: as `forward`; TypeError for a mask.
         """
+        if mask is not None:
+            raise TypeError("compat.GRU takes no `mask`: pass `lengths`")
         if isinstance(input, PackedSequence):
             _refuse_with_packed(lengths, resets)
             x, valid = _pad(input)
@@ -138,7 +142,6 @@ class GRU(nn.RNNBase):
         """Do nothing; kept for code written for torch.nn.GRU."""
 
     def extra_repr(self) -> str:
-        """Return torch.nn.GRU's text and what was set beyond it."""
         text = super().extra_repr()
         if self.recurrent_dropout:
             text += f", recurrent_dropout={self.recurrent_dropout}"
