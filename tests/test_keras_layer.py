@@ -30,9 +30,6 @@ def random_layer(units=U, size=I, **arguments):
     return GRU(units, input_size=size, bias_initializer="glorot_uniform", **arguments).eval()
 
 
-# -- values published with Keras (gru_test.py of Keras 3): one number per row, equal over the units ---------------------
-
-
 @pytest.mark.parametrize("implementation", [1, 2])
 @pytest.mark.parametrize(
     ("arguments", "rows"),
@@ -85,9 +82,6 @@ def test_published_masking_values(arguments, first, second):
     output = constant(2, **arguments)(sequence(2, 4, 3), mask=mask)
     expected = torch.tensor([first, second])[..., None].expand(output.shape)
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
-
-
-# -- masks ---------------------------------------------------------------------------------------------------------------
 
 
 def test_masked_steps_repeat_and_begin_with_zeros():
@@ -143,9 +137,6 @@ def test_compute_mask():
     assert GRU(U).supports_masking is True
 
 
-# -- order of time -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("sequences", [False, True])
 def test_go_backwards_is_the_reversed_input(sequences, masked):
@@ -196,9 +187,6 @@ def test_unroll_needs_steps():
     assert not unrolled(x, mask=MASK).any()
 
 
-# -- resets --------------------------------------------------------------------------------------------------------------
-
-
 def test_resets_separate_segments():
     layer = random_layer(return_sequences=True)
     x = torch.randn(1, T, I)
@@ -221,9 +209,6 @@ def test_bidirectional_resets_give_both_the_same_segments(swapped):
         torch.testing.assert_close(y, torch.cat([second, first], 1))
     else:
         torch.testing.assert_close(y, torch.cat([first, second], 1))
-
-
-# -- dropout -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("implementation", "count"), [(0, 1), (1, 3), (2, 1)])
@@ -285,9 +270,6 @@ def test_rates_are_clamped():
     assert layer(torch.randn(B, T, I), training=False).shape == (B, U)
     with pytest.raises(ValueError, match="`recurrent_dropout`.*1.0"):
         GRU(U, recurrent_dropout=1.0)(torch.randn(B, T, I))
-
-
-# -- state ---------------------------------------------------------------------------------------------------------------
 
 
 def test_stateful_calls_continue():
@@ -373,9 +355,6 @@ def test_initial_state_of_the_wrong_shape(shape, built):
     layer = random_layer() if built else GRU(U)
     with pytest.raises(ValueError, match=r"`initial_state`.*\(3, 4\)"):
         layer(torch.randn(B, T, I), initial_state=torch.zeros(shape))
-
-
-# -- construction ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -494,9 +473,6 @@ def test_named_backend_that_cannot_run_raises():
         layer(torch.randn(B, T, I))
 
 
-# -- dtypes --------------------------------------------------------------------------------------------------------------
-
-
 def test_dtypes():
     x = torch.randn(B, T, I)
     assert GRU(U)(x.double()).dtype == torch.float32
@@ -512,9 +488,6 @@ def test_dtypes():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         layer = random_layer()
         assert layer(x).dtype == torch.bfloat16 and layer.kernel.dtype == torch.float32
-
-
-# -- losses and constraints ----------------------------------------------------------------------------------------------
 
 
 def test_losses_in_order():
@@ -544,9 +517,6 @@ def test_constraints_act_after_the_step_only():
     optimizer.step()
     assert (layer.kernel >= 0).all() and (layer.bias >= 0).all() and (layer.recurrent_kernel < 0).any()
     handle.remove()
-
-
-# -- the other layers ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arguments", [{}, {"reset_after": False}, {"use_bias": False}, {"dropout": 0.5},
@@ -625,9 +595,6 @@ def test_bidirectional_errors(make, message):
         make()
 
 
-# -- jagged input --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("backwards", [False, True])
 def test_jagged_equals_padded_and_rows_by_themselves(backwards):
     layer = random_layer(return_sequences=True, return_state=True, go_backwards=backwards)
@@ -650,9 +617,6 @@ def test_jagged_bidirectional_and_errors():
     for name in ("unroll", "time_major"):
         with pytest.raises(ValueError, match=f"`{name}=True`.*jagged"):
             GRU(U, **{name: True})(x)
-
-
-# -- compilation ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def to_padded(x: Tensor, name: str = "inputs") -> tuple[Tensor, Rows]:
     if x.dim() != 3:
         raise ValueError(f"`{name}` must have 3 axes (B, jagged T, I), got {x.dim()}")
     x = x.contiguous()
-    values, offsets = x.values(), x.offsets()
+    values, offsets = x.values(), x.offsets()  # type: ignore[attr-defined]
     lengths = offsets.diff()
     batch = lengths.shape[0]
     row = torch.repeat_interleave(torch.arange(batch, device=values.device), lengths, output_size=values.shape[0])
@@ -71,4 +71,4 @@ def reverse_rows(x: Tensor) -> Tensor:
 
 def like(values: Tensor, x: Tensor) -> Tensor:
     """Return `values` (N,...) as a jagged tensor with the rows of `x`."""
-    return torch.nested.nested_tensor_from_jagged(values, x.offsets())
+    return torch.nested.nested_tensor_from_jagged(values, x.offsets())  # type: ignore[attr-defined]

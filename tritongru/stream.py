@@ -56,9 +56,10 @@ class Stream:
             raise ValueError(f"`x` must have batch {self.state.shape[0]}, that of the state, got {x.shape[0]}")
         x = layer._to_input(x)
         state = x.new_zeros(x.shape[0], layer.units) if self.state is None else self.state.to(x.dtype)
-        masks = self._dropout_masks(x, state) if layer.training else (None, None)
-        self.state = run_step(layer, x, state, self._weights(), *masks, layer.backend)
-        return self.state
+        input_masks, state_masks = self._dropout_masks(x, state) if layer.training else (None, None)
+        new = run_step(layer, x, state, self._weights(), input_masks, state_masks, layer.backend)
+        self.state = new
+        return new
 
     def reset(self, rows=None) -> None:
         """Set the state to zeros: of all rows, or of those that `rows` (indices, or bool (B,)) selects."""

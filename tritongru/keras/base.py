@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,12 +12,8 @@ from torch.nn.parameter import Parameter, UninitializedParameter, is_lazy
 
 from .. import activations, spec
 from . import constraints, initializers, regularizers
+from .arguments import HALF_POLICIES, check_implementation, parse_dtype, serialize_or_keep, take_options
 from .dropout import DropoutMasks
-
-_HALF_POLICIES = {"mixed_float16": torch.float16, "mixed_bfloat16": torch.bfloat16}
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
-# Keras arguments that have no meaning here, and are taken so that its code and configurations can be used.
-_IGNORED = ("input_length", "enable_caching_device", "return_runtime")
 
 
 class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
@@ -27,6 +22,10 @@ class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
     Attributes:
         kernel: (I,3U). recurrent_kernel: (U,3U). bias: (2,3U) if reset_after, else (3U,), or None. Gates z, r, h.
     """
+
+    kernel: Parameter
+    recurrent_kernel: Parameter
+    bias: Parameter | None
 
     def __init__(
         self, units, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer,
@@ -66,8 +65,6 @@ class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
             for hook in ("_initialize_hook", "_load_hook"):
                 getattr(self, hook).remove()
                 delattr(self, hook)
-
-    # -- building ---------------------------------------------------------------------------------------------------
 
     @property
     def built(self) -> bool:
@@ -133,8 +130,6 @@ class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
             if parameter is not None:
                 parameter.requires_grad = bool(value)
 
-    # -- dtypes -----------------------------------------------------------------------------------------------------
-
     @property
     def variable_dtype(self) -> torch.dtype:
         """The dtype of the weights and of a kept state."""
@@ -143,7 +138,7 @@ class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
     @property
     def compute_dtype(self) -> torch.dtype:
         """The dtype of the computation and of the outputs: half under a mixed policy, else that of the weights."""
-        return _HALF_POLICIES.get(self._policy, self.variable_dtype)
+        return HALF_POLICIES.get(self._policy, self.variable_dtype)
 
     def _compute_weights(self) -> dict[str, Tensor | None]:
         dtype = self.compute_dtype
@@ -160,8 +155,6 @@ class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
         if not value.is_floating_point():
             raise TypeError(f"`{name}` must be floating point, got {value.dtype}")
         return value.to(self.compute_dtype)
-
-    # -- weights as arrays ------------------------------------------------------------------------------------------
 
     def get_weights(self) -> list[np.ndarray]:
         """Return copies of [kernel, recurrent_kernel, bias] as arrays; empty before they are built."""
@@ -191,8 +184,6 @@ class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
         for (_, parameter), value in zip(named, values, strict=True):
             parameter.copy_(value)
 
-    # -- losses and constraints -------------------------------------------------------------------------------------
-
     @property
     def losses(self) -> list[Tensor]:
         """The regularization terms: of the kernel, the recurrent kernel and the bias, those that have one."""
@@ -218,8 +209,6 @@ class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
     def apply_constraints_after(self, optimizer: torch.optim.Optimizer):
         """Apply the constraints after each step of `optimizer`; returns the hook's handle, to remove it."""
         return optimizer.register_step_post_hook(lambda *_: self.apply_constraints())
-
-    # -- configuration ----------------------------------------------------------------------------------------------
 
     def get_config(self) -> dict:
         """Return the constructor's arguments in Keras's names and forms.
@@ -285,66 +274,3 @@ class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
 def sum_losses(terms: list[Tensor], like: Tensor) -> Tensor:
     """Return the sum of scalar `terms`, a zero on the device of `like` without any."""
     return torch.stack(terms).sum() if terms else torch.zeros((), dtype=like.dtype, device=like.device)
-
-
-def check_implementation(value: int, recurrent_dropout: float) -> int:
-    """Return Keras's implementation mode; recurrent dropout forces 1."""
-    if value not in (0, 1, 2):
-        raise ValueError(f"`implementation` must be 0, 1 or 2, got {value!r}")
-    if value == 0:
-        warnings.warn("`implementation=0` is deprecated; use 1 or 2", UserWarning, stacklevel=5)
-    return 1 if recurrent_dropout != 0 else value
-
-
-def parse_dtype(dtype) -> tuple[torch.dtype, str | None]:
-    """Return the dtype of the weights and the mixed policy's name, if `dtype` names one.
-
-    Args:
-        dtype: None (torch's default), a torch.dtype, a name, or Keras's {"class_name": "Policy", "config": ...}.
-    """
-    name = dtype
-    if isinstance(name, dict):
-        name = name.get("config", {}).get("name")
-    if name is None:
-        name = torch.get_default_dtype()
-    if isinstance(name, torch.dtype):
-        name = str(name).removeprefix("torch.")
-    if name in _HALF_POLICIES:
-        return torch.float32, name
-    if name not in _FLOATS:
-        raise ValueError(f"`dtype` must be one of {', '.join((*_FLOATS, *_HALF_POLICIES))}, got {dtype!r}")
-    return getattr(torch, name), None
-
-
-def take_options(options: dict, class_name: str, input_size: int | None):
-    """Return (name, trainable, initial weights, input size) of Keras's further keyword arguments.
-
-    Raises:
-        TypeError: one that Keras does not know either.
-    """
-    options = dict(options)
-    name = options.pop("name", None) or class_name.lower()
-    trainable = bool(options.pop("trainable", True))
-    weights = options.pop("weights", None)
-    for key in ("batch_input_shape", "input_shape", "input_dim"):
-        value = options.pop(key, None)
-        value = value[-1] if isinstance(value, (tuple, list)) else value
-        if value is not None and input_size is not None and value != input_size:
-            raise ValueError(f"`{key}` says {value} input features, but another argument says {input_size}")
-        input_size = value if value is not None else input_size
-    for key in _IGNORED:
-        options.pop(key, None)
-    if options:
-        key, value = next(iter(options.items()))
-        raise TypeError(f"Keyword argument not understood: `{key}`={value!r}")
-    return name, trainable, weights, input_size
-
-
-def serialize_or_keep(serialize: Callable, value):
-    """Return the serialised form of `value`, or itself where it is a callable that has none."""
-    if value is None:
-        return None
-    try:
-        return serialize(value)
-    except (ValueError, TypeError):
-        return value

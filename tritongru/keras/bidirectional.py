@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import ragged
+from .arguments import as_steps, split_inputs
 from .base import sum_losses
-from .layer import GRU, as_steps, split_inputs
+from .layer import GRU
 
 MERGE_MODES = ("sum", "mul", "ave", "concat", None)
 
@@ -41,7 +42,7 @@ class Bidirectional(torch.nn.Module):
             if not isinstance(value, GRU) and (argument == "layer" or value is not None):
                 raise ValueError(f"`{argument}` must be a tritongru.GRU layer, got {value!r}")
         if merge_mode not in MERGE_MODES:
-            raise ValueError(f"Invalid merge mode. Received: `merge_mode`={merge_mode!r}. It should be one of {MERGE_MODES}")
+            raise ValueError(f"Invalid merge mode. Received: `merge_mode`={merge_mode!r}; known: {MERGE_MODES}")
         self.merge_mode = merge_mode
         self.name = name or f"bidirectional_{layer.name}"
         self.forward_layer = _recreate(layer, layer.go_backwards, "forward_")
@@ -109,7 +110,8 @@ class Bidirectional(torch.nn.Module):
             (y, h), (y_rev, h_rev) = y, y_rev
             final = (h, h_rev)
         if forward.return_sequences:
-            y_rev = ragged.reverse_rows(y_rev) if ragged.is_jagged(y_rev) else y_rev.flip(0 if forward.time_major else 1)
+            axis = 0 if forward.time_major else 1
+            y_rev = ragged.reverse_rows(y_rev) if ragged.is_jagged(y_rev) else y_rev.flip(axis)
         if self.merge_mode is None:
             return (y, y_rev, *final)
         merged = merge(y, y_rev, self.merge_mode)
@@ -123,8 +125,6 @@ class Bidirectional(torch.nn.Module):
         if self.forward_layer.go_backwards:
             return torch.cat([edge, resets.narrow(axis, 0, max(steps - 1, 0))], axis)
         return torch.cat([resets.narrow(axis, min(1, steps), max(steps - 1, 0)), edge], axis)
-
-    # -- Keras's interface ------------------------------------------------------------------------------------------
 
     @property
     def built(self) -> bool:

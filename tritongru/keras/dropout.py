@@ -71,5 +71,6 @@ def draw_masks(inputs: Tensor, rate: float, argument: str, training: bool, count
     if len(shape) == 3:
         shape[time_axis] = 1
     ones = inputs.new_ones(shape)
-    masks = [torch.nn.functional.dropout(ones, rate, training=bool(training)).expand(inputs.shape) for _ in range(count)]
+    draw = torch.nn.functional.dropout
+    masks = [draw(ones, rate, training=bool(training)).expand(inputs.shape) for _ in range(count)]
     return masks[0] if count == 1 else masks

@@ -11,7 +11,8 @@ from torch import Tensor
 from .. import functional, ragged, spec
 from ..dispatch import Decision
 from . import regularizers
-from .base import RecurrentWeights, serialize_or_keep
+from .arguments import as_steps, serialize_or_keep, split_inputs
+from .base import RecurrentWeights
 
 
 class GRU(RecurrentWeights):
@@ -53,6 +54,8 @@ class GRU(RecurrentWeights):
     (torch.Size([2, 5, 4]), torch.Size([2, 4]))
     """
 
+    _state: Tensor | None
+
     def __init__(
         self, units, activation="tanh", recurrent_activation="sigmoid", use_bias=True,
         kernel_initializer="glorot_uniform", recurrent_initializer="orthogonal", bias_initializer="zeros",
@@ -82,8 +85,6 @@ class GRU(RecurrentWeights):
     @property
     def _time_axis(self) -> int:  # type: ignore[override]
         return 0 if self.time_major else 1
-
-    # -- the call ---------------------------------------------------------------------------------------------------
 
     def initialize_parameters(self, inputs, *args, **kwargs) -> None:
         """Create the weights for `inputs`; torch's lazy modules call this before the first forward."""
@@ -187,8 +188,6 @@ class GRU(RecurrentWeights):
         ones = x.new_ones(x.shape[1 - self._time_axis], self.units)
         return input_masks, self.get_recurrent_dropout_mask_for_cell(ones, training, count=count)
 
-    # -- state ------------------------------------------------------------------------------------------------------
-
     def _begin(self, x: Tensor, initial_state, dry: bool) -> Tensor | None:
         """Return the state the call begins with, (B,U) in the dtype of `x`, or None for zeros."""
         batch = x.shape[1 - self._time_axis]
@@ -259,8 +258,6 @@ class GRU(RecurrentWeights):
             )
         self._state = value.detach().to(self._state).clone()
 
-    # -- checks -----------------------------------------------------------------------------------------------------
-
     def _check_rank(self, x) -> None:
         problem = f'Input 0 of layer "{self.name}" is incompatible with the layer: `inputs`:'
         if len(x.shape) != 3:
@@ -294,8 +291,6 @@ class GRU(RecurrentWeights):
             )
         return value
 
-    # -- Keras's interface ------------------------------------------------------------------------------------------
-
     @property
     def losses(self) -> list[Tensor]:
         """The terms of the activity of the last call, one per output, then those of the weights."""
@@ -328,23 +323,3 @@ class GRU(RecurrentWeights):
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         self._activity_losses = []
-
-
-def split_inputs(inputs, initial_state):
-    """Return the input and the initial state of a call, which may come as the list [inputs, initial_state]."""
-    if isinstance(inputs, (tuple, list)):
-        if len(inputs) > 1:
-            if initial_state is not None:
-                raise ValueError(f"`initial_state` was given twice: in `inputs`, a list of {len(inputs)}, and by itself")
-            initial_state = list(inputs[1:])
-        inputs = inputs[0]
-    return inputs if isinstance(inputs, Tensor) else np.asarray(inputs), initial_state
-
-
-def as_steps(value, like: Tensor) -> Tensor | None:
-    """Return a mask or resets as a tensor: of a list of tensors or arrays the first, of an array its tensor."""
-    if isinstance(value, (tuple, list)) and (not value or not isinstance(value[0], (tuple, list, bool, int))):
-        value = value[0] if value else None
-    if value is None or isinstance(value, Tensor):
-        return value
-    return torch.as_tensor(np.asarray(value), device=like.device)
