@@ -175,7 +175,8 @@ class GRU(nn.RNNBase):
         output, h_n = self._run_layers(x, hx, valid, None, backend)
         data = pack_padded_sequence(output, _lengths_of(packed.batch_sizes)).data
         out = PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
-        return out, _permute(h_n, packed.unsorted_indices)
+        order = packed.unsorted_indices
+        return out, h_n if order is None else h_n.index_select(1, order)
 
     def _prepare(self, x: Tensor, hx, lengths, resets, time_major: bool = False):
         """Return checked x (T,B,I), hx (L*D,B,U) or None, lengths (B,) or None, resets (T,B) bool or None."""
@@ -254,7 +255,7 @@ class GRU(nn.RNNBase):
             if self.dropout and self.training and layer + 1 < self.num_layers:
                 x = F.dropout(x, self.dropout)
         if not torch.compiler.is_compiling():
-            nn.Module.__setattr__(self, "last_decision", decision)
+            self.last_decision = decision
         return x, torch.stack(states)
 
     def _arguments(self, layer: int, direction: int, x: Tensor, h0, valid, resets) -> dict:
