@@ -85,7 +85,7 @@ def assert_same_weights(layer, arrays):
         np.testing.assert_array_equal(found, expected)
 
 
-# -- layouts ------------------------------------------------------------------------------------------------------------
+# -- layouts ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -111,7 +111,7 @@ def test_layouts_refuse_shapes_that_do_not_fit():
         torch_to_keras(torch.zeros(6, 3), torch.zeros(6, 2), torch.zeros(6))
 
 
-# -- torch modules ------------------------------------------------------------------------------------------------------
+# -- torch modules ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
@@ -168,7 +168,7 @@ def test_to_torch_refuses_stacks_that_do_not_fit():
         convert.to_torch(nn.Linear(2, 2))
 
 
-# -- Keras files --------------------------------------------------------------------------------------------------------
+# -- Keras files ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2])
@@ -289,7 +289,7 @@ def test_load_into_a_layer(tmp_path):
         convert.load_keras(path, GRU(4))
 
 
-# -- what is refused ----------------------------------------------------------------------------------------------------
+# -- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -360,6 +360,18 @@ def test_an_absurd_size_is_refused_before_it_is_read(tmp_path):
         cell.create_dataset("1", (units, 3 * units), "f4", chunks=(64, 64))
     with pytest.raises(ValueError, match="claims 12582912 bytes in a file of"):
         convert.load_keras(tmp_path / "m.weights.h5")
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_heap_that_libhdf5_would_walk_for_ever(tmp_path, zipped):
+    data = bytearray(write_v3(io.BytesIO(), {"layers/gru": make_arrays()}).getvalue())
+    place = data.index(b"GCOL") + 16
+    # An entry 0 (free space) of no bytes.
+    data[place : place + 16] = bytes(16)
+    path = tmp_path / ("m.keras" if zipped else "m.weights.h5")
+    write_zip(path, bytes(data)) if zipped else path.write_bytes(data)
+    with pytest.raises(ValueError, match=f"{path.name}: the global heap .* entry of 0 bytes"):
+        convert.load_keras(path)
 
 
 def test_a_group_inside_itself_ends(tmp_path):

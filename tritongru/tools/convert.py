@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from ..keras import GRU, Bidirectional
 from ..weights import keras_to_torch, torch_to_keras
-from .keras_read import Entry, naming, read_entries
+from .keras_read import Entry, read_entries
 from .keras_write import write_entries
 from .state_files import SUFFIXES, keras_tensors, read_states, write_states
+from .untrusted import naming
 
 _PARAMETERS = inspect.signature(GRU.__init__).parameters
 _NOT_CONFIG = {"self", "units", "input_size", "backend", "device", "dtype", "options"}

@@ -9,12 +9,10 @@ Source: `keras/saving/hdf5_format.py` (v2.9), `keras/src/saving/saving_lib.py` (
 
 from __future__ import annotations
 
-import contextlib
 import io
-import json
+import mmap
 import re
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -22,26 +20,20 @@ from typing import IO, Any
 import numpy as np
 
 from ..weights import check_keras_shapes
-
-# A file may hold compressed arrays, but one that claims to unpack to more than this is not a model.
-MAX_RATIO = 32
-MAX_FREE_BYTES = 1 << 20
-MAX_JSON_BYTES = 1 << 26
-MAX_DEPTH = 32
-_FAULTS = (
-    OSError,
-    KeyError,
-    IndexError,
-    TypeError,
-    RuntimeError,
-    AttributeError,
-    UnicodeError,
-    MemoryError,
-    OverflowError,
-    EOFError,
-    NotImplementedError,
-    zipfile.BadZipFile,
+from .untrusted import (
+    FAULTS,
+    MAX_FREE_BYTES,
+    MAX_JSON_BYTES,
+    MAX_RATIO,
+    check_file,
+    check_heaps,
+    list_members,
+    naming,
+    parse_json,
+    read_member,
 )
+
+MAX_DEPTH = 32
 
 
 @dataclass
@@ -62,29 +54,6 @@ class Entry:
     problem: str = ""
 
 
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged file makes a reader raise into a ValueError that names the file."""
-    try:
-        yield
-    except ValueError as error:
-        if str(error).startswith(f"{path}: "):
-            raise
-        raise ValueError(f"{path}: {error}") from error
-    except (*_FAULTS, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read: {type(error).__name__}: {error}") from error
-
-
-def check_file(path: str | Path) -> Path:
-    """Return `path` as a Path; FileNotFoundError where there is none, ValueError for anything but a plain file."""
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
-    if not path.is_file():
-        raise ValueError(f"{path}: not a plain file")
-    return path
-
-
 def read_entries(path: str | Path) -> list[Entry]:
     """Return the GRU layers of a Keras file, in the file's order; a malformed one carries its `problem`.
 
@@ -97,55 +66,28 @@ def read_entries(path: str | Path) -> list[Entry]:
     with naming(path):
         if path.suffix == ".keras" or zipfile.is_zipfile(path):
             return _read_zip(path)
+        if path.stat().st_size == 0:
+            raise ValueError("the file is empty")
         with path.open("rb") as file:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                check_heaps(data)
             return _read_h5(file, path.stat().st_size, None)
 
 
 def _read_zip(path: Path) -> list[Entry]:
     with zipfile.ZipFile(path) as archive:
-        members: dict[str, zipfile.ZipInfo] = {}
-        for info in archive.infolist():
-            parts = info.filename.replace("\\", "/").split("/")
-            if ".." in parts or parts[0] == "" or ":" in parts[0]:
-                raise ValueError(f"the zip member {info.filename!r} points out of the archive")
-            if info.filename in members:
-                raise ValueError(f"the zip member {info.filename!r} appears twice")
-            members[info.filename] = info
+        members = list_members(archive)
         for name in ("config.json", "model.weights.h5"):
             if name not in members:
                 raise ValueError(f"the zip member {name!r} is missing")
-        config = _parse_json(_read_member(archive, members["config.json"], MAX_JSON_BYTES), "config.json")
+        config = parse_json(read_member(archive, members["config.json"], MAX_JSON_BYTES), "config.json")
         version = "3"
         if "metadata.json" in members:
-            metadata = _parse_json(_read_member(archive, members["metadata.json"], MAX_JSON_BYTES), "metadata.json")
+            metadata = parse_json(read_member(archive, members["metadata.json"], MAX_JSON_BYTES), "metadata.json")
             version = str(metadata.get("keras_version", version)) if isinstance(metadata, dict) else version
-        weights = _read_member(archive, members["model.weights.h5"], None)
+        weights = read_member(archive, members["model.weights.h5"], None)
+    check_heaps(weights)
     return _read_h5(io.BytesIO(weights), len(weights), (config, version))
-
-
-def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int | None) -> bytes:
-    allowed = MAX_FREE_BYTES + MAX_RATIO * info.compress_size if limit is None else limit
-    if info.file_size > allowed:
-        raise ValueError(
-            f"the zip member {info.filename!r} claims {info.file_size} bytes from {info.compress_size}, "
-            f"more than the {allowed} allowed"
-        )
-    with archive.open(info) as member:
-        data = member.read(info.file_size + 1)
-    if len(data) != info.file_size:
-        raise ValueError(f"the zip member {info.filename!r} has not the {info.file_size} bytes it claims")
-    return data
-
-
-def _parse_json(text: str | bytes, what: str) -> Any:
-    if len(text) > MAX_JSON_BYTES:
-        raise ValueError(f"{what} has {len(text)} bytes, more than the {MAX_JSON_BYTES} allowed")
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError(f"{what} is nested too deeply") from error
-    except ValueError as error:
-        raise ValueError(f"{what} is not JSON: {error}") from error
 
 
 def _read_h5(file: IO[bytes], size: int, described: tuple[Any, str] | None) -> list[Entry]:
@@ -156,7 +98,7 @@ def _read_h5(file: IO[bytes], size: int, described: tuple[Any, str] | None) -> l
     with h5py.File(file, "r") as root:
         if described is None and "model_config" in root.attrs:
             text = _text(root.attrs["model_config"])
-            described = _parse_json(text, "the attribute 'model_config'"), _text(root.attrs.get("keras_version", "2"))
+            described = parse_json(text, "the attribute 'model_config'"), _text(root.attrs.get("keras_version", "2"))
         top = _child(root, "model_weights") if "model_weights" in root else root
         if "layer_names" in top.attrs or "layer_names0" in top.attrs:
             entries = _read_legacy(top, size)
@@ -232,7 +174,7 @@ def _read_entry(name: str, openers: list[Any], size: int) -> Entry | None:
             raise ValueError(f"{len(shapes)} arrays, expected kernel, recurrent_kernel and an optional bias")
         check_keras_shapes(shapes[0], shapes[1], shapes[2] if len(shapes) == 3 else None)
         entry.arrays = [_read_array(dataset, size) for dataset in datasets]
-    except (ValueError, *_FAULTS) as error:
+    except (ValueError, *FAULTS) as error:
         entry.problem = str(error) or type(error).__name__
     return entry
 

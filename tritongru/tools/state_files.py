@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from ..weights import check_keras_shapes, torch_to_keras
-from .keras_read import MAX_FREE_BYTES, MAX_RATIO, Entry, check_file, naming
+from .keras_read import Entry
 from .keras_write import replace_file
+from .untrusted import MAX_FREE_BYTES, MAX_RATIO, check_file, naming
 
 SUFFIXES = (".pt", ".pth", ".safetensors")
 _TORCH_KEY = re.compile(r"(?:(.*)\.)?(weight_ih|weight_hh|bias_ih|bias_hh)_l(\d{1,4})(_reverse)?", re.DOTALL)
