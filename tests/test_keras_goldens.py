@@ -243,3 +243,18 @@ def test_error(name):
     kind = {"ValueError": ValueError, "TypeError": TypeError, "AttributeError": AttributeError}[recorded["error"]]
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_masks_per_time_step_through_the_function():
+    case = CASES["drop_ra1"]
+    step = case["steps"][0]
+    assert step["dropout_masks"]["scope"] == "per_timestep"
+    weights = [array(name) for name in case["weights"].values()]
+    (mask, *_), ctor = step["dropout_masks"]["input"], case["ctor"]
+    h0, steps = step["initial_state"], step["mask"]
+    outputs, state = tritongru.gru(
+        array(step["inputs"]), *weights, None if h0 is None else array(h0[0]),
+        mask=None if steps is None else array(steps), input_dropout=array(mask),
+    )  # fmt: skip
+    expected = [array(name) for name in step["outputs"]]
+    close(outputs if ctor.get("return_sequences") else state, expected[0], case["tol"], "output")

@@ -133,7 +133,8 @@ def test_zero_output_for_mask_zeroes_the_last_output_but_not_the_state():
 def test_compute_mask():
     assert GRU(U, return_sequences=True).compute_mask(None, MASK) is MASK
     assert GRU(U).compute_mask(None, MASK) is None
-    assert GRU(U, return_sequences=True, return_state=True, go_backwards=True).compute_mask(None, [MASK]) == [MASK, None]
+    layer = GRU(U, return_sequences=True, return_state=True, go_backwards=True)
+    assert layer.compute_mask(None, [MASK]) == [MASK, None]
     assert GRU(U).supports_masking is True
 
 
@@ -310,6 +311,26 @@ def test_reset_states():
         layer.reset_states([value, value])
     with pytest.raises(ValueError, match=r"State 0 is incompatible.*\(3, 4\).*\(4, 4\)"):
         layer.reset_states(np.ones((4, 4)))
+
+
+def test_batch_size_known_before_the_first_call():
+    layer = GRU(U, stateful=True, batch_input_shape=(B, None, I))
+    assert torch.equal(layer.states[0], torch.zeros(B, U))
+    layer.reset_states(np.ones((B, U)))
+    assert GRU.from_config(layer.get_config()).states[0].shape == (B, U)
+    lazy = GRU(U, stateful=True, time_major=True)
+    lazy.build((None, B, I))
+    assert lazy.states[0].shape == (B, U)
+    with pytest.raises(ValueError, match=r"expected shape=\(None, 3, 2\), found shape=\(6, 2, 2\)"):
+        lazy(torch.randn(T, 2, I))
+
+
+def test_state_kept_under_inference_mode_can_be_trained_from():
+    layer = random_layer(stateful=True)
+    with torch.inference_mode():
+        layer(torch.randn(B, T, I))
+    layer(torch.randn(B, T, I)).sum().backward()
+    assert layer.recurrent_kernel.grad.any()
 
 
 def test_initial_state_of_a_stateful_layer_is_taken_only_at_zero():
@@ -632,3 +653,35 @@ def test_compiles_without_breaks(arguments):
         layer.reset_states()
     assert layer.last_decision is None
     torch.testing.assert_close(actual, layer(x, mask=MASK))
+
+
+@torch._dynamo.config.patch(error_on_recompile=True)
+@pytest.mark.parametrize("sequences", [False, True])
+def test_other_sizes_do_not_recompile(sequences):
+    torch._dynamo.reset()
+    layer = Bidirectional(GRU(U, input_size=I, return_sequences=sequences, dropout=0.5))
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for batch, time in ((3, 6), (5, 4), (4, 9)):
+        x, mask = torch.randn(batch, time, I), torch.rand(batch, time) < 0.7
+        torch.testing.assert_close(compiled(x, mask=mask, training=False), layer(x, mask=mask, training=False))
+
+
+def test_functional_forms():
+    layer = random_layer(return_sequences=True, dtype="float64")
+    parameters, x = dict(layer.named_parameters()), torch.randn(B, T, I, dtype=torch.float64)
+
+    def loss(parameters, x):
+        return torch.func.functional_call(layer, parameters, (x,)).square().sum()
+
+    found = torch.func.grad(loss)(parameters, x)
+    layer(x).square().sum().backward()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(found[name], parameter.grad, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_export():
+    layer = random_layer(return_sequences=True)
+    batch, time = torch.export.Dim("B", min=2, max=64), torch.export.Dim("T", min=2, max=512)
+    program = torch.export.export(layer, (torch.randn(B, T, I),), dynamic_shapes=({0: batch, 1: time}, ))
+    x = torch.randn(5, 9, I)
+    torch.testing.assert_close(program.module()(x), layer(x))

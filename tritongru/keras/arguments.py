@@ -81,18 +81,20 @@ def serialize_or_keep(serialize: Callable, value):
 def split_inputs(inputs, initial_state):
     """Return the input and the initial state of a call, which may come as the list [inputs, initial_state]."""
     if isinstance(inputs, (tuple, list)):
+        if not inputs:
+            raise ValueError("`inputs` must be a tensor or a list [inputs, initial_state], got an empty list")
         if len(inputs) > 1:
             if initial_state is not None:
                 raise ValueError(f"`initial_state` was given twice: by itself and in `inputs`, a list of {len(inputs)}")
             initial_state = list(inputs[1:])
         inputs = inputs[0]
-    return inputs if isinstance(inputs, Tensor) else np.asarray(inputs), initial_state
+    return (inputs if isinstance(inputs, Tensor) else np.asarray(inputs)), initial_state
 
 
 def as_steps(value, like: Tensor) -> Tensor | None:
     """Return a mask or resets as a tensor: of a list of tensors or arrays the first, of an array its tensor."""
-    if isinstance(value, (tuple, list)) and (not value or not isinstance(value[0], (tuple, list, bool, int))):
-        value = value[0] if value else None
+    if isinstance(value, (tuple, list)) and value and not isinstance(value[0], (tuple, list, bool, int)):
+        value = value[0]
     if value is None or isinstance(value, Tensor):
         return value
     return torch.as_tensor(np.asarray(value), device=like.device)

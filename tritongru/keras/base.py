@@ -36,7 +36,7 @@ class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
         # torch warns of every lazy module that the feature is new; a user of this layer cannot act on it.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            super().__init__()
+            super().__init__()  # pyright: ignore[reportAttributeAccessIssue]
         self.units = spec.check_units(units)
         self.activation = activations.resolve(activation, "activation").function
         self.recurrent_activation = activations.resolve(recurrent_activation, "recurrent_activation").function
@@ -70,7 +70,7 @@ class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
     def built(self) -> bool:
         """Whether the weights exist."""
         # A lazy module is built before it is traced, and the question itself cannot be.
-        return torch.compiler.is_compiling() or not self.has_uninitialized_params()
+        return torch.compiler.is_compiling() or not any(is_lazy(p) for p in self._parameters.values())
 
     @property
     def input_size(self) -> int | None:
@@ -265,6 +265,12 @@ class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
         for name, parameter in self._parameters.items():
             if dtype is not None and is_lazy(parameter) and parameter.dtype != dtype:
                 self._parameters[name] = UninitializedParameter(parameter.requires_grad, device, dtype)
+
+    def _replicate_for_data_parallel(self):
+        # The lazy mixin refuses this for good; once built, this is a module like any other.
+        if not self.built:
+            return LazyModuleMixin._replicate_for_data_parallel(self)  # type: ignore[arg-type]
+        return torch.nn.Module._replicate_for_data_parallel(self)
 
     def extra_repr(self) -> str:
         """The sizes, for `repr`."""

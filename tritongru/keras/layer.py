@@ -81,10 +81,29 @@ class GRU(RecurrentWeights):
         self.last_decision: Decision | None = None
         self._activity_losses: list[Tensor] = []
         self.register_buffer("_state", None, persistent=False)
+        self._batch_size: int | None = None
+        if options.get("batch_input_shape") is not None:
+            self._set_batch(options["batch_input_shape"])
 
     @property
     def _time_axis(self) -> int:  # type: ignore[override]
         return 0 if self.time_major else 1
+
+    def build(self, input_shape) -> None:
+        """Create the weights, and the state if `stateful` and the shape (B,T,I), (T,B,I) if `time_major`, has B."""
+        super().build(input_shape)
+        # The base builds before the layer knows whether it is stateful.
+        if "_state" in self._buffers and not hasattr(input_shape, "__index__"):
+            self._set_batch(input_shape)
+
+    def _set_batch(self, input_shape) -> None:
+        shape = tuple(input_shape)
+        batch = shape[1 - self._time_axis] if len(shape) == 3 else None
+        if not self.stateful or batch is None or self._state is not None:
+            return
+        self._batch_size = batch
+        like = self.recurrent_kernel
+        self._state = torch.zeros(batch, self.units, dtype=like.dtype, device=like.device)
 
     def initialize_parameters(self, inputs, *args, **kwargs) -> None:
         """Create the weights for `inputs`; torch's lazy modules call this before the first forward."""
@@ -206,6 +225,9 @@ class GRU(RecurrentWeights):
                 f"expected shape={(*steps, x.shape[-1])}, found shape={tuple(x.shape)}"
             )
         recorded = self._state.to(x.dtype)
+        if not torch.compiler.is_compiling() and recorded.is_inference() and not torch.is_inference_mode_enabled():
+            # A state kept under inference_mode cannot enter a graph.
+            recorded = recorded.clone()
         if initial_state is None:
             return recorded
         if torch.compiler.is_compiling():
@@ -314,6 +336,9 @@ class GRU(RecurrentWeights):
         names = ("return_sequences", "return_state", "go_backwards", "stateful", "unroll", "time_major")
         config |= {name: getattr(self, name) for name in names}
         config["activity_regularizer"] = serialize_or_keep(regularizers.serialize, self.activity_regularizer)
+        if self._batch_size is not None and self._given_input_size is not None:
+            steps = (None, self._batch_size) if self.time_major else (self._batch_size, None)
+            config["batch_input_shape"] = (*steps, self._given_input_size)
         if self.zero_output_for_mask:
             config["zero_output_for_mask"] = True
         if self.backend != "auto":
