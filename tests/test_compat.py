@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import tritongru
 from tritongru.compat import GRU
-from tritongru.spec import UnsupportedError
+from tritongru.spec import UnsupportedError, is_interpreted
 
 F64 = torch.float64
 SHAPES = [(3, 7, 5, 9), (1, 1, 1, 1), (1, 6, 2, 3), (4, 1, 3, 5)]
@@ -79,6 +79,30 @@ def test_backends_agree(backend):
     x, hx = torch.randn(6, 2, 3, dtype=F64), torch.randn(4, 2, 5, dtype=F64)
     assert_same(gradients(ours, x, hx, backend=backend), gradients(theirs, x, hx))
     assert ours.last_decision.backend == backend
+
+
+@pytest.mark.skipif(not (is_interpreted() or torch.cuda.is_available()), reason="needs a GPU or TRITON_INTERPRET=1")
+@pytest.mark.parametrize("extra", ["plain", "packed", "resets", "lengths"])
+def test_triton_agrees_with_the_reference(extra):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    layer = GRU(3, 5, 2, bidirectional=True, device=device)
+    x, hx = torch.randn(6, 3, 3, device=device), torch.randn(4, 3, 5, device=device)
+    kwargs = {}
+    if extra in ("resets", "lengths"):
+        kwargs["resets"] = torch.rand(6, 3, device=device) < 0.4
+    if extra == "lengths":
+        kwargs["lengths"] = torch.tensor([0, 3, 6], device=device)
+    results = []
+    for backend in ("triton", "reference"):
+        layer.zero_grad()
+        leaf = x.clone().requires_grad_()
+        given = pack_padded_sequence(leaf, [4, 6, 1], enforce_sorted=False) if extra == "packed" else leaf
+        output, h_n = layer(given, hx, backend=backend, **kwargs)
+        data = output.data if extra == "packed" else output
+        (data.square().sum() + h_n.pow(3).sum()).backward()
+        assert layer.last_decision.backend == backend
+        results.append([data.detach(), h_n.detach(), leaf.grad, *(p.grad.clone() for p in layer.parameters())])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("enforce_sorted", [False, True])

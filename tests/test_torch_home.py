@@ -9,8 +9,12 @@ import pickle
 import pytest
 import torch
 import torch._dynamo
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
@@ -314,6 +318,32 @@ def test_deterministic_mode_repeats_bit_for_bit():
         (output.data.square().sum() + h_n.sum()).backward()
         runs.append([output.data.detach(), h_n.detach(), *(p.grad.clone() for p in layer.parameters())])
     torch.testing.assert_close(runs[0], runs[1], rtol=0, atol=0)
+
+
+def _train_in_shards(rank: int, kind: str, store: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    layer = GRU(3, 6, 2, bidirectional=True)
+    whole = copy.deepcopy(layer)
+    x, lengths = torch.randn(5, 4, 3), torch.tensor([5, 2, 3, 1])
+    own = slice(2 * rank, 2 * rank + 2)
+    if kind == "fsdp":
+        model = fully_shard(layer, mesh=init_device_mesh("cpu", (2,)))
+    else:
+        model = DistributedDataParallel(layer)
+    model(x[:, own], lengths=lengths[own])[0].square().mean().backward()
+    whole(x, lengths=lengths)[0].square().mean().backward()
+    for (name, p), q in zip(layer.named_parameters(), whole.parameters(), strict=True):
+        found = p.grad.full_tensor() if kind == "fsdp" else p.grad
+        torch.testing.assert_close(found, q.grad, msg=lambda m, name=name: f"d{name}: {m}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_give_the_gradients_of_one(kind, tmp_path):
+    torch.multiprocessing.spawn(_train_in_shards, (kind, str(tmp_path / "store")), nprocs=2)
 
 
 def test_a_sequential_model_trains():
