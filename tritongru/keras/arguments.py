@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,10 +79,10 @@ def serialize_or_keep(serialize: Callable, value):
         return value
 
 
-def split_inputs(inputs, initial_state):
+def split_inputs(inputs: Any, initial_state):
     """Return the input and the initial state of a call, which may come as the list [inputs, initial_state]."""
     if isinstance(inputs, (tuple, list)):
-        if not inputs:
+        if len(inputs) == 0:
             raise ValueError("`inputs` must be a tensor or a list [inputs, initial_state], got an empty list")
         if len(inputs) > 1:
             if initial_state is not None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,10 +9,10 @@ from .. import functional, ragged, spec
 from ..dispatch import Decision
 from . import regularizers
 from .arguments import as_steps, serialize_or_keep, split_inputs
-from .base import RecurrentWeights
+from .state import KeptState
 
 
-class GRU(RecurrentWeights):
+class GRU(KeptState):
     """The Gated Recurrent Unit (Cho et al. 2014) as a layer over sequences.
 
     z, r = g(x W + b + h R + c); n = f(x W_h + b_h + r * (h R_h + c_h)); h_t = z * h + (1 - z) * n
@@ -54,8 +51,6 @@ class GRU(RecurrentWeights):
     (torch.Size([2, 5, 4]), torch.Size([2, 4]))
     """
 
-    _state: Tensor | None
-
     def __init__(
         self, units, activation="tanh", recurrent_activation="sigmoid", use_bias=True,
         kernel_initializer="glorot_uniform", recurrent_initializer="orthogonal", bias_initializer="zeros",
@@ -81,7 +76,6 @@ class GRU(RecurrentWeights):
         self.last_decision: Decision | None = None
         self._activity_losses: list[Tensor] = []
         self.register_buffer("_state", None, persistent=False)
-        self._batch_size: int | None = None
         if options.get("batch_input_shape") is not None:
             self._set_batch(options["batch_input_shape"])
 
@@ -95,15 +89,6 @@ class GRU(RecurrentWeights):
         # The base builds before the layer knows whether it is stateful.
         if "_state" in self._buffers and not hasattr(input_shape, "__index__"):
             self._set_batch(input_shape)
-
-    def _set_batch(self, input_shape) -> None:
-        shape = tuple(input_shape)
-        batch = shape[1 - self._time_axis] if len(shape) == 3 else None
-        if not self.stateful or batch is None or self._state is not None:
-            return
-        self._batch_size = batch
-        like = self.recurrent_kernel
-        self._state = torch.zeros(batch, self.units, dtype=like.dtype, device=like.device)
 
     def initialize_parameters(self, inputs, *args, **kwargs) -> None:
         """Create the weights for `inputs`; torch's lazy modules call this before the first forward."""
@@ -207,79 +192,6 @@ class GRU(RecurrentWeights):
         ones = x.new_ones(x.shape[1 - self._time_axis], self.units)
         return input_masks, self.get_recurrent_dropout_mask_for_cell(ones, training, count=count)
 
-    def _begin(self, x: Tensor, initial_state, dry: bool) -> Tensor | None:
-        """Return the state the call begins with, (B,U) in the dtype of `x`, or None for zeros."""
-        batch = x.shape[1 - self._time_axis]
-        if initial_state is not None:
-            initial_state = self._check_initial_state(initial_state, batch).to(x.dtype)
-        if not self.stateful:
-            return initial_state
-        if self._state is None:
-            if not dry:
-                self._state = x.new_zeros(batch, self.units, dtype=self.variable_dtype)
-            return initial_state
-        if self._state.shape[0] != batch:
-            steps = (None, self._state.shape[0]) if self.time_major else (self._state.shape[0], None)
-            raise ValueError(
-                f'Input 0 of layer "{self.name}" is incompatible with the layer: `stateful=True` and `inputs`: '
-                f"expected shape={(*steps, x.shape[-1])}, found shape={tuple(x.shape)}"
-            )
-        recorded = self._state.to(x.dtype)
-        if not torch.compiler.is_compiling() and recorded.is_inference() and not torch.is_inference_mode_enabled():
-            # A state kept under inference_mode cannot enter a graph.
-            recorded = recorded.clone()
-        if initial_state is None:
-            return recorded
-        if torch.compiler.is_compiling():
-            return torch.where((self._state != 0).any(), recorded, initial_state)
-        if not bool((self._state != 0).any()):
-            return initial_state
-        if not dry:
-            warnings.warn(
-                f"`initial_state` of the stateful layer {self.name} is ignored: its own state is not zero; "
-                "call `reset_states()` first",
-                UserWarning,
-                stacklevel=5,
-            )
-        return recorded
-
-    @property
-    def states(self) -> list[Tensor | None]:
-        """[the kept state (B,U)] of a stateful layer after its first call, else [None]."""
-        return [self._state]
-
-    @torch.no_grad()
-    def reset_states(self, states=None) -> None:
-        """Set the kept state to zeros, or to `states`: (B,U) or a list of it.
-
-        Raises:
-            AttributeError: the layer is not stateful.
-            ValueError: the batch size is not known before the first call; a wrong count or shape of states.
-        """
-        if not self.stateful:
-            raise AttributeError(f"Layer must be stateful: layer {self.name} has `stateful=False`.")
-        if self._state is None:
-            raise ValueError(
-                f"If a RNN is stateful, it needs to know its batch size: call layer {self.name} once before "
-                "`reset_states()`."
-            )
-        if states is None:
-            self._state = torch.zeros_like(self._state)
-            return
-        states = list(states) if isinstance(states, (tuple, list)) else [states]
-        if len(states) != 1:
-            raise ValueError(
-                f"Layer {self.name} expects 1 states, but it received {len(states)} state values. "
-                f"States received: `states`={states}"
-            )
-        value = states[0] if isinstance(states[0], Tensor) else torch.as_tensor(np.asarray(states[0]))
-        if value.shape != self._state.shape:
-            raise ValueError(
-                f"State 0 is incompatible with layer {self.name}: expected shape={tuple(self._state.shape)} "
-                f"but found `states` of shape={tuple(value.shape)}"
-            )
-        self._state = value.detach().to(self._state).clone()
-
     def _check_rank(self, x) -> None:
         problem = f'Input 0 of layer "{self.name}" is incompatible with the layer: `inputs`:'
         if len(x.shape) != 3:
@@ -297,21 +209,6 @@ class GRU(RecurrentWeights):
         for name in ("unroll", "time_major"):
             if getattr(self, name):
                 raise ValueError(f"`{name}=True` of layer {self.name} cannot be used with jagged inputs.")
-
-    def _check_initial_state(self, value, batch: int) -> Tensor:
-        if isinstance(value, (tuple, list)):
-            if len(value) != 1:
-                raise ValueError(
-                    f"Layer has 1 states but was passed {len(value)} initial states. Received: `initial_state`={value}"
-                )
-            value = value[0]
-        value = self._to_input(value, "initial_state")
-        if tuple(value.shape) != (batch, self.units):
-            raise ValueError(
-                f"An `initial_state` was passed that is not compatible with the layer: expected shape (B,U) = "
-                f"{(batch, self.units)}, got {tuple(value.shape)}"
-            )
-        return value
 
     @property
     def losses(self) -> list[Tensor]:
