@@ -43,11 +43,12 @@ class LaunchConfig:
 
 @dataclass(frozen=True)
 class Device:
-    """What a configuration depends on: multiprocessors and shared memory per block in bytes."""
+    """What a configuration depends on: multiprocessors, shared memory per block in bytes, threads per warp."""
 
     processors: int
     shared_memory: int
     cooperative: bool = True
+    warp_size: int = 32
 
 
 def next_power_of_two(value: int) -> int:
@@ -67,12 +68,15 @@ def choose(units: int, batch: int, itemsize: int, device: Device) -> LaunchConfi
     budget = device.shared_memory * 3 // 4
     tiles = -(-max(batch, 1) // 16)
     whole = next_power_of_two(units)
+    # Rows that are not 16-byte aligned are loaded element by element, and big blocks of their addresses spill.
+    aligned = units % 16 == 0
     single = LaunchConfig(SINGLE, 16, whole, whole, 4 if whole <= 64 else 8)
-    if single.weight_bytes(units, itemsize) <= budget:
+    if single.weight_bytes(units, itemsize) <= budget and (aligned or whole <= 64):
         return single
-    for block_h in (64, 32, 16):
-        config = LaunchConfig(PERSISTENT, 16, block_h, 64, 4)
+    # Wider blocks than 32 units leave too few registers for three dropout masks.
+    for block_h in (32, 16):
+        config = LaunchConfig(PERSISTENT, 16, block_h, 64, 4 if aligned or device.warp_size > 32 else 8)
         programs = -(-units // block_h) * tiles
         if config.weight_bytes(units, itemsize) <= budget and programs <= device.processors and device.cooperative:
             return config
-    return LaunchConfig(STEPS, 16, 32, 64, 4)
+    return LaunchConfig(STEPS, 16, 32, 32, 4)

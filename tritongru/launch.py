@@ -45,7 +45,8 @@ def device_limits(device: torch.device) -> Device:
         # The interpreter runs programs one after another, so they cannot wait for each other.
         return Device(processors=1, shared_memory=227 * 1024, cooperative=False)
     properties = torch.cuda.get_device_properties(device)
-    return Device(properties.multi_processor_count, properties.shared_memory_per_block_optin)
+    shared = getattr(properties, "shared_memory_per_block_optin", None) or properties.shared_memory_per_block
+    return Device(properties.multi_processor_count, shared, warp_size=properties.warp_size)
 
 
 def choose_config(u: Tensor, batch: int) -> LaunchConfig:
@@ -205,7 +206,7 @@ class _Workspace:
         dot = tl.float32 if interpreted else _TYPES[self.u.dtype]
         return dict(
             BLOCK_B=config.block_b, BLOCK_H=config.block_h, BLOCK_K=config.block_k, NK=-(-U // config.block_k),
-            SINGLE=config.schedule == SINGLE, PERSISTENT=self.persistent, DOT=dot,
+            SINGLE=config.schedule == SINGLE, PERSISTENT=self.persistent, STREAM=config.schedule == STEPS, DOT=dot,
             PRECISION="ieee" if interpreted or self.u.dtype != torch.float32 else precision,
         )  # fmt: skip
 

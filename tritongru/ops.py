@@ -367,6 +367,7 @@ def product_precision(x: Tensor, precision: str):
 def _implementation(backend: str):
     if backend == "eager":
         return eager
-    from . import launch  # imports triton, which need not be installed for the other backends
+    # Imports triton, which need not be installed for the other backends.
+    import tritongru.launch as launch
 
     return launch

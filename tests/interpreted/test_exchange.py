@@ -1,6 +1,7 @@
 """The exchange between programs, run for real: one process per program, with random delays."""
 
 import os
+import time
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_without_the_wait_the_result_is_wrong(module, monkeypatch):
     arguments = draw(True)
     expected = both_scans(eager, arguments, variant)
     monkeypatch.setattr(module, "await_round", lambda p_counter, target, patience: patience)
-    with launch.use_config(CONFIG), process_per_program(delay=0.004):
+    with launch.use_config(CONFIG), process_per_program(on_start=lambda x, y: time.sleep(0.2 * (x == 1))):
         actual = both_scans(launch, arguments, variant, "ieee")
     assert any(not torch.allclose(actual[name], expected[name], atol=1e-4) for name in expected)
 

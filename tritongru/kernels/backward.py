@@ -15,6 +15,15 @@ import triton.language as tl
 
 from .exchange import announce, await_round
 from .gates import slope
+from .weights import load_weights
+
+
+@triton.jit
+def load_gradients(p_gate, k, U, s_row, o_b, m_b, BLOCK_K: tl.constexpr):
+    """Return chunk k (BLOCK_B, BLOCK_K) of one gate's gradients, rows s_row apart, past the first-level cache."""
+    o_k = k * BLOCK_K + tl.arange(0, BLOCK_K)
+    m_bk = m_b[:, None] & (o_k < U)[None, :]
+    return tl.load(p_gate + o_b[:, None] * s_row + o_k[None, :], mask=m_bk, other=0.0, cache_modifier=".cg")
 
 
 @triton.jit(do_not_specialize=["T", "B", "step_begin", "step_end", "patience"])
@@ -22,7 +31,7 @@ def gru_backward_kernel(
     d_out, gates, entering, u, mask, resets, drop, d_gx, d_gh_n, d_fresh, carry, y_carry, counters, faults,
     T, B, U, step_begin, step_end, patience, s_u_k, s_u_g,
     BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, NK: tl.constexpr,
-    SINGLE: tl.constexpr, PERSISTENT: tl.constexpr, PHASE: tl.constexpr,
+    SINGLE: tl.constexpr, PERSISTENT: tl.constexpr, STREAM: tl.constexpr, PHASE: tl.constexpr,
     ACT: tl.constexpr, REC_ACT: tl.constexpr, RESET_AFTER: tl.constexpr, ZERO_MASKED: tl.constexpr,
     REVERSE: tl.constexpr, GATE_Z: tl.constexpr, GATE_R: tl.constexpr, DROPS: tl.constexpr,
     HAS_OUT: tl.constexpr, HAS_MASK: tl.constexpr, HAS_RESET: tl.constexpr, FRESH_GRADIENT: tl.constexpr,
@@ -57,13 +66,10 @@ def gru_backward_kernel(
 
     # R' of the owned units: NK chunks of (BLOCK_K, BLOCK_H) per gate.
     w_z, w_r, w_n = (), (), ()
-    for k in tl.static_range(NK):
-        o_k = k * BLOCK_K + tl.arange(0, BLOCK_K)
-        m_kh = (o_k < U)[:, None] & m_h[None, :]
-        p_u = u + o_h[None, :].to(tl.int64) * s_u_k + o_k[:, None].to(tl.int64) * s_u_g
-        w_z = w_z + (tl.load(p_u + GATE_Z * U * s_u_g, mask=m_kh, other=0.0).to(DOT),)
-        w_r = w_r + (tl.load(p_u + GATE_R * U * s_u_g, mask=m_kh, other=0.0).to(DOT),)
-        w_n = w_n + (tl.load(p_u + 2 * U * s_u_g, mask=m_kh, other=0.0).to(DOT),)
+    if not STREAM:
+        for k in tl.static_range(NK):
+            c_z, c_r, c_n = load_weights(u, k, U, o_h, m_h, s_u_g, s_u_k, s_u_g, GATE_Z, GATE_R, BLOCK_K, DOT)
+            w_z, w_r, w_n = w_z + (c_z,), w_r + (c_r,), w_n + (c_n,)
     b_dh = tl.load(carry + o_bh, mask=m_bh, other=0.0)
     b_dy = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     if HAS_MASK:
@@ -121,15 +127,18 @@ def gru_backward_kernel(
         if not RESET_AFTER:
             if PHASE == 0 or PHASE == 2:
                 a_s = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
-                for k in tl.static_range(NK):
-                    o_k = k * BLOCK_K + tl.arange(0, BLOCK_K)
-                    m_bk = m_b[:, None] & (o_k < U)[None, :]
-                    if SINGLE:
-                        b_k = g_n.to(io)
-                    else:
-                        p_k = d_gx + o_t * 3 + o_b[:, None] * (3 * U) + 2 * U + o_k[None, :]
-                        b_k = tl.load(p_k, mask=m_bk, other=0.0, cache_modifier=".cg")
-                    a_s = tl.dot(b_k.to(DOT), w_n[k], a_s, input_precision=PRECISION)
+                p_n = d_gx + o_t * 3 + 2 * U
+                if STREAM:
+                    for k in range(NK):
+                        c_z, c_r, c_n = load_weights(
+                            u, k, U, o_h, m_h, s_u_g, s_u_k, s_u_g, GATE_Z, GATE_R, BLOCK_K, DOT
+                        )
+                        k_n = load_gradients(p_n, k, U, 3 * U, o_b, m_b, BLOCK_K)
+                        a_s = tl.dot(k_n.to(DOT), c_n, a_s, input_precision=PRECISION)
+                else:
+                    for k in tl.static_range(NK):
+                        k_n = g_n.to(io) if SINGLE else load_gradients(p_n, k, U, 3 * U, o_b, m_b, BLOCK_K)
+                        a_s = tl.dot(k_n.to(DOT), w_n[k], a_s, input_precision=PRECISION)
                 if DROPS > 0:
                     a_s = a_s * d_n
                 g_r = tl.where(keep, a_s * b_h * slope(b_r, REC_ACT), 0.0)
@@ -146,25 +155,27 @@ def gru_backward_kernel(
             a_z = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
             a_r = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
             a_n = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
-            for k in tl.static_range(NK):
-                o_k = k * BLOCK_K + tl.arange(0, BLOCK_K)
-                m_bk = m_b[:, None] & (o_k < U)[None, :]
-                p_k = d_gx + o_t * 3 + o_b[:, None] * (3 * U) + o_k[None, :]
-                if SINGLE:
-                    k_z = g_z.to(io)
-                    k_r = g_r.to(io)
-                else:
-                    k_z = tl.load(p_k + GATE_Z * U, mask=m_bk, other=0.0, cache_modifier=".cg")
-                    k_r = tl.load(p_k + GATE_R * U, mask=m_bk, other=0.0, cache_modifier=".cg")
-                a_z = tl.dot(k_z.to(DOT), w_z[k], a_z, input_precision=PRECISION)
-                a_r = tl.dot(k_r.to(DOT), w_r[k], a_r, input_precision=PRECISION)
-                if RESET_AFTER:
-                    if SINGLE:
-                        k_n = g_s.to(io)
-                    else:
-                        p_s = d_gh_n + o_t + o_b[:, None] * U + o_k[None, :]
-                        k_n = tl.load(p_s, mask=m_bk, other=0.0, cache_modifier=".cg")
-                    a_n = tl.dot(k_n.to(DOT), w_n[k], a_n, input_precision=PRECISION)
+            p_z = d_gx + o_t * 3 + GATE_Z * U
+            p_r = d_gx + o_t * 3 + GATE_R * U
+            if STREAM:
+                for k in range(NK):
+                    c_z, c_r, c_n = load_weights(u, k, U, o_h, m_h, s_u_g, s_u_k, s_u_g, GATE_Z, GATE_R, BLOCK_K, DOT)
+                    k_z = load_gradients(p_z, k, U, 3 * U, o_b, m_b, BLOCK_K)
+                    k_r = load_gradients(p_r, k, U, 3 * U, o_b, m_b, BLOCK_K)
+                    a_z = tl.dot(k_z.to(DOT), c_z, a_z, input_precision=PRECISION)
+                    a_r = tl.dot(k_r.to(DOT), c_r, a_r, input_precision=PRECISION)
+                    if RESET_AFTER:
+                        k_s = load_gradients(d_gh_n + o_t, k, U, U, o_b, m_b, BLOCK_K)
+                        a_n = tl.dot(k_s.to(DOT), c_n, a_n, input_precision=PRECISION)
+            else:
+                for k in tl.static_range(NK):
+                    k_z = g_z.to(io) if SINGLE else load_gradients(p_z, k, U, 3 * U, o_b, m_b, BLOCK_K)
+                    k_r = g_r.to(io) if SINGLE else load_gradients(p_r, k, U, 3 * U, o_b, m_b, BLOCK_K)
+                    a_z = tl.dot(k_z.to(DOT), w_z[k], a_z, input_precision=PRECISION)
+                    a_r = tl.dot(k_r.to(DOT), w_r[k], a_r, input_precision=PRECISION)
+                    if RESET_AFTER:
+                        k_s = g_s.to(io) if SINGLE else load_gradients(d_gh_n + o_t, k, U, U, o_b, m_b, BLOCK_K)
+                        a_n = tl.dot(k_s.to(DOT), w_n[k], a_n, input_precision=PRECISION)
             if DROPS > 0:
                 a_z = a_z * d_z
                 a_r = a_r * d_r

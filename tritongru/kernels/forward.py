@@ -15,6 +15,7 @@ import triton.language as tl
 
 from .exchange import announce, await_round
 from .gates import activate
+from .weights import load_weights
 
 
 @triton.jit
@@ -27,12 +28,41 @@ def load_steps(gx, t, B, U, o_b, o_h, m_bh, GATE_Z: tl.constexpr, GATE_R: tl.con
     return x_z, x_r, x_n
 
 
+@triton.jit
+def load_chunk(p_state, k, U, o_b, m_b, BLOCK_K: tl.constexpr):
+    """Return chunk k (BLOCK_B, BLOCK_K) of a stored (B,U) state, past the first-level cache: others have written it."""
+    o_k = k * BLOCK_K + tl.arange(0, BLOCK_K)
+    m_bk = m_b[:, None] & (o_k < U)[None, :]
+    return tl.load(p_state + o_b[:, None] * U + o_k[None, :], mask=m_bk, other=0.0, cache_modifier=".cg")
+
+
+@triton.jit
+def load_states(
+    p_h, b_h, drop, k, U, o_b, m_b, step_size, SINGLE: tl.constexpr, DROPS: tl.constexpr, GATE_Z: tl.constexpr,
+    GATE_R: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Return chunk k of the state for gates z, r, n, each with its dropout mask."""
+    if SINGLE:
+        b_k = b_h.to(p_h.dtype.element_ty)
+    else:
+        b_k = load_chunk(p_h, k, U, o_b, m_b, BLOCK_K)
+    h_z, h_r, h_n = b_k, b_k, b_k
+    if DROPS == 1:
+        h_n = b_k * load_chunk(drop, k, U, o_b, m_b, BLOCK_K)
+        h_z, h_r = h_n, h_n
+    elif DROPS == 3:
+        h_z = b_k * load_chunk(drop + GATE_Z * step_size, k, U, o_b, m_b, BLOCK_K)
+        h_r = b_k * load_chunk(drop + GATE_R * step_size, k, U, o_b, m_b, BLOCK_K)
+        h_n = b_k * load_chunk(drop + 2 * step_size, k, U, o_b, m_b, BLOCK_K)
+    return h_z, h_r, h_n
+
+
 @triton.jit(do_not_specialize=["T", "B", "step_begin", "step_end", "patience"])
 def gru_forward_kernel(
     gx, u, bias_n, h_first, leaving, out, gates, carry, middle, z_carry, mask, resets, fresh, drop, counters, faults,
     T, B, U, step_begin, step_end, patience, s_u_k, s_u_g, s_fresh_t,
     BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, NK: tl.constexpr,
-    SINGLE: tl.constexpr, PERSISTENT: tl.constexpr, PHASE: tl.constexpr,
+    SINGLE: tl.constexpr, PERSISTENT: tl.constexpr, STREAM: tl.constexpr, PHASE: tl.constexpr,
     ACT: tl.constexpr, REC_ACT: tl.constexpr, RESET_AFTER: tl.constexpr, ZERO_MASKED: tl.constexpr,
     REVERSE: tl.constexpr, GATE_Z: tl.constexpr, GATE_R: tl.constexpr, DROPS: tl.constexpr,
     HAS_MASK: tl.constexpr, HAS_RESET: tl.constexpr, HAS_FRESH: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -69,13 +99,10 @@ def gru_forward_kernel(
 
     # The weights that stay: NK chunks of (BLOCK_K, BLOCK_H) per gate.
     w_z, w_r, w_n = (), (), ()
-    for k in tl.static_range(NK):
-        o_k = k * BLOCK_K + tl.arange(0, BLOCK_K)
-        m_kh = (o_k < U)[:, None] & m_h[None, :]
-        p_u = u + o_k[:, None].to(tl.int64) * s_u_k + o_h[None, :].to(tl.int64) * s_u_g
-        w_z = w_z + (tl.load(p_u + GATE_Z * U * s_u_g, mask=m_kh, other=0.0).to(DOT),)
-        w_r = w_r + (tl.load(p_u + GATE_R * U * s_u_g, mask=m_kh, other=0.0).to(DOT),)
-        w_n = w_n + (tl.load(p_u + 2 * U * s_u_g, mask=m_kh, other=0.0).to(DOT),)
+    if not STREAM:
+        for k in tl.static_range(NK):
+            c_z, c_r, c_n = load_weights(u, k, U, o_h, m_h, s_u_k, s_u_g, s_u_g, GATE_Z, GATE_R, BLOCK_K, DOT)
+            w_z, w_r, w_n = w_z + (c_z,), w_r + (c_r,), w_n + (c_n,)
     b_c = tl.zeros((BLOCK_H,), tl.float32)
     if HAS_BIAS:
         b_c = tl.load(bias_n + o_h, mask=m_h, other=0.0).to(tl.float32)
@@ -100,30 +127,25 @@ def gru_forward_kernel(
             a_z = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
             a_r = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
             a_n = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
-            for k in tl.static_range(NK):
-                o_k = k * BLOCK_K + tl.arange(0, BLOCK_K)
-                m_bk = m_b[:, None] & (o_k < U)[None, :]
-                o_bk = o_b[:, None] * U + o_k[None, :]
-                if SINGLE:
-                    b_k = b_h.to(io)
-                else:
-                    b_k = tl.load(p_h + o_bk, mask=m_bk, other=0.0, cache_modifier=".cg")
-                if DROPS == 0:
-                    h_z = b_k
-                    h_r = b_k
-                    h_n = b_k
-                else:
-                    h_z = b_k * tl.load(drop + o_bk, mask=m_bk, other=0.0)
-                    h_r = h_z
-                    h_n = h_z
-                    if DROPS == 3:
-                        h_z = b_k * tl.load(drop + GATE_Z * step_size + o_bk, mask=m_bk, other=0.0)
-                        h_r = b_k * tl.load(drop + GATE_R * step_size + o_bk, mask=m_bk, other=0.0)
-                        h_n = b_k * tl.load(drop + 2 * step_size + o_bk, mask=m_bk, other=0.0)
-                a_z = tl.dot(h_z.to(DOT), w_z[k], a_z, input_precision=PRECISION)
-                a_r = tl.dot(h_r.to(DOT), w_r[k], a_r, input_precision=PRECISION)
-                if RESET_AFTER:
-                    a_n = tl.dot(h_n.to(DOT), w_n[k], a_n, input_precision=PRECISION)
+            if STREAM:
+                for k in range(NK):
+                    h_z, h_r, h_n = load_states(
+                        p_h, b_h, drop, k, U, o_b, m_b, step_size, SINGLE, DROPS, GATE_Z, GATE_R, BLOCK_K
+                    )
+                    c_z, c_r, c_n = load_weights(u, k, U, o_h, m_h, s_u_k, s_u_g, s_u_g, GATE_Z, GATE_R, BLOCK_K, DOT)
+                    a_z = tl.dot(h_z.to(DOT), c_z, a_z, input_precision=PRECISION)
+                    a_r = tl.dot(h_r.to(DOT), c_r, a_r, input_precision=PRECISION)
+                    if RESET_AFTER:
+                        a_n = tl.dot(h_n.to(DOT), c_n, a_n, input_precision=PRECISION)
+            else:
+                for k in tl.static_range(NK):
+                    h_z, h_r, h_n = load_states(
+                        p_h, b_h, drop, k, U, o_b, m_b, step_size, SINGLE, DROPS, GATE_Z, GATE_R, BLOCK_K
+                    )
+                    a_z = tl.dot(h_z.to(DOT), w_z[k], a_z, input_precision=PRECISION)
+                    a_r = tl.dot(h_r.to(DOT), w_r[k], a_r, input_precision=PRECISION)
+                    if RESET_AFTER:
+                        a_n = tl.dot(h_n.to(DOT), w_n[k], a_n, input_precision=PRECISION)
 
             b_z = activate(x_z + a_z, REC_ACT)
             b_r = activate(x_r + a_r, REC_ACT)
@@ -154,15 +176,17 @@ def gru_forward_kernel(
                 patience = await_round(counters + i_b, rounds * programs, patience)
             if PHASE != 1:
                 a_n = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
-                for k in tl.static_range(NK):
-                    o_k = k * BLOCK_K + tl.arange(0, BLOCK_K)
-                    m_bk = m_b[:, None] & (o_k < U)[None, :]
-                    if SINGLE:
-                        b_k = b_rh.to(io)
-                    else:
-                        o_bk = o_b[:, None] * U + o_k[None, :]
-                        b_k = tl.load(middle + o_bk, mask=m_bk, other=0.0, cache_modifier=".cg")
-                    a_n = tl.dot(b_k.to(DOT), w_n[k], a_n, input_precision=PRECISION)
+                if STREAM:
+                    for k in range(NK):
+                        c_z, c_r, c_n = load_weights(
+                            u, k, U, o_h, m_h, s_u_k, s_u_g, s_u_g, GATE_Z, GATE_R, BLOCK_K, DOT
+                        )
+                        b_k = load_chunk(middle, k, U, o_b, m_b, BLOCK_K)
+                        a_n = tl.dot(b_k.to(DOT), c_n, a_n, input_precision=PRECISION)
+                else:
+                    for k in tl.static_range(NK):
+                        b_k = b_rh.to(io) if SINGLE else load_chunk(middle, k, U, o_b, m_b, BLOCK_K)
+                        a_n = tl.dot(b_k.to(DOT), w_n[k], a_n, input_precision=PRECISION)
                 b_n = activate(x_n + a_n, ACT)
 
         if PHASE != 1:

@@ -1,0 +1,69 @@
+"""Every configuration the formula chooses, compiled for real targets without a device, within its budget."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from tritongru import ahead, configs  # noqa: E402
+
+UNITS = (9, 64, 100, 128, 256, 1024, 2048)
+PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}
+
+
+def config_for(target, units, dtype):
+    gpu, shared = ahead.TARGETS[target]
+    return configs.choose(
+        units, 16, dtype.itemsize, configs.Device(PROCESSORS[target], shared, warp_size=gpu.warp_size)
+    )
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize(
+    "target, units",
+    [(target, units) for target in PROCESSORS for units in UNITS if target == "sm_90" or units in (100, 256, 2048)],
+    ids=str,
+)
+def test_budget(target, units, dtype, direction):
+    report = ahead.compile_scan(direction, target, config_for(target, units, dtype), units, dtype)
+    assert report.violations() == []
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"RESET_AFTER": False},
+        {"HAS_MASK": True, "HAS_RESET": True},
+        {"DROPS": 3, "HAS_MASK": True},
+        {"REVERSE": True, "GATE_Z": 1, "GATE_R": 0},
+        {"ACT": 6, "REC_ACT": 4},
+    ],
+    ids=lambda flags: "-".join(flags),
+)
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_budget_of_every_feature(direction, flags):
+    flags = dict(flags)
+    if direction == "forward" and flags.get("HAS_MASK"):
+        flags["SEPARATE"] = True
+    config = config_for("sm_90", 256, torch.float16)
+    assert ahead.compile_scan(direction, "sm_90", config, 256, torch.float16, **flags).violations() == []
+
+
+def test_the_check_sees_weights_in_the_loop():
+    """The streaming schedule reads its weights at every step, and the report says so."""
+    config = configs.LaunchConfig("steps", 16, 32, 32, 4)
+    assert ahead.compile_scan("forward", "sm_90", config, 512).weights_in_loop
+
+
+def test_the_check_sees_too_much_shared_memory():
+    config = configs.LaunchConfig("persistent", 16, 64, 64, 8)
+    broken = ahead.compile_scan("backward", "sm_90", config, 1024).violations()
+    assert any("shared memory" in reason for reason in broken)
+
+
+@pytest.mark.parametrize("name, value", [("direction", "sideways"), ("target", "sm_1")])
+def test_bad_arguments(name, value):
+    config = configs.LaunchConfig("single", 16, 16, 16)
+    arguments = {"direction": "forward", "target": "sm_90", "config": config, "units": 9} | {name: value}
+    with pytest.raises(ValueError, match=f"`{name}`.*{value}"):
+        ahead.compile_scan(**arguments)
