@@ -10,10 +10,11 @@ UNITS = (9, 64, 100, 128, 256, 1024, 2048)
 PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}
 
 
-def config_for(target, units, dtype):
+def config_for(target, units, dtype, batch=16, has_dropout=False):
     gpu, shared = ahead.TARGETS[target]
     return configs.choose(
-        units, 16, dtype.itemsize, configs.Device(PROCESSORS[target], shared, warp_size=gpu.warp_size)
+        units, batch, dtype.itemsize, configs.Device(PROCESSORS[target], shared, warp_size=gpu.warp_size),
+        has_dropout,
     )
 
 
@@ -27,6 +28,14 @@ def config_for(target, units, dtype):
 def test_budget(target, units, dtype, direction):
     report = ahead.compile_scan(direction, target, config_for(target, units, dtype), units, dtype)
     assert report.violations() == []
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("units", [256, 512])
+def test_budget_of_many_rows(units, direction):
+    config = config_for("sm_90", units, torch.bfloat16, batch=128)
+    assert config.schedule == "persistent"
+    assert ahead.compile_scan(direction, "sm_90", config, units).violations() == []
 
 
 @pytest.mark.parametrize(
@@ -45,7 +54,7 @@ def test_budget_of_every_feature(direction, flags):
     flags = dict(flags)
     if direction == "forward" and flags.get("HAS_MASK"):
         flags["SEPARATE"] = True
-    config = config_for("sm_90", 256, torch.float16)
+    config = config_for("sm_90", 256, torch.float16, has_dropout="DROPS" in flags)
     assert ahead.compile_scan(direction, "sm_90", config, 256, torch.float16, **flags).violations() == []
 
 

@@ -56,11 +56,12 @@ def next_power_of_two(value: int) -> int:
     return max(16, 1 << (value - 1).bit_length())
 
 
-def choose(units: int, batch: int, itemsize: int, device: Device) -> LaunchConfig:
+def choose(units: int, batch: int, itemsize: int, device: Device, has_dropout: bool = False) -> LaunchConfig:
     """Return the configuration for a problem.
 
     Args:
         units: U. batch: B. itemsize: bytes of an element. device: its limits.
+        has_dropout: whether there are recurrent dropout masks, which want registers of their own.
 
     Source: docs/design.md, "Three schedules".
     """
@@ -73,10 +74,22 @@ def choose(units: int, batch: int, itemsize: int, device: Device) -> LaunchConfi
     single = LaunchConfig(SINGLE, 16, whole, whole, 4 if whole <= 64 else 8)
     if single.weight_bytes(units, itemsize) <= budget and (aligned or whole <= 64):
         return single
-    # Wider blocks than 32 units leave too few registers for three dropout masks.
-    for block_h in (32, 16):
-        config = LaunchConfig(PERSISTENT, 16, block_h, 64, 4 if aligned or device.warp_size > 32 else 8)
+    for block_h, warps in _persistent_blocks(itemsize, aligned, device.warp_size, has_dropout):
+        config = LaunchConfig(PERSISTENT, 16, block_h, 64, warps)
         programs = -(-units // block_h) * tiles
         if config.weight_bytes(units, itemsize) <= budget and programs <= device.processors and device.cooperative:
             return config
     return LaunchConfig(STEPS, 16, 32, 32, 4)
+
+
+def _persistent_blocks(
+    itemsize: int, aligned: bool, warp_size: int, has_dropout: bool
+) -> tuple[tuple[int, int], ...]:
+    """Return (block_h, num_warps) in the order tried: those that compile without spills, tests/test_ahead.py.
+
+    Narrow blocks spread the feed of the weights over more multiprocessors; wide ones fit more batch tiles.
+    """
+    if not aligned:
+        warps = 4 if warp_size > 32 else 8
+        return (32, warps), (16, warps)
+    return ((16, 4), (32, 2)) if itemsize < 4 and not has_dropout else ((32, 4), (16, 4))

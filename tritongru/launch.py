@@ -49,10 +49,12 @@ def device_limits(device: torch.device) -> Device:
     return Device(properties.multi_processor_count, shared, warp_size=properties.warp_size)
 
 
-def choose_config(u: Tensor, batch: int) -> LaunchConfig:
+def choose_config(u: Tensor, batch: int, drop: Tensor | None) -> LaunchConfig:
     """Return the configuration for recurrent weights `u (U,3U)` and `batch` rows."""
     forced = getattr(_forced, "config", None)
-    return forced or configs.choose(u.shape[0], batch, u.element_size(), device_limits(u.device))
+    return forced or configs.choose(
+        u.shape[0], batch, u.element_size(), device_limits(u.device), drop is not None
+    )
 
 
 def scan_forward(
@@ -94,7 +96,7 @@ def scan_forward(
         leaving, entering = (states[:T], states[1:]) if variant.reverse else (states[1:], states[:T])
     carry = start.to(torch.float32, copy=True)
 
-    config = choose_config(u, B)
+    config = choose_config(u, B, drop)
     middle = z_carry = None
     if not variant.reset_after and config.schedule != SINGLE:
         middle = torch.empty_like(start)
@@ -155,7 +157,7 @@ def scan_backward(
     mask, resets = _as_bytes(mask), _as_bytes(resets)
     y_carry = None if mask is None else torch.zeros_like(carry)
 
-    config = choose_config(u, B)
+    config = choose_config(u, B, drop)
     workspace = _Workspace(config, u, B)
     flags = dict(
         ACT=TABLE[variant.activation].kernel_id, REC_ACT=TABLE[variant.recurrent_activation].kernel_id,
