@@ -13,7 +13,10 @@ PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}
 def config_for(target, units, dtype, batch=16, has_dropout=False):
     gpu, shared = ahead.TARGETS[target]
     return configs.choose(
-        units, batch, dtype.itemsize, configs.Device(PROCESSORS[target], shared, warp_size=gpu.warp_size),
+        units,
+        batch,
+        dtype.itemsize,
+        configs.Device(PROCESSORS[target], shared, warp_size=gpu.warp_size),
         has_dropout,
     )
 

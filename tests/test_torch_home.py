@@ -367,3 +367,18 @@ def test_a_sequential_model_trains():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.1 * losses[0]
+
+
+def test_forward_mode_keeps_its_tangent():
+    """Dual numbers outside torch.func: the same tangent as the reference, and no operator that would drop it."""
+    x, w, u = torch.randn(2, 3, 2), torch.randn(2, 12), torch.randn(4, 12)
+    direction = torch.randn_like(x)
+
+    def tangent(backend):
+        with torch.autograd.forward_ad.dual_level():
+            outputs, _ = tritongru.gru(torch.autograd.forward_ad.make_dual(x, direction), w, u, backend=backend)
+            return torch.autograd.forward_ad.unpack_dual(outputs).tangent
+
+    torch.testing.assert_close(tangent("auto"), tangent("reference"))
+    with pytest.raises(tritongru.UnsupportedError, match="forward-mode"):
+        tangent("eager")

@@ -82,9 +82,7 @@ def choose(units: int, batch: int, itemsize: int, device: Device, has_dropout: b
     return LaunchConfig(STEPS, 16, 32, 32, 4)
 
 
-def _persistent_blocks(
-    itemsize: int, aligned: bool, warp_size: int, has_dropout: bool
-) -> tuple[tuple[int, int], ...]:
+def _persistent_blocks(itemsize: int, aligned: bool, warp_size: int, has_dropout: bool) -> tuple[tuple[int, int], ...]:
     """Return (block_h, num_warps) in the order tried: those that compile without spills, tests/test_ahead.py.
 
     Narrow blocks spread the feed of the weights over more multiprocessors; wide ones fit more batch tiles.

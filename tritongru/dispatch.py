@@ -62,8 +62,9 @@ def has_triton() -> bool:
 
 
 def is_transformed() -> bool:
-    """Return whether a torch.func transform (grad, vmap, jvp) is active; custom operators do not compose with them."""
-    return torch._C._are_functorch_transforms_active()
+    """Return whether a torch.func transform or forward-mode differentiation is active: operators have no rule for them."""
+    # Without this, a dual number would pass through an operator and lose its tangent without a word.
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 # Dynamo asks while it traces, and guards the answer by itself; see torch.compiler.assume_constant_result.
@@ -175,7 +176,11 @@ CHECKS = {
 
 
 def _reasons_against_transforms(facts: Facts) -> list[str]:
-    return ["a torch.func transform (grad, vmap, jvp) is active"] if facts.transformed else []
+    return (
+        ["a torch.func transform or forward-mode differentiation (grad, vmap, jvp) is active"]
+        if facts.transformed
+        else []
+    )
 
 
 def _reasons_against_activations(facts: Facts, needed: str) -> list[str]:

@@ -16,9 +16,9 @@ from torch import Tensor
 from . import configs
 from .activations import TABLE
 from .configs import PERSISTENT, SINGLE, STEPS, Device, LaunchConfig
-from .spec import ExchangeError, Variant, is_interpreted
 from .kernels.backward import gru_backward_kernel
 from .kernels.forward import gru_forward_kernel
+from .spec import ExchangeError, Variant, is_interpreted
 
 # Polls before a fault: seconds on a GPU, where a healthy exchange takes microseconds; the interpreter polls slowly.
 PATIENCE = 1 << 16 if is_interpreted() else 1 << 22
@@ -52,9 +52,7 @@ def device_limits(device: torch.device) -> Device:
 def choose_config(u: Tensor, batch: int, drop: Tensor | None) -> LaunchConfig:
     """Return the configuration for recurrent weights `u (U,3U)` and `batch` rows."""
     forced = getattr(_forced, "config", None)
-    return forced or configs.choose(
-        u.shape[0], batch, u.element_size(), device_limits(u.device), drop is not None
-    )
+    return forced or configs.choose(u.shape[0], batch, u.element_size(), device_limits(u.device), drop is not None)
 
 
 def scan_forward(
@@ -128,7 +126,7 @@ def scan_forward(
         else:
             launch(0, T, 0, start)
         workspace.check()
-    return out, carry.to(h0.dtype, copy=True), entering.clone() if separate else entering, gates
+    return out, carry.to(h0.dtype, copy=True), entering, gates
 
 
 def scan_backward(

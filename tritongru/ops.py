@@ -117,7 +117,8 @@ def scan_backward(
     variant = Variant(activation, recurrent_activation, reset_after, zero_output_for_mask, reverse, reset_gate_first)
     arguments = (d_out, d_last, gates, entering, u, mask, resets, drop, variant, fresh_gradient)
     reverse_scan = _implementation(backend).scan_backward
-    return reverse_scan(*arguments) if backend == "eager" else reverse_scan(*arguments, precision)
+    with product_precision(u, precision):
+        return reverse_scan(*arguments) if backend == "eager" else reverse_scan(*arguments, precision)
 
 
 @scan_backward.register_fake
@@ -356,12 +357,16 @@ def product_precision(x: Tensor, precision: str):
     if x.device.type != "cuda" or x.dtype != torch.float32:
         yield
         return
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = precision != "ieee"
+    # cuBLAS and cuDNN, whose recurrent layers have a switch of their own.
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = precision == "tf32"
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
 
 
 def _implementation(backend: str):

@@ -116,7 +116,8 @@ def test_half_precision(reset_after, dtype, schedule):
 FLAGS = [
     {"reset_after": after, "layout": layout, "go_backwards": back, "masked": masked, "resets": resets, "drops": drops}
     for after, layout, back, masked, resets, drops in itertools.product(
-        (True, False), ("keras", "torch"), (False, True), (False, True), (None, "zeros", "initial", "row", "step"), (0, 1, 3)
+        (True, False), ("keras", "torch"), (False, True), (False, True),
+        (None, "zeros", "initial", "row", "step"), (0, 1, 3),
     )
 ]  # fmt: skip
 # Every pair of flags appears many times over; the order is fixed by the seed.
@@ -128,9 +129,7 @@ def test_flags(number):
     flags = dict(FLAGS[number])
     extra = {"bias": number % 5 > 0, "zero_output_for_mask": number % 2 == 1}
     size = SIZES[1:][number % 4]
-    check(
-        draw(size, number, **flags, **extra), schedule=SCHEDULES[number % 3], recompute=number % 4 == 0
-    )
+    check(draw(size, number, **flags, **extra), schedule=SCHEDULES[number % 3], recompute=number % 4 == 0)
 
 
 @pytest.mark.parametrize("recurrent_activation", ["sigmoid", "hard_sigmoid", "linear", "softsign"])
