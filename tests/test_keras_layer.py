@@ -554,9 +554,7 @@ def test_cell_steps_equal_the_layer(arguments):
     for key, mask in masks.items():
         if key == "input_dropout" and mask is not None:
             masks[key] = [m[:, None] for m in (mask if isinstance(mask, list) else [mask])]
-    _, expected = tritongru.gru(
-        x, cell.kernel, cell.recurrent_kernel, cell.bias, reset_after=cell.reset_after, **masks
-    )
+    _, expected = tritongru.gru(x, cell.kernel, cell.recurrent_kernel, cell.bias, reset_after=cell.reset_after, **masks)
     torch.testing.assert_close(state, expected)
     assert GRUCell.from_config(cell.get_config()).get_config() == cell.get_config()
     with pytest.raises(ValueError, match=r"`states`.*\(3, 4\), got \(1, 4\)"):
@@ -682,6 +680,6 @@ def test_functional_forms():
 def test_export():
     layer = random_layer(return_sequences=True)
     batch, time = torch.export.Dim("B", min=2, max=64), torch.export.Dim("T", min=2, max=512)
-    program = torch.export.export(layer, (torch.randn(B, T, I),), dynamic_shapes=({0: batch, 1: time}, ))
+    program = torch.export.export(layer, (torch.randn(B, T, I),), dynamic_shapes=({0: batch, 1: time},))
     x = torch.randn(5, 9, I)
     torch.testing.assert_close(program.module()(x), layer(x))

@@ -62,7 +62,7 @@ def has_triton() -> bool:
 
 
 def is_transformed() -> bool:
-    """Return whether a torch.func transform or forward-mode differentiation is active: operators have no rule for them."""
+    """Return whether a torch.func transform or forward-mode differentiation is on: operators have no rule for it."""
     # Without this, a dual number would pass through an operator and lose its tangent without a word.
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 

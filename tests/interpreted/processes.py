@@ -88,13 +88,16 @@ def _stir(delay: float, generator: random.Random) -> None:
         return
     builder = interpreter.interpreter_builder
     for name in ("create_load", "create_masked_load", "create_store", "create_masked_store", "create_atomic_rmw"):
+        setattr(builder, name, _paused(getattr(builder, name), delay, generator))
 
-        def slow(*args, _operation=getattr(builder, name), **kwargs):
-            if generator.random() < 0.125:
-                time.sleep(generator.random() * delay)
-            return _operation(*args, **kwargs)
 
-        setattr(builder, name, slow)
+def _paused(operation, delay: float, generator: random.Random):
+    def paused(*args, **kwargs):
+        if generator.random() < 0.125:
+            time.sleep(generator.random() * delay)
+        return operation(*args, **kwargs)
+
+    return paused
 
 
 def _wait_for(children: dict[int, tuple[int, int]], timeout: float) -> None:
