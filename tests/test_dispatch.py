@@ -1,0 +1,140 @@
+"""The dispatcher: every reason names its argument and value, a named backend raises, "auto" never does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tritongru
+from tritongru import UnsupportedError, dispatch
+from tritongru.dispatch import Facts, decide
+from tritongru.spec import BACKENDS, Shape, Variant
+from tritongru.tools.cases import Case, make_arguments
+
+
+def facts(device: str = "cuda", dtype: torch.dtype = torch.float32, **changes) -> Facts:
+    variant = {name: changes.pop(name) for name in list(changes) if name in Variant.__dataclass_fields__}
+    defaults = dict(units=9, shape=Shape(3, 7, 5, 9))
+    return Facts(device, dtype, Variant(**variant), **(defaults | changes))
+
+
+REJECTED_BY_ATEN = [
+    (dict(activation="relu"), "activation='relu'"),
+    (dict(recurrent_activation="hard_sigmoid"), "recurrent_activation='hard_sigmoid'"),
+    (dict(reset_after=False), "reset_after=False"),
+    (dict(has_mask=True), "mask"),
+    (dict(has_resets=True), "resets"),
+    (dict(input_dropouts=3), "input_dropout has 3 masks"),
+    (dict(recurrent_dropouts=1), "recurrent_dropout"),
+    (dict(recompute=True), "recompute=True"),
+    (dict(precision="bf16x3"), "precision='bf16x3'"),
+    (dict(tracing=True, shape=None), "torch.compile"),
+    (dict(shape=Shape(3, 0, 5, 9)), "T=0"),
+    (dict(shape=Shape(0, 7, 5, 9)), "B=0"),
+]
+
+
+@pytest.mark.parametrize("changes, text", REJECTED_BY_ATEN, ids=[text for _, text in REJECTED_BY_ATEN])
+def test_aten_names_argument_and_value(changes: dict, text: str) -> None:
+    decision = decide(facts(**changes))
+    assert decision.backend != "aten"
+    with pytest.raises(UnsupportedError, match="aten") as caught:
+        decide(facts(**changes), "aten")
+    assert any(text in reason for reason in caught.value.rejected["aten"])
+
+
+@pytest.mark.parametrize("backend", ["triton", "eager"])
+@pytest.mark.parametrize("name", ["swish", "gelu", "mish", "softmax"])
+@pytest.mark.parametrize("argument", ["activation", "recurrent_activation"])
+def test_scans_need_a_derivative_of_the_output(backend: str, name: str, argument: str) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        decide(facts(**{argument: name}), backend)
+    assert any(f"{argument}={name!r}" in reason for reason in caught.value.rejected[backend])
+    assert decide(facts(**{argument: name})).backend == "reference"
+
+
+def test_triton_names_dtype_and_device(monkeypatch) -> None:
+    monkeypatch.setattr(dispatch, "has_triton", lambda: True)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert any("float64" in reason for reason in decide(facts(dtype=torch.float64)).rejected["triton"])
+    assert any("device='cpu'" in reason for reason in decide(facts("cpu")).rejected["triton"])
+    assert any("device='mps'" in reason for reason in decide(facts("mps")).rejected["triton"])
+    assert decide(facts("cuda")).backend == "triton"
+
+
+def test_without_triton(monkeypatch) -> None:
+    monkeypatch.setattr(dispatch, "has_triton", lambda: False)
+    decision = decide(facts("cuda"))
+    assert decision.backend == "aten"
+    assert decision.rejected["triton"] == ("triton is not installed",)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    device=st.sampled_from(["cpu", "cuda", "mps"]),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]),
+    activation=st.sampled_from(list(tritongru.activations.TABLE)),
+    recurrent_activation=st.sampled_from(list(tritongru.activations.TABLE)),
+    reset_after=st.booleans(),
+    has_mask=st.booleans(),
+    has_resets=st.booleans(),
+    input_dropouts=st.sampled_from([0, 1, 3]),
+    recurrent_dropouts=st.sampled_from([0, 1, 3]),
+    precision=st.sampled_from(["ieee", "tf32", "tf32x3", "bf16x3"]),
+    recompute=st.booleans(),
+)
+def test_auto_never_raises_and_accounts_for_every_backend(**description) -> None:
+    decision = decide(facts(**description))
+    assert {decision.backend, *decision.rejected} == set(BACKENDS)
+    assert decision.backend not in decision.rejected
+    assert all(reasons and all(reasons) for reasons in decision.rejected.values())
+    assert decide(facts(**description), decision.backend).backend == decision.backend
+
+
+def test_decision_reads_well() -> None:
+    text = str(decide(facts("cpu", has_mask=True)))
+    assert text.splitlines()[0] == "backend: eager"
+    assert "not aten: mask or lengths given" in text
+
+
+def test_a_named_backend_never_falls_back() -> None:
+    arguments = make_arguments(Case(mask=True))
+    with pytest.raises(UnsupportedError, match="backend='aten'.*mask"):
+        tritongru.gru(**arguments, backend="aten")
+    with pytest.raises(UnsupportedError, match="activation='gelu'"):
+        tritongru.gru(**make_arguments(Case(activation="gelu")), backend="eager")
+
+
+def test_a_callable_runs_on_the_reference() -> None:
+    arguments = make_arguments(Case()) | {"activation": lambda x: torch.sin(x)}
+    assert tritongru.gru(**arguments)[0].shape == (3, 7, 9)
+    with pytest.raises(UnsupportedError, match="activation"):
+        tritongru.gru(**arguments, backend="eager")
+
+
+def test_explain_runs_nothing_and_agrees_with_the_call() -> None:
+    layer = tritongru.GRU(4, input_size=3)
+    x, mask = torch.randn(2, 5, 3), torch.ones(2, 5, dtype=torch.bool)
+    decision = tritongru.explain(layer, x, mask)
+    layer(x, mask=mask)
+    assert layer.last_decision.backend == decision.backend
+    assert any("mask" in reason for reason in decision.rejected["aten"])
+
+
+def test_unknown_backend() -> None:
+    with pytest.raises(ValueError, match="`backend` must be one of.*got 'cudnn'"):
+        tritongru.gru(**make_arguments(Case()), backend="cudnn")
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, tritongru; "
+        "bad = [m for m in ('triton', 'h5py', 'rich', 'matplotlib', 'keras', 'tensorflow') if m in sys.modules]; "
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
