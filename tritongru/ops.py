@@ -11,7 +11,7 @@ come from `gru_reference`, which can be differentiated any number of times.
 from __future__ import annotations
 
 import contextlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -358,7 +358,7 @@ def product_precision(x: Tensor, precision: str):
         yield
         return
     # cuBLAS and cuDNN, whose recurrent layers have a switch of their own.
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [switch.allow_tf32 for switch in switches]
     for switch in switches:
         switch.allow_tf32 = precision == "tf32"
