@@ -32,8 +32,8 @@ demo: $(VENV)/.installed
 # The interpreter is chosen when triton is imported, so its tests need a process of their own.
 test-interpreted: $(VENV)/.installed
 	@if ls tests/interpreted/test_*.py >/dev/null 2>&1; then \
-		echo TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/interpreted; \
-		TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/interpreted; \
+		echo TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/interpreted tests/test_keras_goldens.py; \
+		TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/interpreted tests/test_keras_goldens.py; \
 	fi
 
 test: $(VENV)/.installed test-interpreted
