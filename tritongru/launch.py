@@ -101,12 +101,8 @@ def scan_forward(
         z_carry = torch.empty_like(carry) if config.schedule == STEPS else None
     workspace = _Workspace(config, u, B)
     flags = dict(
-        ACT=TABLE[variant.activation].kernel_id, REC_ACT=TABLE[variant.recurrent_activation].kernel_id,
-        RESET_AFTER=variant.reset_after, ZERO_MASKED=variant.zero_output_for_mask, REVERSE=variant.reverse,
-        GATE_Z=int(variant.reset_gate_first), GATE_R=1 - int(variant.reset_gate_first),
-        DROPS=0 if drop is None else drop.shape[0], HAS_MASK=mask is not None, HAS_RESET=resets is not None,
         HAS_FRESH=fresh is not None, HAS_BIAS=bias_n is not None, SAVE_GATES=save_gates, SEPARATE=separate,
-        **workspace.constants(precision),
+        **workspace.constants(variant, mask, resets, drop, precision),
     )  # fmt: skip
     s_fresh_t = B * U if fresh is not None and fresh.dim() == 3 else 0
 
@@ -158,11 +154,8 @@ def scan_backward(
     config = choose_config(u, B, drop)
     workspace = _Workspace(config, u, B)
     flags = dict(
-        ACT=TABLE[variant.activation].kernel_id, REC_ACT=TABLE[variant.recurrent_activation].kernel_id,
-        RESET_AFTER=variant.reset_after, ZERO_MASKED=variant.zero_output_for_mask, REVERSE=variant.reverse,
-        GATE_Z=int(variant.reset_gate_first), GATE_R=1 - int(variant.reset_gate_first),
-        DROPS=0 if drop is None else drop.shape[0], HAS_OUT=d_out is not None, HAS_MASK=mask is not None,
-        HAS_RESET=resets is not None, FRESH_GRADIENT=fresh_gradient, **workspace.constants(precision),
+        HAS_OUT=d_out is not None, FRESH_GRADIENT=fresh_gradient,
+        **workspace.constants(variant, mask, resets, drop, precision),
     )  # fmt: skip
 
     def launch(begin: int, end: int, phase: int) -> None:
@@ -198,13 +191,19 @@ class _Workspace:
         if self.persistent:
             self.counters, self.faults = torch.zeros(2, tiles, dtype=torch.int32, device=u.device).unbind(0)
 
-    def constants(self, precision: str) -> dict:
+    def constants(
+        self, variant: Variant, mask: Tensor | None, resets: Tensor | None, drop: Tensor | None, precision: str
+    ) -> dict:
         """Return the constants both kernels take."""
         config, U = self.config, self.u.shape[0]
         interpreted = is_interpreted()
         # The interpreter's half-precision products are wrong on some versions; float32 holds them exactly.
         dot = tl.float32 if interpreted else _TYPES[self.u.dtype]
         return dict(
+            ACT=TABLE[variant.activation].kernel_id, REC_ACT=TABLE[variant.recurrent_activation].kernel_id,
+            RESET_AFTER=variant.reset_after, ZERO_MASKED=variant.zero_output_for_mask, REVERSE=variant.reverse,
+            GATE_Z=int(variant.reset_gate_first), GATE_R=1 - int(variant.reset_gate_first),
+            DROPS=0 if drop is None else drop.shape[0], HAS_MASK=mask is not None, HAS_RESET=resets is not None,
             BLOCK_B=config.block_b, BLOCK_H=config.block_h, BLOCK_K=config.block_k, NK=-(-U // config.block_k),
             SINGLE=config.schedule == SINGLE, PERSISTENT=self.persistent, STREAM=config.schedule == STEPS, DOT=dot,
             PRECISION="ieee" if interpreted or self.u.dtype != torch.float32 else precision,
