@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-interpreted test-gpu lint format clean
+.PHONY: help demo peers test test-interpreted test-gpu lint format clean
 
 help:
 	@echo "make demo    train on the Japanese Vowels recordings, then compare every backend with the oracle"
 	@echo "make test    all tests; the Triton kernels run in Triton's interpreter"
+	@echo "make peers   also install Keras 3 and onnxruntime, which some tests compare with"
 	@echo "make lint    ruff, pyright, import-linter"
 	@echo "make format  rewrite the code in the house style"
 	@echo "make clean   remove .venv and build outputs"
@@ -25,6 +26,13 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 $(VENV)/.linters: $(VENV)/.installed
 	$(INSTALL) -e '.[lint]'
 	@touch $@
+
+$(VENV)/.peers: $(VENV)/.installed
+	$(INSTALL) -e '.[peers]'
+	@touch $@
+
+# Keras 3 and onnxruntime, so that the tests that compare with them run instead of being skipped.
+peers: $(VENV)/.peers
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m tritongru demo

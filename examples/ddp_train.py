@@ -93,6 +93,8 @@ def main() -> None:
     if options.save and (not dist.is_initialized() or dist.get_rank() == 0):
         torch.save({name: value.cpu() for name, value in model.state_dict().items()}, options.save)
     if dist.is_initialized():
+        # Gloo's threads let go of the last gradients a little later, and must have done so before Python ends.
+        dist.barrier()
         dist.destroy_process_group()
 
 
