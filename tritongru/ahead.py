@@ -129,7 +129,7 @@ def _constants(direction: str, config: LaunchConfig, units: int, dtype: torch.dt
     shared = dict(
         BLOCK_B=config.block_b, BLOCK_H=config.block_h, BLOCK_K=config.block_k, NK=-(-units // config.block_k),
         SINGLE=config.schedule == SINGLE, PERSISTENT=config.schedule == PERSISTENT,
-        STREAM=config.schedule == STEPS, PHASE=0, ACT=1, REC_ACT=2,
+        STREAM=config.schedule == STEPS, EXCHANGE=config.exchange, PHASE=0, ACT=1, REC_ACT=2,
         RESET_AFTER=True, ZERO_MASKED=False, REVERSE=False, GATE_Z=0, GATE_R=1, DROPS=0, HAS_MASK=False,
         HAS_RESET=False, DOT=getattr(triton.language, str(dtype).removeprefix("torch.")),
         PRECISION=precision if dtype == torch.float32 else "ieee",

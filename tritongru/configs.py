@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SINGLE, PERSISTENT, STEPS = "single", "persistent", "steps"
+# How the programs of a batch tile meet, kernels/exchange.py; a search space takes its choices from here.
+EXCHANGES = ("counter",)
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class LaunchConfig:
         schedule: "single" (one program per batch tile), "persistent" (several, with an exchange per step) or "steps"
             (one launch per step).
         block_b, block_h, block_k: rows, units and chunk of the product, powers of two from 16 up.
+        num_warps: warps of a program.
+        exchange: one of EXCHANGES; matters to the schedule "persistent" alone.
     """
 
     schedule: str
@@ -26,10 +30,13 @@ class LaunchConfig:
     block_h: int
     block_k: int
     num_warps: int = 4
+    exchange: str = "counter"
 
     def __post_init__(self):
         if self.schedule not in (SINGLE, PERSISTENT, STEPS):
             raise ValueError(f"`schedule` must be 'single', 'persistent' or 'steps', got {self.schedule!r}")
+        if self.exchange not in EXCHANGES:
+            raise ValueError(f"`exchange` must be one of {', '.join(map(repr, EXCHANGES))}, got {self.exchange!r}")
         for name in ("block_b", "block_h", "block_k"):
             value = getattr(self, name)
             if value < 16 or value & (value - 1):

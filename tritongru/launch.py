@@ -205,7 +205,8 @@ class _Workspace:
             GATE_Z=int(variant.reset_gate_first), GATE_R=1 - int(variant.reset_gate_first),
             DROPS=0 if drop is None else drop.shape[0], HAS_MASK=mask is not None, HAS_RESET=resets is not None,
             BLOCK_B=config.block_b, BLOCK_H=config.block_h, BLOCK_K=config.block_k, NK=-(-U // config.block_k),
-            SINGLE=config.schedule == SINGLE, PERSISTENT=self.persistent, STREAM=config.schedule == STEPS, DOT=dot,
+            SINGLE=config.schedule == SINGLE, PERSISTENT=self.persistent, STREAM=config.schedule == STEPS,
+            EXCHANGE=config.exchange, DOT=dot,
             PRECISION="ieee" if interpreted or self.u.dtype != torch.float32 else precision,
         )  # fmt: skip
 
