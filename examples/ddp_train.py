@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 
 import torch
 import torch.distributed as dist
@@ -93,10 +94,14 @@ def main() -> None:
     if options.save and (not dist.is_initialized() or dist.get_rank() == 0):
         torch.save({name: value.cpu() for name, value in model.state_dict().items()}, options.save)
     if dist.is_initialized():
-        # Gloo's threads let go of the last gradients a little later, and must have done so before Python ends.
         dist.barrier()
         dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main()
+    # A thread of Gloo may still wait for the interpreter's lock, to let go of its group, and is aborted if Python
+    # finalizes meanwhile. Everything is saved and the group is left, so the process ends here.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
