@@ -1,0 +1,73 @@
+"""Files that survive a full disk, a killed writer and two writers at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+def replace_file(path: str | os.PathLike, text: str) -> None:
+    """Write `text` to `path` in one step: at every moment the file is the old one or the new one, whole.
+
+    Raises:
+        OSError: the new file could not be written; the old one is as it was.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        # A temporary file is the owner's alone; keep what the old file allowed, or what the user's mask allows.
+        os.chmod(temporary, target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def hold_lock(path: str | os.PathLike, timeout: float = 60.0) -> Iterator[None]:
+    """Keep other processes that ask for the lock of `path` waiting for the length of the block.
+
+    The lock is on a file beside it, `path` with ".lock" added, and ends with the process that holds it, however that
+    ends. Where the system has no such locks the block runs unlocked.
+
+    Raises:
+        TimeoutError: another process held it for `timeout` seconds.
+    """
+    if fcntl is None:
+        yield
+        return
+    beside = Path(f"{os.fspath(path)}.lock")
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    with open(beside, "w") as file:
+        stop = time.monotonic() + timeout
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > stop:
+                    raise TimeoutError(f"{beside} was held by another process for {timeout:g} s") from None
+                time.sleep(0.02)
+        yield
+
+
+def _umask() -> int:
+    # Can only be read by setting it.
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
