@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tritongru
-from tritongru import UnsupportedError, dispatch
+from tritongru import UnsupportedError, dispatch, faults
 from tritongru.dispatch import Facts, decide
 from tritongru.spec import BACKENDS, Shape, Variant
 from tritongru.tools.cases import Case, make_arguments
@@ -59,7 +59,7 @@ def test_scans_need_a_derivative_of_the_output(backend: str, name: str, argument
 
 
 def test_triton_names_dtype_and_device(monkeypatch) -> None:
-    monkeypatch.setattr(dispatch, "has_triton", lambda: True)
+    monkeypatch.setattr(dispatch, "reasons_against_environment", lambda device, index: ())
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert any("float64" in reason for reason in decide(facts(dtype=torch.float64)).rejected["triton"])
     assert any("device='cpu'" in reason for reason in decide(facts("cpu")).rejected["triton"])
@@ -68,7 +68,7 @@ def test_triton_names_dtype_and_device(monkeypatch) -> None:
 
 
 def test_without_triton(monkeypatch) -> None:
-    monkeypatch.setattr(dispatch, "has_triton", lambda: False)
+    monkeypatch.setattr(faults, "has_triton", lambda: False)
     decision = decide(facts("cuda"))
     assert decision.backend == "aten"
     assert decision.rejected["triton"] == ("triton is not installed",)

@@ -9,7 +9,7 @@ from . import activations, compat
 from .dispatch import Decision
 from .functional import gru
 from .keras import GRU, Bidirectional, GRUCell, constraints, initializers, regularizers
-from .spec import ExchangeError, UnsupportedError
+from .spec import ExchangeError, FallbackWarning, UnsupportedError
 from .stream import Stream
 from .tools.info import explain, info
 
@@ -22,6 +22,7 @@ __all__ = [
     "Bidirectional",
     "Decision",
     "ExchangeError",
+    "FallbackWarning",
     "GRU",
     "GRUCell",
     "Stream",

@@ -6,12 +6,12 @@ and can be asked for without running anything (`tritongru.explain`).
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass, field
 
 import torch
 
-from . import activations, spec
+from . import activations, faults, spec
+from .faults import reasons_against_environment
 from .spec import Shape, UnsupportedError, Variant, is_interpreted
 
 
@@ -35,6 +35,15 @@ class Facts:
     recompute: bool = False
     tracing: bool = False
     transformed: bool = False
+    device_index: int = 0
+
+    def call(self) -> faults.Call:
+        """Return what the memory of failures knows this call by."""
+        v = self.variant
+        return faults.Call(
+            self.device, self.device_index, self.dtype, self.units, v.activation, v.recurrent_activation,
+            v.reset_after, self.has_mask, self.has_resets, self.recurrent_dropouts, self.precision,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,11 +63,6 @@ class Decision:
         for name, reasons in self.rejected.items():
             lines.append(f"  not {name}: " + "; ".join(reasons))
         return "\n".join(lines)
-
-
-def has_triton() -> bool:
-    """Return whether the triton package is installed, without importing it."""
-    return importlib.util.find_spec("triton") is not None
 
 
 def is_transformed() -> bool:
@@ -96,8 +100,8 @@ def decide(facts: Facts, backend: str = "auto") -> Decision:
     chosen = None
     for name in preference(facts):
         reasons = CHECKS[name](facts)
-        if chosen is None and name == "triton" and facts.device == "cpu" and not reasons:
-            reasons = ["device='cpu': Triton's interpreter is for testing, not for speed"]
+        if name == "triton" and not reasons:
+            reasons = reasons_against_trying(facts)
         if reasons:
             rejected[name] = tuple(reasons)
         elif chosen is None:
@@ -106,6 +110,15 @@ def decide(facts: Facts, backend: str = "auto") -> Decision:
             rejected[name] = (f"{chosen} is preferred for this call on device={facts.device!r}",)
     assert chosen is not None, "the reference runs everything"
     return Decision(chosen, rejected)
+
+
+def after_run(decision: Decision, facts: Facts) -> Decision:
+    """Return what a call that was to run on triton did run on: eager where the kernels failed it."""
+    failure = faults.failure_of(facts.call())
+    if failure is None:
+        return decision
+    rejected = {name: why for name, why in decision.rejected.items() if name != "eager"}
+    return Decision("eager", {"triton": (f"it failed this call ({failure.cause})",), **rejected})
 
 
 def preference(facts: Facts) -> tuple[str, ...]:
@@ -154,9 +167,8 @@ def reasons_against_aten(facts: Facts) -> list[str]:
 
 def reasons_against_triton(facts: Facts) -> list[str]:
     """The Triton kernels: what the package, the device and the variant allow."""
-    if not has_triton():
-        return ["triton is not installed"]
-    reasons = _reasons_against_transforms(facts)
+    reasons = [*reasons_against_environment(facts.device, facts.device_index)]
+    reasons += _reasons_against_transforms(facts)
     if facts.device == "cpu" and not is_interpreted():
         reasons.append("device='cpu' and TRITON_INTERPRET is not set")
     elif facts.device not in ("cpu", "cuda"):
@@ -173,6 +185,21 @@ CHECKS = {
     "eager": reasons_against_eager,
     "reference": reasons_against_reference,
 }
+
+
+def reasons_against_trying(facts: Facts) -> list[str]:
+    """Why "auto" passes over kernels that could be named: the interpreter's pace, or what happened to such a call."""
+    if facts.device == "cpu":
+        return ["device='cpu': Triton's interpreter is for testing, not for speed"]
+    return _reasons_from_failures(facts)
+
+
+def _reasons_from_failures(facts: Facts) -> list[str]:
+    # While tracing, the operator looks for itself at every run.
+    if facts.tracing or faults.is_worth_trying(call := facts.call()):
+        return []
+    failure = faults.failure_of(call)
+    return [] if failure is None else [f"it failed such a call before ({failure.cause})"]
 
 
 def _reasons_against_transforms(facts: Facts) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import activations, dispatch, ops, spec
+from . import activations, dispatch, faults, ops, spec
 from .dispatch import Decision, Facts
 from .reference import gru_reference
 from .sequence import Problem, autocast_arguments, canonicalize, check_arguments, resolve_precision
@@ -108,13 +108,37 @@ def run(arguments: dict, backend: str = "auto") -> tuple[Tensor, Tensor, Decisio
     if not isinstance(arguments["x"], Tensor):
         raise TypeError(f"`x` must be a torch.Tensor, got {type(arguments['x']).__name__}")
     checked = check_arguments(autocast_arguments(arguments))
-    decision = dispatch.decide(describe(checked), backend)
+    facts = describe(checked)
+    decision = dispatch.decide(facts, backend)
+    if backend == "auto":
+        decision = _adjust(decision, facts)
     if decision.backend == "reference":
         outputs, state = _run_reference(checked)
         return outputs, state, decision
     problem = canonicalize(checked)
-    outputs, state = _run_aten(problem) if decision.backend == "aten" else ops.run_scan(problem, decision.backend)
+    if decision.backend == "aten":
+        outputs, state = _run_aten(problem)
+    elif decision.backend == "triton" and backend == "auto":
+        outputs, state = ops.run_scan(problem, "auto")
+        if not facts.tracing:
+            decision = dispatch.after_run(decision, facts)
+    else:
+        outputs, state = ops.run_scan(problem, decision.backend)
     return (outputs if checked["time_major"] else outputs.transpose(0, 1)), state, decision
+
+
+def _adjust(decision: Decision, facts: Facts) -> Decision:
+    """Warn where "auto" had to pass over the kernels, and take the reference where no operator can run."""
+    if decision.backend != "triton":
+        faults.warn_of_environment(facts.device, facts.device_index, decision.rejected["triton"])
+    if facts.tracing or decision.backend not in ("triton", "eager"):
+        return decision
+    reasons = faults.reasons_against_operators()
+    if not reasons:
+        return decision
+    faults.warn_once(f"{'; '.join(reasons)}; backend='auto' continues on the reference, which is slow")
+    rejected = decision.rejected | {name: reasons for name in ("triton", "eager")}
+    return Decision("reference", {name: why for name, why in rejected.items() if name != "reference"})
 
 
 def explain_call(arguments: dict, backend: str = "auto") -> Decision:
@@ -147,6 +171,7 @@ def describe(checked: dict) -> Facts:
         recompute=bool(checked["recompute"]),
         tracing=tracing,
         transformed=dispatch.is_transformed(),
+        device_index=x.device.index or 0,
     )
 
 

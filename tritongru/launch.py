@@ -13,7 +13,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from . import configs
+from . import configs, faults
 from .activations import TABLE
 from .configs import PERSISTENT, SINGLE, STEPS, Device, LaunchConfig
 from .kernels.backward import gru_backward_kernel
@@ -46,7 +46,8 @@ def device_limits(device: torch.device) -> Device:
         return Device(processors=1, shared_memory=227 * 1024, cooperative=False)
     properties = torch.cuda.get_device_properties(device)
     shared = getattr(properties, "shared_memory_per_block_optin", None) or properties.shared_memory_per_block
-    return Device(properties.multi_processor_count, shared, warp_size=properties.warp_size)
+    cooperative = faults.can_cooperate(device.index or 0)
+    return Device(properties.multi_processor_count, shared, cooperative, properties.warp_size)
 
 
 def choose_config(u: Tensor, batch: int, drop: Tensor | None) -> LaunchConfig:

@@ -11,12 +11,14 @@ come from `gru_reference`, which can be differentiated any number of times.
 from __future__ import annotations
 
 import contextlib
+import importlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import eager
+from . import eager, faults
 from .activations import TABLE
 from .reference import gru_reference
 from .sequence import Problem
@@ -26,7 +28,7 @@ SAVE_NOTHING, SAVE_GATES, RECOMPUTE = "nothing", "gates", "recompute"
 
 
 def run_scan(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:
-    """Run `problem` on "triton" or "eager".
+    """Run `problem` on "triton" or "eager", or on "auto": triton, and eager where the kernels fail.
 
     Returns:
         outputs (T,B,U), at the time index of the input; last state (B,U).
@@ -74,9 +76,8 @@ def scan(
     variant = Variant(activation, recurrent_activation, reset_after, zero_output_for_mask, reverse, reset_gate_first)
     with product_precision(x, precision):
         gx, bias_n = project_input(x, w, bias_x, bias_h, variant)
-        scan_forward = _implementation(backend).scan_forward
         arguments = (gx, u, bias_n, h0, mask, resets, fresh, drop, variant, save == SAVE_GATES)
-        return scan_forward(*arguments) if backend == "eager" else scan_forward(*arguments, precision)
+        return _run_on(backend, "scan_forward", arguments, lambda: _describe(u, variant, mask, resets, drop, precision))
 
 
 @scan.register_fake
@@ -116,9 +117,10 @@ def scan_backward(
     """Run the reverse scan; arguments and results as `eager.scan_backward`."""
     variant = Variant(activation, recurrent_activation, reset_after, zero_output_for_mask, reverse, reset_gate_first)
     arguments = (d_out, d_last, gates, entering, u, mask, resets, drop, variant, fresh_gradient)
-    reverse_scan = _implementation(backend).scan_backward
     with product_precision(u, precision):
-        return reverse_scan(*arguments) if backend == "eager" else reverse_scan(*arguments, precision)
+        return _run_on(
+            backend, "scan_backward", arguments, lambda: _describe(u, variant, mask, resets, drop, precision)
+        )
 
 
 @scan_backward.register_fake
@@ -369,10 +371,28 @@ def product_precision(x: Tensor, precision: str):
             switch.allow_tf32 = value
 
 
-def _implementation(backend: str):
-    if backend == "eager":
-        return eager
-    # Imports triton, which need not be installed for the other backends.
-    import tritongru.launch as launch
+def _run_on(backend: str, function: str, arguments: tuple, describe_call: Callable[[], faults.Call]) -> tuple:
+    """Run a scan of `launch` or `eager`, which share names and results; "auto" is triton, and eager where it fails."""
 
-    return launch
+    def run_eager():
+        return getattr(eager, function)(*arguments)
+
+    if backend == "eager":
+        return run_eager()
+    call = describe_call()
+
+    def run_triton():
+        # Imports triton, which need not be installed for the other backends.
+        launch = importlib.import_module("tritongru.launch")
+        return getattr(launch, function)(*arguments, call.precision)
+
+    return run_triton() if backend == "triton" else faults.run_or_continue(call, function, run_triton, run_eager)
+
+
+def _describe(
+    u: Tensor, v: Variant, mask: Tensor | None, resets: Tensor | None, drop: Tensor | None, precision: str
+) -> faults.Call:
+    return faults.Call(
+        u.device.type, u.device.index or 0, u.dtype, u.shape[0], v.activation, v.recurrent_activation, v.reset_after,
+        mask is not None, resets is not None, 0 if drop is None else drop.shape[0], precision,
+    )  # fmt: skip

@@ -29,6 +29,13 @@ class ExchangeError(RuntimeError):
     """Programs of a persistent kernel waited longer than the bound for each other: the result is not valid."""
 
 
+class FallbackWarning(RuntimeWarning):
+    """`backend="auto"` wanted the Triton kernels and could not have them; the message names the cause.
+
+    `warnings.simplefilter("error", tritongru.FallbackWarning)` makes it an error.
+    """
+
+
 @dataclass(frozen=True)
 class Shape:
     """Sizes of one call: batch B, time T, input I, units U."""

@@ -8,7 +8,9 @@ import platform
 
 import torch
 
-from ..dispatch import Decision, has_triton, is_interpreted
+from ..dispatch import Decision
+from ..faults import has_triton, reasons_against_environment
+from ..spec import is_interpreted
 
 
 class Info(dict):
@@ -79,6 +81,9 @@ def _device() -> str:
 def _kernels() -> str:
     if not has_triton():
         return "not available: triton is not installed"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if reasons := reasons_against_environment(device, torch.cuda.current_device() if device == "cuda" else 0):
+        return f"not available: {'; '.join(reasons)}"
     if is_interpreted():
         return "interpreted (TRITON_INTERPRET=1): for testing, not for speed"
     if torch.cuda.is_available():
