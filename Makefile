@@ -5,11 +5,13 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo peers test test-interpreted test-gpu lint format clean
+MINUTES ?= 20
+.PHONY: fuzz help demo peers test test-interpreted test-gpu lint format clean
 
 help:
 	@echo "make demo    train on the Japanese Vowels recordings, then compare every backend with the oracle"
 	@echo "make test    all tests; the Triton kernels run in Triton's interpreter"
+	@echo "make fuzz    draw GRU calls at random and compare every backend with the oracle, MINUTES=20 twice"
 	@echo "make peers   also install Keras 3 and onnxruntime, which some tests compare with"
 	@echo "make lint    ruff, pyright, import-linter"
 	@echo "make format  rewrite the code in the house style"
@@ -46,6 +48,11 @@ test-interpreted: $(VENV)/.installed
 
 test: $(VENV)/.installed test-interpreted
 	$(BIN)/python -m pytest -q
+
+# The deep profile of the property tests: MINUTES for the CPU backends and layers, MINUTES for the interpreted kernels.
+fuzz: $(VENV)/.installed
+	$(BIN)/python tests/fuzz.py --minutes $(MINUTES)
+	TRITON_INTERPRET=1 $(BIN)/python tests/fuzz.py --minutes $(MINUTES)
 
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m gpu

@@ -77,7 +77,7 @@ def scan_forward(
     gates = gx.new_empty((4 if variant.reset_after else 3, T, B, U) if save_gates else (0,))
     if T == 0 or B == 0:
         return out, h0.clone(), gx.new_empty((T, B, U) if separate else (0,)), gates
-    gx, fresh, drop = gx.contiguous(), _contiguous(fresh), _contiguous(drop)
+    gx, bias_n, fresh, drop = gx.contiguous(), _contiguous(bias_n), _contiguous(fresh), _contiguous(drop)
     mask, resets = _as_bytes(mask), _as_bytes(resets)
 
     first = T - 1 if variant.reverse else 0

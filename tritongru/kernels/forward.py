@@ -39,21 +39,23 @@ def load_chunk(p_state, k, U, o_b, m_b, BLOCK_K: tl.constexpr):
 @triton.jit
 def load_states(
     p_h, b_h, drop, k, U, o_b, m_b, step_size, SINGLE: tl.constexpr, DROPS: tl.constexpr, GATE_Z: tl.constexpr,
-    GATE_R: tl.constexpr, BLOCK_K: tl.constexpr,
+    GATE_R: tl.constexpr, BLOCK_K: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Return chunk k of the state for gates z, r, n, each with its dropout mask."""
     if SINGLE:
         b_k = b_h.to(p_h.dtype.element_ty)
     else:
         b_k = load_chunk(p_h, k, U, o_b, m_b, BLOCK_K)
+    # Multiplied in the products' type: in bfloat16 the interpreter would multiply the bits.
+    b_k = b_k.to(DOT)
     h_z, h_r, h_n = b_k, b_k, b_k
     if DROPS == 1:
-        h_n = b_k * load_chunk(drop, k, U, o_b, m_b, BLOCK_K)
+        h_n = b_k * load_chunk(drop, k, U, o_b, m_b, BLOCK_K).to(DOT)
         h_z, h_r = h_n, h_n
     elif DROPS == 3:
-        h_z = b_k * load_chunk(drop + GATE_Z * step_size, k, U, o_b, m_b, BLOCK_K)
-        h_r = b_k * load_chunk(drop + GATE_R * step_size, k, U, o_b, m_b, BLOCK_K)
-        h_n = b_k * load_chunk(drop + 2 * step_size, k, U, o_b, m_b, BLOCK_K)
+        h_z = b_k * load_chunk(drop + GATE_Z * step_size, k, U, o_b, m_b, BLOCK_K).to(DOT)
+        h_r = b_k * load_chunk(drop + GATE_R * step_size, k, U, o_b, m_b, BLOCK_K).to(DOT)
+        h_n = b_k * load_chunk(drop + 2 * step_size, k, U, o_b, m_b, BLOCK_K).to(DOT)
     return h_z, h_r, h_n
 
 
@@ -131,7 +133,7 @@ def gru_forward_kernel(
             if STREAM:
                 for k in range(NK):
                     h_z, h_r, h_n = load_states(
-                        p_h, b_h, drop, k, U, o_b, m_b, step_size, SINGLE, DROPS, GATE_Z, GATE_R, BLOCK_K
+                        p_h, b_h, drop, k, U, o_b, m_b, step_size, SINGLE, DROPS, GATE_Z, GATE_R, BLOCK_K, DOT
                     )
                     c_z, c_r, c_n = load_weights(u, k, U, o_h, m_h, s_u_k, s_u_g, s_u_g, GATE_Z, GATE_R, BLOCK_K, DOT)
                     a_z = tl.dot(h_z.to(DOT), c_z, a_z, input_precision=PRECISION)
@@ -141,7 +143,7 @@ def gru_forward_kernel(
             else:
                 for k in tl.static_range(NK):
                     h_z, h_r, h_n = load_states(
-                        p_h, b_h, drop, k, U, o_b, m_b, step_size, SINGLE, DROPS, GATE_Z, GATE_R, BLOCK_K
+                        p_h, b_h, drop, k, U, o_b, m_b, step_size, SINGLE, DROPS, GATE_Z, GATE_R, BLOCK_K, DOT
                     )
                     a_z = tl.dot(h_z.to(DOT), w_z[k], a_z, input_precision=PRECISION)
                     a_r = tl.dot(h_r.to(DOT), w_r[k], a_r, input_precision=PRECISION)

@@ -1,0 +1,191 @@
+"""Checks of one configuration, shared by the quick profile (test_fuzz.py) and the deep one (fuzz.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from layer_checks import DropInCall, LayerCall, check_drop_in, check_layer, drop_in_calls, layer_calls
+from strategies import Configuration, Leaf, call_arguments, configurations, make_leaves, plain_configurations
+from torch import Tensor
+
+from tritongru import gru
+from tritongru.configs import LaunchConfig, next_power_of_two
+from tritongru.functional import explain_call
+from tritongru.spec import UnsupportedError, is_interpreted
+from tritongru.tools.tolerance import check, largest_error
+
+REGRESSIONS = Path(__file__).parent / "regressions.json"
+WANTED = {
+    "all": lambda name: True,
+    "weights": lambda name: name.partition("[")[0] in ("kernel", "recurrent_kernel", "bias"),
+    "inputs": lambda name: name in ("x", "initial_state", "reset_state") or "dropout" in name,
+    "none": lambda name: False,
+}
+
+
+def check_backends(c: Configuration) -> int:
+    """Compare every CPU backend that accepts the call with the oracle in float64; return how many did."""
+    return check_against_oracle(c, ("eager", "aten", "auto"))
+
+
+def check_kernels(c: Configuration) -> int:
+    """Compare the Triton kernels, in the interpreter or on a GPU, with the oracle in float64."""
+    from tritongru.launch import use_config
+
+    with use_config(launch_config(c)), round_to_nearest():
+        return check_against_oracle(c, ("triton",))
+
+
+@contextlib.contextmanager
+def round_to_nearest():
+    """Make Triton's interpreter round to bfloat16 as a GPU does; its own cast cuts the digits off."""
+    if not is_interpreted():
+        yield
+        return
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    builder, original = interpreter.InterpreterBuilder, interpreter.InterpreterBuilder.cast_impl
+
+    def cast(self, src, dst_type):
+        if (src.dtype.scalar, dst_type.scalar) != (tl.float32, tl.bfloat16):
+            return original(self, src, dst_type)
+        bits = torch.from_numpy(np.ascontiguousarray(src.data)).bfloat16().view(torch.int16).numpy().view(np.uint16)
+        return interpreter.TensorHandle(bits.reshape(src.data.shape), dst_type.scalar)
+
+    builder.cast_impl = cast
+    try:
+        yield
+    finally:
+        builder.cast_impl = original
+
+
+def launch_config(c: Configuration) -> LaunchConfig:
+    """Return tiles for the schedule; the interpreter runs one program after another, so one must own all units."""
+    whole = next_power_of_two(c.units)
+    if c.schedule == "steps":
+        return LaunchConfig("steps", 16, 16, 16)
+    if c.schedule == "persistent":
+        return LaunchConfig("persistent", 16, whole if is_interpreted() else 16, 16)
+    return LaunchConfig("single", 16, whole, whole)
+
+
+def check_against_oracle(c: Configuration, backends: tuple[str, ...]) -> int:
+    """Assert outputs, state and gradients by name, for each of `backends` that accepts the call."""
+    leaves = make_leaves(c)
+    truth = run(c, leaves, torch.float64, "reference")
+    measures = [run(c, leaves, c.torch_dtype(), "reference")]
+    measures += [run(c, disturb(leaves, c, number), torch.float64, "reference") for number in range(2)]
+    if c.dtype == "float64":
+        # Here truth and oracle are one. What its error is follows from float32's, in proportion to the epsilons.
+        coarse, ratio = run(c, leaves, torch.float32, "reference"), 2.0 ** (23 - 52)
+        measures.append({name: right + (coarse[name].double() - right) * ratio for name, right in truth.items()})
+    every = [value for results in (truth, *measures) for value in results.values() if value.numel()]
+    if not all(float(value.abs().max()) < 1000 for value in every):
+        return 0  # An explosive activation left what the dtype resolves; there is nothing to compare.
+    arguments = call_arguments(c, {name: leaf.view(leaf.base) for name, leaf in leaves.items()})
+    compared = 0
+    for backend in backends:
+        if not accepts(arguments, backend):
+            continue
+        results = run(c, leaves, c.torch_dtype(), backend)
+        assert results.keys() == truth.keys()
+        for name, right in truth.items():
+            assert results[name].dtype == c.torch_dtype(), f"{backend}: {name} is {results[name].dtype}"
+            worst = max((measure[name] for measure in measures), key=lambda value: largest_error(value, right))
+            check(f"{backend}: {name}", results[name], worst, right)
+        compared += 1
+    return compared
+
+
+def disturb(leaves: dict[str, Leaf], c: Configuration, number: int) -> dict[str, Leaf]:
+    """Return `leaves` with every number one rounding away, in float64.
+
+    The tolerance asks how far the oracle is from the truth. On a handful of numbers it may be exact by luck, or its
+    errors may cancel; what one rounding of the inputs changes cannot be that lucky twice more.
+    """
+    generator = torch.Generator().manual_seed(c.seed + 3 + number)
+    epsilon = torch.finfo(c.torch_dtype()).eps
+
+    def moved(leaf: Leaf) -> Leaf:
+        values = leaf.view(leaf.base)
+        signs = torch.randint(0, 2, values.shape, generator=generator) * 2 - 1
+        return Leaf(values.double() * (1 + epsilon * signs), lambda base: base)
+
+    return {name: moved(leaf) for name, leaf in leaves.items()}
+
+
+def accepts(arguments: dict, backend: str) -> bool:
+    """Return whether `backend` runs the call."""
+    optional = ("lengths", "mask", "resets", "reset_state", "input_dropout", "recurrent_dropout")
+    try:
+        explain_call(dict.fromkeys(optional) | {"precision": "auto"} | arguments, backend)
+    except UnsupportedError:
+        return False
+    return True
+
+
+def run(c: Configuration, leaves: dict[str, Leaf], dtype: torch.dtype, backend: str) -> dict[str, Tensor]:
+    """Return outputs, state and the wanted gradients, by name."""
+    wanted = WANTED[c.wanted]
+    tensors = {
+        name: leaf.view(leaf.base.to(dtype, copy=True).requires_grad_(wanted(name))) for name, leaf in leaves.items()
+    }
+    outputs, state = gru(**call_arguments(c, tensors), backend=backend)
+    results = {"outputs": outputs.detach(), "state": state.detach()}
+    generator = torch.Generator().manual_seed(c.seed + 2)
+    pairs = []
+    for kind, value in (("outputs", outputs), ("state", state)):
+        # Eighths, so that a cotangent is the same number in every dtype.
+        cotangent = torch.randint(-8, 9, value.shape, generator=generator).to(dtype) / 8
+        if c.loss in ("both", kind) and value.requires_grad:
+            pairs.append((value, cotangent))
+    names = [name for name, value in tensors.items() if value.requires_grad]
+    if not pairs:
+        return results | {f"d {name}": torch.zeros_like(tensors[name]) for name in names}
+    gradients = torch.autograd.grad(
+        [value for value, _ in pairs], [tensors[name] for name in names], [given for _, given in pairs],
+        allow_unused=True, materialize_grads=True,
+    )  # fmt: skip
+    return results | {f"d {name}": value for name, value in zip(names, gradients, strict=True)}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is fuzzed: how configurations are drawn, and the check of one, which returns how many it compared."""
+
+    name: str
+    record: type
+    strategy: Callable[[], st.SearchStrategy]
+    check: Callable[[Any], int]
+
+    def recorded(self) -> list:
+        """Return the configurations of tests/regressions.json: what once failed, and must not again."""
+        return [self.record(**entry["changes"]) for entry in json.loads(REGRESSIONS.read_text())[self.name]]
+
+
+def _on_cpu() -> st.SearchStrategy:
+    return configurations() | plain_configurations()
+
+
+def _on_kernels() -> st.SearchStrategy:
+    return configurations(dtype=st.sampled_from(("float32", "bfloat16", "float16")))
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("backends", Configuration, _on_cpu, check_backends),
+        Target("kernels", Configuration, _on_kernels, check_kernels),
+        Target("drop_in", DropInCall, lambda: drop_in_calls, check_drop_in),
+        Target("layer", LayerCall, lambda: layer_calls, check_layer),
+    )
+}

@@ -1,0 +1,263 @@
+"""Whole configurations of a GRU call, drawn by hypothesis: a frozen record of plain values that JSON can hold.
+
+A configuration says what is called and how each tensor lies in memory; its numbers follow from its seed. So a failure
+is one line of tests/regressions.json, and means the same in every process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tritongru.activations import TABLE
+from tritongru.tools.cases import DTYPES
+
+# How a tensor lies in memory, each made from a base of its own by views.
+VIEWS = ("contiguous", "transposed", "sliced", "offset", "expanded", "zero_stride")
+SCANNED = tuple(entry.name for entry in TABLE.values() if entry.derivative is not None)
+# Their derivatives jump, so rounding in half precision may land on the other side of the jump.
+JUMPING = ("relu", "leaky_relu", "hard_sigmoid", "selu")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One call of `tritongru.gru`.
+
+    Attributes:
+        mask: "none", "all" valid, "nothing" valid, "holes" at random, "first" step masked, "rows" wholly masked.
+        mask_form: "bool", "int", "float", or "column" for (B,T,1).
+        lengths: "none", "random", "zeros" or "full". resets: "none", "random", "all", "first" or "last" step.
+        reset_state: "none", "initial", "rows" for (B,U), "steps" for (B,T,U).
+        input_dropouts, recurrent_dropouts: how many masks. input_dropout_form: "rows" (B,1,I), "steps" (B,T,I) or
+            "shared" (I,).
+        initial_state: "none", "rows" (B,U), "one" (1,U) or "vector" (U,).
+        views: of x, kernel, recurrent_kernel, bias, initial_state, reset_state; steps_view of mask and resets.
+        wanted: which gradients: "all", "weights", "inputs" or "none". loss: of "both", "outputs" or "state".
+        schedule: of the Triton kernels.
+    """
+
+    batch: int = 2
+    time: int = 3
+    input_size: int = 2
+    units: int = 3
+    dtype: str = "float64"
+    seed: int = 0
+    spread: float = 1.0
+    layout: str = "keras"
+    time_major: bool = False
+    reset_after: bool = True
+    activation: str = "tanh"
+    recurrent_activation: str = "sigmoid"
+    use_bias: bool = True
+    initial_state: str = "rows"
+    mask: str = "none"
+    mask_form: str = "bool"
+    lengths: str = "none"
+    resets: str = "none"
+    reset_state: str = "none"
+    input_dropouts: int = 0
+    input_dropout_form: str = "rows"
+    recurrent_dropouts: int = 0
+    zero_output_for_mask: bool = False
+    go_backwards: bool = False
+    recompute: bool = False
+    x_view: str = "contiguous"
+    kernel_view: str = "contiguous"
+    recurrent_kernel_view: str = "contiguous"
+    bias_view: str = "contiguous"
+    initial_state_view: str = "contiguous"
+    reset_state_view: str = "contiguous"
+    steps_view: str = "contiguous"
+    wanted: str = "all"
+    loss: str = "both"
+    schedule: str = "steps"
+
+    def __repr__(self) -> str:
+        own = ", ".join(f"{name}={value!r}" for name, value in self.changes().items())
+        return f"Configuration({own})"
+
+    def changes(self) -> dict:
+        """Return the fields that differ from the defaults: what tests/regressions.json keeps."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+
+def configurations(**fixed) -> st.SearchStrategy[Configuration]:
+    """Return a strategy for configurations; `fixed` takes the place of fields, by values or strategies."""
+    some = st.sampled_from
+    # Hypothesis shrinks towards the first choice, so that comes first which is plainest.
+    view = some(("contiguous",) * 3 + VIEWS)
+    drawn = dict(
+        batch=some((1, 2, 3, 0, 5, 17)), time=some((1, 2, 3, 0, 4, 7, 12)), input_size=some((1, 2, 3, 5, 0)),
+        units=some((1, 2, 3, 5, 9, 16, 17, 33)), dtype=some(("float64", "float32", "bfloat16", "float16")),
+        seed=st.integers(0, 10**6), spread=some((1.0, 0.1, 3.0)), layout=some(("keras", "torch")),
+        time_major=st.booleans(), reset_after=some((True, True, False)),
+        activation=some(("tanh", "tanh", *SCANNED)), recurrent_activation=some(("sigmoid", "sigmoid", *SCANNED)),
+        use_bias=some((True, False)), initial_state=some(("none", "rows", "one", "vector")),
+        mask=some(("none", "none", "all", "nothing", "holes", "holes", "first", "rows")),
+        mask_form=some(("bool", "int", "float", "column")), lengths=some(("none", "none", "random", "zeros", "full")),
+        resets=some(("none", "none", "random", "all", "first", "last")),
+        reset_state=some(("none", "initial", "rows", "steps")), input_dropouts=some((0, 0, 1, 3)),
+        input_dropout_form=some(("rows", "steps", "shared")), recurrent_dropouts=some((0, 0, 1, 3)),
+        zero_output_for_mask=st.booleans(), go_backwards=st.booleans(), recompute=st.booleans(), x_view=view,
+        kernel_view=view, recurrent_kernel_view=view, bias_view=view, initial_state_view=view, reset_state_view=view,
+        steps_view=view, wanted=some(("all", "all", "weights", "inputs", "none")),
+        loss=some(("both", "both", "outputs", "state")), schedule=some(("steps", "single", "persistent")),
+    )  # fmt: skip
+    fixed = {name: value if isinstance(value, st.SearchStrategy) else st.just(value) for name, value in fixed.items()}
+    return st.builds(Configuration, **(drawn | fixed)).filter(is_smooth_enough)
+
+
+def is_smooth_enough(c: Configuration) -> bool:
+    """Return whether rounding alone cannot change a derivative by more than rounding."""
+    return DTYPES[c.dtype].itemsize > 2 or not {c.activation, c.recurrent_activation} & set(JUMPING)
+
+
+def plain_configurations(**fixed) -> st.SearchStrategy[Configuration]:
+    """Return a strategy for the variant that torch's own GRU can run, a rare draw otherwise."""
+    plain = dict(
+        reset_after=True, activation="tanh", recurrent_activation="sigmoid", mask="none", lengths="none",
+        resets="none", recurrent_dropouts=0, recompute=False, input_dropouts=st.sampled_from((0, 1)),
+    )  # fmt: skip
+    return configurations(**(plain | fixed))
+
+
+@dataclass
+class Leaf:
+    """A tensor argument: the base that holds its numbers, and the view of the base that is passed."""
+
+    base: Tensor
+    view: Callable[[Tensor], Tensor]
+
+
+def lay_out(values: Tensor, kind: str) -> Leaf:
+    """Return `values` laid out as `kind` says; for "expanded" and "zero_stride" only some of them are kept."""
+    if values.dim() == 0 or 0 in values.shape or kind == "contiguous":
+        return Leaf(values, lambda base: base)
+    last = values.shape[-1]
+    if kind == "transposed":
+        return Leaf(values.transpose(0, -1).contiguous(), lambda base: base.transpose(0, -1))
+    if kind == "sliced":
+        # Every second column of a wider tensor, whose other columns are NaN.
+        wide = torch.full((*values.shape[:-1], 2 * last + 1), float("nan")).to(values.dtype)
+        wide[..., 1::2] = values
+        return Leaf(wide, lambda base: base[..., 1::2])
+    if kind == "offset":
+        wide = torch.full((*values.shape[:-1], last + 3), float("nan")).to(values.dtype)
+        wide[..., 2 : 2 + last] = values
+        return Leaf(wide, lambda base: base[..., 2 : 2 + last])
+    shape = tuple(values.shape)
+    if kind == "expanded":
+        return Leaf(values[:1].clone(), lambda base: base.expand(shape))
+    assert kind == "zero_stride", kind
+    return Leaf(values[(slice(0, 1),) * values.dim()].clone(), lambda base: base.expand(shape))
+
+
+def make_leaves(c: Configuration) -> dict[str, Leaf]:
+    """Return every floating argument by name, in the configuration's dtype; bias[0], drop[2] are parts of one."""
+    U = c.units
+    generator = torch.Generator().manual_seed(c.seed)
+    leaves: dict[str, Leaf] = {}
+
+    def normal(*shape: int, spread: float) -> Tensor:
+        return (torch.randn(*shape, generator=generator, dtype=torch.float64) * spread * c.spread).to(c.torch_dtype())
+
+    def dropout(*shape: int) -> Tensor:
+        return (torch.rand(*shape, generator=generator) < 0.7).to(c.torch_dtype()) * 1.25
+
+    def steps(*rest: int) -> tuple[int, ...]:
+        return (c.time, c.batch, *rest) if c.time_major else (c.batch, c.time, *rest)
+
+    leaves["x"] = lay_out(normal(*steps(c.input_size), spread=1.0), c.x_view)
+    shapes = {"kernel": (c.input_size, 3 * U), "recurrent_kernel": (U, 3 * U)}
+    for name, shape in shapes.items():
+        values = normal(*shape, spread=max(shape[0], 1) ** -0.5)
+        leaves[name] = lay_out(values.t().contiguous() if c.layout == "torch" else values, getattr(c, f"{name}_view"))
+    if c.use_bias and c.layout == "torch":
+        leaves |= {f"bias[{i}]": lay_out(normal(3 * U, spread=0.3), c.bias_view) for i in range(2)}
+    elif c.use_bias:
+        leaves["bias"] = lay_out(normal(*((2, 3 * U) if c.reset_after else (3 * U,)), spread=0.3), c.bias_view)
+    states = {"rows": (c.batch, U), "one": (1, U), "vector": (U,), "steps": steps(U)}
+    if c.initial_state != "none":
+        leaves["initial_state"] = lay_out(normal(*states[c.initial_state], spread=0.5), c.initial_state_view)
+    if c.resets != "none" and c.reset_state in states:
+        leaves["reset_state"] = lay_out(normal(*states[c.reset_state], spread=0.5), c.reset_state_view)
+    one_step = (1, c.batch, c.input_size) if c.time_major else (c.batch, 1, c.input_size)
+    forms = {"rows": one_step, "steps": steps(c.input_size), "shared": (c.input_size,)}
+    for i in range(c.input_dropouts):
+        leaves[f"input_dropout[{i}]"] = lay_out(dropout(*forms[c.input_dropout_form]), "contiguous")
+    for i in range(c.recurrent_dropouts):
+        leaves[f"recurrent_dropout[{i}]"] = lay_out(dropout(c.batch, U), "contiguous")
+    return leaves
+
+
+def make_steps(c: Configuration) -> dict[str, Tensor | str]:
+    """Return mask, lengths, resets and the flags of a call."""
+    generator = torch.Generator().manual_seed(c.seed + 1)
+    B, T = c.batch, c.time
+
+    def chance(p: float) -> Tensor:
+        return torch.rand(B, T, generator=generator) < p
+
+    def at(step: int) -> Tensor:
+        return torch.arange(T)[None].expand(B, T) == step
+
+    def passed(value: Tensor) -> Tensor:
+        value = value.t().contiguous() if c.time_major else value.contiguous()
+        return _relay_steps(value, c.steps_view)
+
+    given: dict = {}
+    masks = {
+        "all": lambda: torch.ones(B, T, dtype=torch.bool), "nothing": lambda: torch.zeros(B, T, dtype=torch.bool),
+        "holes": lambda: chance(0.6), "first": lambda: ~at(0), "rows": lambda: chance(0.8) & (chance(0.5)[:, :1]),
+    }  # fmt: skip
+    if c.mask != "none":
+        mask = passed(masks[c.mask]())
+        forms = {"int": lambda m: m.int() * 2, "float": lambda m: m.float() * 0.5, "column": lambda m: m.unsqueeze(2)}
+        given["mask"] = forms[c.mask_form](mask) if c.mask_form in forms else mask
+    if c.lengths != "none":
+        random = torch.randint(0, T + 1, (B,), generator=generator)
+        given["lengths"] = {"random": random, "zeros": torch.zeros_like(random), "full": torch.full((B,), T)}[c.lengths]
+    resets = {
+        "random": lambda: chance(0.3), "all": lambda: torch.ones(B, T, dtype=torch.bool), "first": lambda: at(0),
+        "last": lambda: at(T - 1),
+    }  # fmt: skip
+    if c.resets != "none":
+        given["resets"] = passed(resets[c.resets]())
+        given["reset_state"] = "initial" if c.reset_state == "initial" else None
+    flags = ("activation", "recurrent_activation", "reset_after", "zero_output_for_mask", "go_backwards", "time_major",
+             "layout", "recompute")  # fmt: skip
+    return given | {name: asdict(c)[name] for name in flags}
+
+
+def _relay_steps(value: Tensor, kind: str) -> Tensor:
+    if kind in ("sliced", "offset") and value.numel():
+        wide = torch.ones(value.shape[0], 2 * value.shape[1] + 3, dtype=torch.bool)
+        step = 2 if kind == "sliced" else 1
+        view = wide[:, 1 : 1 + step * value.shape[1] : step]
+        view.copy_(value)
+        return view
+    if kind in ("expanded", "zero_stride"):
+        return value[:1].expand(value.shape)
+    return value.t().contiguous().t() if kind == "transposed" else value
+
+
+def call_arguments(c: Configuration, tensors: dict[str, Tensor]) -> dict:
+    """Return the keyword arguments of `tritongru.gru`, with `tensors` (by the names of `make_leaves`) in place."""
+    arguments: dict = {"bias": None, "initial_state": None, **make_steps(c)}
+    parts: dict[str, list[Tensor]] = {}
+    for name, value in tensors.items():
+        whole, bracket, _ = name.partition("[")
+        if bracket:
+            parts.setdefault(whole, []).append(value)
+        else:
+            arguments[name] = value
+    for name, values in parts.items():
+        arguments[name] = values[0] if len(values) == 1 else tuple(values)
+    return arguments
