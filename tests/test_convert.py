@@ -275,8 +275,10 @@ def test_state_files_in_both_layouts(tmp_path, suffix, layout):
 def test_state_dict_of_a_whole_model(tmp_path):
     model = nn.ModuleDict({"embed": nn.Linear(2, 3), "rnn": nn.GRU(3, 5, bidirectional=True)})
     torch.save({"state_dict": model.state_dict()}, tmp_path / "m.pt")
-    names = [layer.name for layer in convert.load_layers(tmp_path / "m.pt")]
-    assert names == ["rnn_l0", "rnn_l0_reverse"]
+    (both,) = convert.load_layers(tmp_path / "m.pt")
+    assert isinstance(both, Bidirectional) and both.name == "rnn_l0" and both.return_sequences
+    x = torch.randn(2, 4, 3)
+    torch.testing.assert_close(both(x), model["rnn"](x.transpose(0, 1))[0].transpose(0, 1))
     assert convert.load_layers(tmp_path / "m.pt", "rnn_l0_reverse")[0].go_backwards
 
 

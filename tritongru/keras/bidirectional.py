@@ -44,7 +44,7 @@ class Bidirectional(torch.nn.Module):
         if merge_mode not in MERGE_MODES:
             raise ValueError(f"Invalid merge mode. Received: `merge_mode`={merge_mode!r}; known: {MERGE_MODES}")
         self.merge_mode = merge_mode
-        self.name = name or f"bidirectional_{layer.name}"
+        self.name = name or "bidirectional"
         self.forward_layer = _recreate(layer, layer.go_backwards, "forward_")
         if backward_layer is None:
             self.backward_layer = _recreate(layer, not layer.go_backwards, "backward_")

@@ -6,7 +6,6 @@ Keras .h5, .weights.h5, .keras  <->  tritongru.GRU  <->  torch.nn.GRU, .pt, .pth
 from __future__ import annotations
 
 import argparse
-import inspect
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,20 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ..keras import GRU, Bidirectional
 from ..weights import keras_to_torch, torch_to_keras
-from .keras_read import Entry, read_entries
+from .entries import check_sound, select_entry
+from .keras_read import read_entries
 from .keras_write import write_entries
+from .layers import build_layer, describe_layers, fill_layer
 from .state_files import SUFFIXES, keras_tensors, read_states, write_states
 from .untrusted import naming
-
-_PARAMETERS = inspect.signature(GRU.__init__).parameters
-_NOT_CONFIG = {"self", "units", "input_size", "backend", "device", "dtype", "options"}
-_FROM_CONFIG = {*_PARAMETERS, "name", "trainable"} - _NOT_CONFIG
-_OURS = ("batch_input_shape", "backend")
 
 
 def from_torch(module: nn.RNNBase, **options: Any) -> GRU | Bidirectional | list[GRU | Bidirectional]:
@@ -134,15 +129,16 @@ def _check_torch_can(layer: GRU) -> None:
             raise ValueError(f"`{name}={config[name]!r}` of {layer.name}: torch.nn.GRU has {needed!r} alone")
 
 
-def load_keras(path: str | Path, layer: str | GRU | None = None) -> GRU:
-    """Return a GRU layer of a Keras `.h5`, `.weights.h5` or `.keras` file.
+def load_keras(path: str | Path, layer: str | GRU | Bidirectional | None = None) -> GRU | Bidirectional:
+    """Return a GRU or Bidirectional layer of a Keras `.h5`, `.weights.h5` or `.keras` file.
 
     Args:
         path: the file. Without a config in it, the layer has Keras's defaults, and the sizes and bias of the arrays.
-        layer: the layer's name in the file, or None where it has one GRU; or a `GRU` whose weights are to be replaced.
+        layer: the layer's name in the file (also of one half of a Bidirectional), or None where it has one; or a
+            `GRU` or `Bidirectional` whose weights are to be replaced.
 
     Returns:
-        The layer, `layer` itself where it is a `GRU`.
+        The layer, `layer` itself where it is one.
 
     Raises:
         FileNotFoundError: no such file.
@@ -150,36 +146,35 @@ def load_keras(path: str | Path, layer: str | GRU | None = None) -> GRU:
     """
     entries = read_entries(path)
     with naming(Path(path)):
-        if not isinstance(layer, GRU):
+        if layer is None or isinstance(layer, str):
             return build_layer(select_entry(entries, layer))
-        named = any(layer.name in (entry.name, *entry.aliases) for entry in entries)
-        entry = select_entry(entries, layer.name if named else None)
-        if entry.arrays[1].shape[0] != layer.units:
-            raise ValueError(f"the layer {entry.name!r} has units={entry.arrays[1].shape[0]}, `layer` {layer.units}")
-        layer.build(entry.arrays[0].shape[0])
-        layer.set_weights(entry.arrays)
+        halves = [half for entry in entries for half in entry.halves or ()]
+        named = any(layer.name in (entry.name, *entry.aliases) for entry in [*entries, *halves])
+        fill_layer(select_entry(entries, layer.name if named else None), layer)
         return layer
 
 
-def save_keras(layer: GRU | Sequence[GRU], path: str | Path) -> None:
+def save_keras(layer: GRU | Bidirectional | Sequence[GRU | Bidirectional], path: str | Path) -> None:
     """Save a built layer, or a stack of them, as a Keras Sequential model: `.h5`, `.weights.h5` or `.keras`.
 
     Raises:
         ValueError: another suffix, a layer that is not built, or a configuration that the format cannot hold.
     """
-    write_entries(path, [_describe(each) for each in (layer if isinstance(layer, Sequence) else [layer])])
+    write_entries(path, describe_layers(layer))
 
 
-def load_layers(path: str | Path, layer: str | None = None) -> list[GRU]:
-    """Return all GRU layers of a file of any known format, or the one that `layer` names."""
+def load_layers(path: str | Path, layer: str | None = None) -> list[GRU | Bidirectional]:
+    """Return all layers of a file of any known format, or the one that `layer` names."""
     entries = read_states(path) if Path(path).suffix in SUFFIXES else read_entries(path)
     with naming(Path(path)):
         if layer is None and entries:
-            return [build_layer(_sound(entry)) for entry in entries]
+            return [build_layer(check_sound(entry)) for entry in entries]
         return [build_layer(select_entry(entries, layer))]
 
 
-def save_layers(layers: Sequence[GRU], path: str | Path, layout: str | None = None) -> None:
+def save_layers(
+    layers: GRU | Bidirectional | Sequence[GRU | Bidirectional], path: str | Path, layout: str | None = None
+) -> None:
     """Save built layers in the format that the suffix of `path` names.
 
     Args:
@@ -196,74 +191,12 @@ def save_layers(layers: Sequence[GRU], path: str | Path, layout: str | None = No
     elif (layout or ("keras" if suffix == ".safetensors" else "torch")) == "torch":
         write_states(path, to_torch(layers).state_dict())
     else:
-        entries = [_describe(layer) for layer in layers]
+        stack = list(layers) if isinstance(layers, Sequence) else [layers]
+        entries = describe_layers(stack)
         names = [entry.name if i == 0 else f"{entry.name}_{i}" for i, entry in enumerate(entries)]
-        configs = {name if len(layers) > 1 else "": entry.config for name, entry in zip(names, entries, strict=True)}
-        write_states(path, keras_tensors(names, layers), configs)
-
-
-def select_entry(entries: Sequence[Entry], name: str | None) -> Entry:
-    """Return the entry called `name`, or the only one; ValueError, with the names there are, otherwise."""
-    known = ", ".join(repr(entry.name) for entry in entries) or "none"
-    if name is None:
-        if len(entries) != 1:
-            raise ValueError(f"`layer` must name one of the GRU layers of the file: {known}")
-        return _sound(entries[0])
-    found = [e for e in entries if e.name == name] or [e for e in entries if name in e.aliases]
-    if len(found) != 1:
-        raise ValueError(f"`layer={name!r}` is no GRU layer of the file; it has: {known}")
-    return _sound(found[0])
-
-
-def _sound(entry: Entry) -> Entry:
-    if entry.problem:
-        raise ValueError(f"the layer {entry.name!r}: {entry.problem}")
-    return entry
-
-
-def build_layer(entry: Entry) -> GRU:
-    """Return the layer of an entry; ValueError where its config and its arrays contradict each other."""
-    arrays, config = entry.arrays, entry.config
-    units = arrays[1].shape[0]
-    implied: dict[str, Any] = {"units": units, "use_bias": len(arrays) == 3}
-    if len(arrays) == 3:
-        implied["reset_after"] = len(arrays[2].shape) == 2
-    for key, value in implied.items():
-        if key in config and config[key] != value:
-            raise ValueError(f"the layer {entry.name!r}: its config says {key}={config[key]!r}, its arrays {value!r}")
-    arguments: dict[str, Any] = {"name": entry.name}
-    for key in _FROM_CONFIG & config.keys():
-        default = _PARAMETERS[key].default if key in _PARAMETERS else None
-        if isinstance(default, bool) and not isinstance(config[key], bool):
-            raise ValueError(f"the layer {entry.name!r}: its config says {key}={config[key]!r}, expected true or false")
-        arguments[key] = config[key]
-    for key in ("activation", "recurrent_activation"):
-        if key in arguments:
-            arguments[key] = _activation(arguments[key], str(config.get("keras_version", "2")))
-    dtype = config.get("dtype")
-    if dtype is None:
-        dtype = arrays[0].dtype if isinstance(arrays[0], Tensor) else str(arrays[0].dtype)
-    layer = GRU(**(arguments | implied), input_size=arrays[0].shape[0], dtype=dtype)
-    layer.set_weights(arrays)
-    return layer
-
-
-def _activation(value: Any, version: str) -> Any:
-    if isinstance(value, dict):
-        value = value["config"] if isinstance(value.get("config"), str) else value.get("class_name")
-    # Keras 3 changed the formula under the same name.
-    return F.hardsigmoid if value == "hard_sigmoid" and not version.startswith(("1", "2")) else value
-
-
-def _describe(layer: Any) -> Entry:
-    if not isinstance(layer, GRU):
-        raise TypeError(f"`layer` must be a tritongru.GRU, got {type(layer).__name__}")
-    if not layer.built:
-        raise ValueError(f"the layer {layer.name} is not built: it has no weights yet")
-    config = {key: value for key, value in layer.get_config().items() if key not in _OURS}
-    if isinstance(config["dtype"], dict):
-        config["dtype"] = config["dtype"]["config"]["name"]
-    return Entry(layer.name, layer.get_weights(), config)
+        names = names if len(stack) > 1 else [""]
+        configs = {name: entry.config for name, entry in zip(names, entries, strict=True)}
+        write_states(path, keras_tensors(names, stack), configs)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -283,6 +216,8 @@ def main(args: argparse.Namespace) -> int:
         print(f"convert: {error}", file=sys.stderr)
         return 1
     for layer in layers:
-        print(f"{layer.name}: input_size={layer.input_size}, units={layer.units}, reset_after={layer.reset_after}")
+        half = layer.forward_layer if isinstance(layer, Bidirectional) else layer
+        kind = f", merge_mode={layer.merge_mode!r}" if isinstance(layer, Bidirectional) else ""
+        print(f"{layer.name}: input_size={half.input_size}, units={half.units}, reset_after={half.reset_after}{kind}")
     print(f"wrote {args.target}")
     return 0

@@ -13,13 +13,14 @@ import io
 import mmap
 import re
 import zipfile
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from ..weights import check_keras_shapes
+from .entries import Entry, half_configs, join_halves
 from .untrusted import (
     FAULTS,
     MAX_FREE_BYTES,
@@ -34,24 +35,7 @@ from .untrusted import (
 )
 
 MAX_DEPTH = 32
-
-
-@dataclass
-class Entry:
-    """One GRU found in a file.
-
-    Attributes:
-        name: the layer's name in the model, or its path where the file names none.
-        arrays: kernel (I,3U), recurrent_kernel (U,3U) and, if there is one, bias (2,3U) or (3U,).
-        config: the layer's Keras config, empty where the file has none.
-        aliases: other names the layer answers to.
-    """
-
-    name: str
-    arrays: list[Any]
-    config: dict[str, Any] = field(default_factory=dict)
-    aliases: tuple[str, ...] = ()
-    problem: str = ""
+SIDES = ("forward", "backward")
 
 
 def read_entries(path: str | Path) -> list[Entry]:
@@ -115,7 +99,8 @@ def _read_h5(file: IO[bytes], size: int, described: tuple[Any, str] | None) -> l
             known = next((configs[name] for name in (entry.name, *entry.aliases) if name in configs), None)
             if known is not None:
                 entry.config = {**known, "keras_version": described[1]}
-    return entries
+    model, version = described or ({}, "")
+    return join_halves(entries, {name: {**w, "keras_version": version} for name, w in collect_wrappers(model).items()})
 
 
 def _read_legacy(top: Any, size: int) -> list[Entry]:
@@ -128,20 +113,23 @@ def _read_legacy(top: Any, size: int) -> list[Entry]:
         recurrent = {cell: names for cell, names in cells.items() if any("recurrent_kernel" in n for n in names)}
         for cell, names in recurrent.items():
             # `layer/forward_gru/gru_cell/kernel:0`: the part before the cell tells the two directions apart.
-            inner = cell.split("/")[-2:-1]
-            name = f"{layer}/{inner[0]}" if len(recurrent) > 1 and inner else layer
+            *outer, inner, _ = ["", "", *cell.split("/")][-3:]
+            name = f"{layer}/{inner}" if len(recurrent) > 1 and inner else layer
             entry = _read_entry(name, [lambda n=n, g=group: _child(g, n) for n in names], size)
             if entry is not None:
-                entry.aliases = tuple(inner)
+                entry.aliases = (inner,) if inner else ()
+                # Of a layer within a model within the model, the group has the name of the outer one.
+                entry.owner = tuple(dict.fromkeys((outer[0] or layer, layer))) if len(recurrent) > 1 else ()
+                entry.side = next((side for side in SIDES if inner.startswith(f"{side}_")), "")
                 entries.append(entry)
     return entries
 
 
 def _read_v3(root: Any, size: int) -> list[Entry]:
     entries = []
-    stack: list[tuple[str, Any, str, int]] = [("", root, "", 0)]
+    stack: list[tuple[str, Any, tuple[str, ...], int]] = [("", root, (), 0)]
     while stack:
-        path, group, owner, depth = stack.pop()
+        path, group, names, depth = stack.pop()
         if depth > MAX_DEPTH:
             raise ValueError(f"the group {path!r} is nested more than {MAX_DEPTH} deep")
         own = _child(group, "vars").attrs.get("name") if "vars" in group else None
@@ -151,14 +139,18 @@ def _read_v3(root: Any, size: int) -> list[Entry]:
             # A directory listing sorts 10 before 2; a GRU has three.
             keys = sorted(variables, key=lambda k: (len(k), k))
             short = path.rpartition("/")[0].removeprefix("layers/") or "gru"
-            entry = _read_entry(owner or short, [lambda k=k, v=variables: _child(v, k) for k in keys], size)
+            entry = _read_entry(names[-1] or short, [lambda k=k, v=variables: _child(v, k) for k in keys], size)
             if entry is not None:
                 entry.aliases = (short,)
+                owner, _, last = short.rpartition("/")
+                entry.side = last.removesuffix("_layer")
+                if entry.side in SIDES:
+                    entry.owner = tuple(name for name in (names[-2], owner or "bidirectional") if name)
                 entries.append(entry)
         # Keras numbers the layers of one class: gru, gru_1, ... gru_10, which the file sorts as text.
         for key in sorted(group, key=_natural, reverse=True):
             if key != "vars" and not _is_dataset(group, key):
-                stack.append((f"{path}/{key}".strip("/"), _child(group, key), name or owner, depth + 1))
+                stack.append((f"{path}/{key}".strip("/"), _child(group, key), (*names, name), depth + 1))
     return entries
 
 
@@ -236,23 +228,35 @@ def _text(value: Any) -> str:
 def collect_configs(model: Any) -> dict[str, dict[str, Any]]:
     """Return the config of every GRU in a model's config, by name; both halves of a Bidirectional by theirs."""
     found: dict[str, dict[str, Any]] = {}
+    for kind, config in _walk(model):
+        if kind == "GRU":
+            found.setdefault(str(config.get("name", "gru")), config)
     halves: dict[str, dict[str, Any]] = {}
+    for wrapper in collect_wrappers(model).values():
+        for half in half_configs(wrapper):
+            halves[str(half["name"])] = half
+    return {**halves, **found}
+
+
+def collect_wrappers(model: Any) -> dict[str, dict[str, Any]]:
+    """Return the config of every Bidirectional of a GRU in a model's config, by name."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind, config in _walk(model):
+        inner = config.get("layer")
+        if kind == "Bidirectional" and isinstance(inner, dict) and inner.get("class_name") == "GRU":
+            if isinstance(inner.get("config"), dict):
+                found.setdefault(str(config.get("name", "bidirectional")), config)
+    return found
+
+
+def _walk(model: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Yield (class name, config) of everything in a model's config that has both."""
     stack = [model]
     while stack:
         node = stack.pop()
         if isinstance(node, list):
             stack.extend(node)
-            continue
-        if not isinstance(node, dict):
-            continue
-        kind, config = node.get("class_name"), node.get("config")
-        if kind == "GRU" and isinstance(config, dict):
-            found.setdefault(str(config.get("name", "gru")), config)
-        elif kind == "Bidirectional" and isinstance(config, dict) and isinstance(config.get("layer"), dict):
-            inner = config["layer"].get("config")
-            if isinstance(inner, dict) and config["layer"].get("class_name") == "GRU":
-                bare = str(inner.get("name", "gru")).removeprefix("forward_")
-                halves[f"forward_{bare}"] = inner
-                halves[f"backward_{bare}"] = {**inner, "go_backwards": not inner.get("go_backwards")}
-        stack.extend(node.values())
-    return {**halves, **found}
+        elif isinstance(node, dict):
+            if isinstance(node.get("config"), dict):
+                yield node.get("class_name"), node["config"]
+            stack.extend(node.values())

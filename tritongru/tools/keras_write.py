@@ -8,6 +8,7 @@ Source: `keras/saving/hdf5_format.py` (v2.9), `keras/src/saving/saving_lib.py` (
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch.nn.functional as F
 
-from .keras_read import Entry
+from .entries import Entry, half_configs
 
 # What a reader takes the configs to mean: `hard_sigmoid` changed its formula in Keras 3.
 H5_VERSION = "2.9.0"
@@ -72,8 +73,16 @@ def _with_unique_names(entries: Sequence[Entry]) -> list[Entry]:
         while name in unique:
             count += 1
             name = f"{base}_{count}"
-        unique[name] = Entry(name, entry.arrays, entry.config)
+        unique[name] = dataclasses.replace(entry, name=name)
     return list(unique.values())
+
+
+def _halves(entry: Entry) -> tuple[Entry, ...]:
+    return entry.halves or (entry,)
+
+
+def _width(entry: Entry) -> int:
+    return _halves(entry)[0].arrays[0].shape[0]
 
 
 def _h5_bytes(fill: Callable[[Any], None]) -> bytes:
@@ -90,21 +99,27 @@ def _h5_bytes(fill: Callable[[Any], None]) -> bytes:
 def _v3_bytes(entries: Sequence[Entry]) -> bytes:
     def fill(root: Any) -> None:
         root.create_group("vars").attrs["name"] = "sequential"
-        for index, entry in enumerate(entries):
+        counts: dict[str, int] = {}
+        for entry in entries:
             # Keras 3 finds a layer by its class and its number among its kind, not by its name.
-            group = root.create_group(f"layers/gru_{index}" if index else "layers/gru")
-            group.create_group("vars").attrs["name"] = entry.name
-            variables = group.create_group("cell/vars")
-            variables.attrs["name"] = "gru_cell"
-            for number, array in enumerate(entry.arrays):
-                variables.create_dataset(str(number), data=array)
+            kind = "gru" if entry.halves is None else "bidirectional"
+            number = counts[kind] = counts.get(kind, -1) + 1
+            path = f"layers/{kind}_{number}" if number else f"layers/{kind}"
+            paths = [path] if entry.halves is None else [f"{path}/forward_layer", f"{path}/backward_layer"]
+            root.create_group(f"{path}/vars").attrs["name"] = entry.name
+            for half, place in zip(_halves(entry), paths, strict=True):
+                root.require_group(f"{place}/vars").attrs["name"] = half.name
+                variables = root.create_group(f"{place}/cell/vars")
+                variables.attrs["name"] = "gru_cell"
+                for index, array in enumerate(half.arrays):
+                    variables.create_dataset(str(index), data=array)
 
     return _h5_bytes(fill)
 
 
 def _legacy_bytes(entries: Sequence[Entry]) -> bytes:
-    layers = [{"class_name": "GRU", "config": _h5_config(entry.config) | {"name": entry.name}} for entry in entries]
-    width = entries[0].arrays[0].shape[0]
+    layers = [_h5_layer(entry) for entry in entries]
+    width = _width(entries[0])
     first = {"batch_input_shape": [None, None, width], "dtype": "float32", "sparse": False, "ragged": False}
     model = {
         "class_name": "Sequential",
@@ -124,10 +139,13 @@ def _legacy_bytes(entries: Sequence[Entry]) -> bytes:
         weights.attrs["layer_names"] = np.array([entry.name.encode() for entry in entries])
         for entry in entries:
             group = weights.create_group(entry.name)
-            kinds = ("kernel", "recurrent_kernel", "bias")[: len(entry.arrays)]
-            names = [f"{entry.name}/gru_cell/{kind}:0" for kind in kinds]
-            group.attrs["weight_names"] = np.array([name.encode() for name in names])
-            for name, array in zip(names, entry.arrays, strict=True):
+            weights_of = {}
+            for half in _halves(entry):
+                place = entry.name if entry.halves is None else f"{entry.name}/{half.name}"
+                for kind, array in zip(("kernel", "recurrent_kernel", "bias"), half.arrays, strict=False):
+                    weights_of[f"{place}/gru_cell/{kind}:0"] = array
+            group.attrs["weight_names"] = np.array([name.encode() for name in weights_of])
+            for name, array in weights_of.items():
                 group.create_dataset(name, data=array)
         weights.create_group("top_level_model_weights").attrs["weight_names"] = np.array([], dtype="S1")
 
@@ -135,12 +153,10 @@ def _legacy_bytes(entries: Sequence[Entry]) -> bytes:
 
 
 def _write_zip(path: Path, entries: Sequence[Entry]) -> None:
-    width = entries[0].arrays[0].shape[0]
-    shape = [None, None, width]
+    shape = [None, None, _width(entries[0])]
     layers = [_v3_layer("InputLayer", {"batch_shape": shape, "dtype": "float32", "name": "input_layer"}, None)]
     for entry in entries:
-        built = [None, None, entry.arrays[0].shape[0]]
-        layers.append(_v3_layer("GRU", _v3_config(entry.config) | {"name": entry.name}, built))
+        layers.append(_v3_entry(entry))
     model = {
         "module": "keras",
         "class_name": "Sequential",
@@ -159,6 +175,28 @@ def _write_zip(path: Path, entries: Sequence[Entry]) -> None:
 def _v3_layer(class_name: str, config: dict[str, Any], built: list[int | None] | None) -> dict[str, Any]:
     layer = {"module": "keras.layers", "class_name": class_name, "config": config, "registered_name": None}
     return layer if built is None else layer | {"build_config": {"input_shape": built}}
+
+
+def _v3_entry(entry: Entry) -> dict[str, Any]:
+    built: list[int | None] = [None, None, _width(entry)]
+    if entry.halves is None:
+        return _v3_layer("GRU", _v3_config(entry.config) | {"name": entry.name}, built)
+    config = dict(entry.config) | {"name": entry.name}
+    # Keras 3 would run a backward layer that is not described backwards, whatever the forward layer does.
+    for key, half in zip(("layer", "backward_layer"), half_configs(entry.config), strict=True):
+        config[key] = _v3_layer("GRU", _v3_config(half), None)
+    return _v3_layer("Bidirectional", config, built)
+
+
+def _h5_layer(entry: Entry) -> dict[str, Any]:
+    if entry.halves is None:
+        return {"class_name": "GRU", "config": _h5_config(entry.config) | {"name": entry.name}}
+    config = dict(entry.config) | {"name": entry.name}
+    for key in ("layer", "backward_layer"):
+        if key in config:
+            # Keras 3 finds a layer within a layer by its module, for which Keras 2 does not look.
+            config[key] = _v3_layer("GRU", _h5_config(config[key]["config"]), None)
+    return {"class_name": "Bidirectional", "config": config}
 
 
 def _h5_config(config: dict[str, Any]) -> dict[str, Any]:

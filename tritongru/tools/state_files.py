@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..weights import check_keras_shapes, torch_to_keras
-from .keras_read import Entry
+from .entries import Entry, join_halves
 from .keras_write import replace_file
 from .untrusted import MAX_FREE_BYTES, MAX_RATIO, check_file, naming
 
@@ -95,14 +95,28 @@ def collect_entries(tensors: Mapping[str, Tensor], configs: Mapping[str, Any]) -
             keras_groups.setdefault(match[1] or "", {})[match[2]] = tensor
     entries = []
     for (prefix, number, reverse), group in sorted(torch_groups.items()):
-        entry = Entry(f"{prefix or 'gru'}_l{number}{reverse}", [], {"go_backwards": bool(reverse)})
+        name = f"{prefix or 'gru'}_l{number}"
+        # torch.nn.GRU gives the output of every step.
+        entry = Entry(f"{name}{reverse}", [], {"return_sequences": True, "go_backwards": bool(reverse)})
+        entry.owner, entry.side = (name,), "backward" if reverse else "forward"
         entries.append(_fill(entry, lambda g=group: _from_torch_group(g)))
-    for prefix, group in keras_groups.items():
+    # A safetensors file sorts its tensors by name; the configs are in the order of the layers.
+    places = {name: place for place, name in enumerate(configs)}
+
+    def place_of(prefix: str) -> int:
+        return places.get(prefix, places.get(prefix.rpartition(".")[0], len(places)))
+
+    for prefix, group in sorted(keras_groups.items(), key=lambda item: place_of(item[0])):
         # A Dense layer has a kernel and a bias too.
         if "recurrent_kernel" in group:
             entry = Entry(prefix or "gru", [], dict(configs.get(prefix, {})))
+            owner, _, last = prefix.rpartition(".")
+            entry.side = last.removesuffix("_layer")
+            if last in ("forward_layer", "backward_layer"):
+                entry.owner = (owner or "bidirectional",)
             entries.append(_fill(entry, lambda g=group: _from_keras_group(g)))
-    return entries
+    wrappers = {name or "bidirectional": config for name, config in configs.items() if "layer" in config}
+    return join_halves(entries, wrappers)
 
 
 def _fill(entry: Entry, read: Any) -> Entry:
@@ -160,11 +174,9 @@ def write_states(path: str | Path, tensors: Mapping[str, Tensor], configs: Mappi
 
 
 def keras_tensors(names: Sequence[str], layers: Sequence[Any]) -> dict[str, Tensor]:
-    """Return the weights of layers under `tritongru.GRU`'s names, prefixed where there are several."""
-    several = len(layers) > 1
+    """Return the weights of layers under this package's names, each behind its layer's name if that is not empty."""
     return {
-        f"{name}.{kind}" if several else kind: getattr(layer, kind)
+        f"{name}.{key}" if name else key: tensor
         for name, layer in zip(names, layers, strict=True)
-        for kind in ("kernel", "recurrent_kernel", "bias")
-        if getattr(layer, kind) is not None
+        for key, tensor in layer.state_dict().items()
     }
