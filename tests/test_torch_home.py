@@ -33,19 +33,21 @@ def assert_gradients_equal(a: nn.Module, b: nn.Module, **tolerance):
 
 @torch._dynamo.config.patch(error_on_recompile=True)
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("extra", ["plain", "lengths", "resets"])
+@pytest.mark.parametrize("extra", ["plain", "lengths", "resets", "hx"])
 def test_compile_without_breaks_or_recompiles(bidirectional, extra):
     torch._dynamo.reset()
     layer = GRU(3, 5, 2, bidirectional=bidirectional)
     expected = copy.deepcopy(layer)
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
-    for T, B in ((7, 4), (5, 3), (11, 6), (3, 9)):
+    for T, B in ((7, 6), (5, 3), (11, 4), (3, 9)):
         x = torch.randn(T, B, 3)
         kwargs = {}
         if extra == "lengths":
             kwargs["lengths"] = torch.randint(0, T + 1, (B,))
         elif extra == "resets":
             kwargs["resets"] = torch.rand(T, B) < 0.3
+        elif extra == "hx":
+            kwargs["hx"] = torch.randn(2 * (1 + bidirectional), B, 5)
         for module, run in ((layer, compiled), (expected, expected)):
             module.zero_grad()
             output, h_n = run(x, **kwargs)

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from . import spec
 from .dispatch import Decision
 from .functional import explain_call, run
+from .padding import valid_steps
 from .sequence import _check_lengths
 
 
@@ -285,7 +286,7 @@ def _refuse_with_packed(lengths, resets) -> None:
 
 def _valid_steps(lengths: Tensor | None, x: Tensor) -> Tensor | None:
     """Return (T,B), true where a step of x (T,B,I) is not padding."""
-    return None if lengths is None else torch.arange(x.shape[0], device=x.device)[:, None] < lengths[None, :]
+    return None if lengths is None else valid_steps(lengths, x.shape[0])
 
 
 def _lengths_of(batch_sizes: Tensor) -> Tensor:

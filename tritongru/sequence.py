@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import activations, spec
+from .padding import valid_steps
 from .spec import Shape, Variant
 
 
@@ -138,7 +139,7 @@ def canonicalize(a: dict) -> Problem:
 
     mask = None if a["mask"] is None else by_time(a["mask"])
     if a["lengths"] is not None:
-        within = torch.arange(x.shape[0], device=x.device)[:, None] < a["lengths"][None, :]
+        within = valid_steps(a["lengths"], x.shape[0])
         mask = within if mask is None else mask & within
 
     h0 = a["initial_state"]
@@ -264,7 +265,9 @@ def _check_initial_state(state, batch: int, units: int, like: Tensor) -> Tensor 
     if state is None:
         return None
     _check_tensor("initial_state", state, like)
-    if tuple(state.shape) not in {(units,), (1, units), (batch, units)}:
+    # Symbolic sizes are compared one by one, the batch first: a set of tuples would hash them and so fix their values.
+    fits = state.dim() in (1, 2) and state.shape[-1] == units
+    if not fits or (state.dim() == 2 and state.shape[0] != batch and state.shape[0] != 1):
         raise ValueError(
             f"`initial_state` must have shape (B,U) = {(batch, units)}, (1,U) or (U,), got {tuple(state.shape)}"
         )
@@ -277,7 +280,7 @@ def _check_reset_state(state, batch: int, steps: tuple[int, int], units: int, li
     if isinstance(state, str):
         raise ValueError(f'`reset_state` must be None, "initial" or a tensor, got {state!r}')
     _check_tensor("reset_state", state, like)
-    if tuple(state.shape) not in {(batch, units), (*steps, units)}:
+    if tuple(state.shape) != ((batch, units) if state.dim() == 2 else (*steps, units)):
         raise ValueError(
             f"`reset_state` must have shape (B,U) = {(batch, units)} or {(*steps, units)}, got {tuple(state.shape)}"
         )
