@@ -34,7 +34,9 @@ def use_config(config: LaunchConfig | None):
     before = getattr(_forced, "config", None)
     _forced.config = config
     try:
-        yield
+        # A backward pass on a GPU would run in a thread of its own, which knows nothing of `config`.
+        with torch.autograd.set_multithreading_enabled(False):
+            yield
     finally:
         _forced.config = before
 

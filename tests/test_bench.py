@@ -1,0 +1,193 @@
+"""The benchmark: contenders that compute the same thing, its table of results, the memory it counts."""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tritongru.__main__ import main
+from tritongru.configs import Device
+from tritongru.tools import bench, contenders, floor, memory, results, workloads
+from tritongru.tools.bench import BUILDERS, PEERS, build, has_failed
+from tritongru.tools.contenders import FORWARD, TRAINING, UnavailableError, make_call
+from tritongru.tools.work import Work
+from tritongru.tools.workloads import TINY, Workload, with_features
+
+CPU = torch.device("cpu")
+OWN = tuple(name for name in BUILDERS if name not in PEERS and not name.startswith("triton"))
+PLAIN = Workload("plain", 4, 3, 2, 5)
+VARIANTS = (PLAIN, *with_features(4, 3, 2, 5), TINY[1])
+
+
+@pytest.mark.parametrize("workload", VARIANTS, ids=lambda w: w.name)
+def test_contenders_give_the_same_outputs_and_gradients(workload):
+    work = Work(workload, "float64")
+    built, missing = build(work, OWN)
+    assert {"auto", "auto-recompute", "eager", "reference", "loop"} <= set(built)
+    assert ("nn.GRU" in built) == (workload.features in ("", "lengths"))
+    assert not any(reason.startswith(bench.FAILED) for reason in missing.values())
+    right = make_call(built["reference"], work, TRAINING)(1)
+    for name, contender in built.items():
+        if name == "nn.GRU" and workload.lengths:
+            continue  # it runs over the padding
+        if workload.lengths:  # what stands in the padding is each contender's own affair
+            work.inputs[1].cotangent.mul_(work.inputs[1].mask[..., None])
+            right = make_call(built["reference"], work, TRAINING)(1)
+        torch.testing.assert_close(make_call(contender, work, TRAINING)(1), right)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="Keras 3 is not installed")
+@pytest.mark.parametrize("workload", [PLAIN, VARIANTS[1], VARIANTS[4]], ids=lambda w: w.name)
+def test_keras_computes_the_same(workload):
+    built, missing = build(Work(workload, "float32"), ["keras"])
+    if "backend" in missing.get("keras", ""):
+        pytest.skip(missing["keras"])
+    assert set(built) == {"keras"}, missing
+    make_call(built["keras"], Work(workload, "float32"), TRAINING)(0)
+
+
+def test_a_contender_with_wrong_numbers_is_not_timed(monkeypatch):
+    monkeypatch.setitem(BUILDERS, "loop", lambda work: replace(contenders.loop(work), forward=lambda n, x: x * 9))
+    rows = bench.bench([replace(PLAIN, input_size=5)], backends=["loop", "eager"], seconds=0)
+    assert [row.p50_ms is None for row in rows if row.backend == "loop"] == [True, True]
+    assert has_failed(rows) and "from the reference" in next(r.notes for r in rows if r.backend == "loop")
+
+
+def test_what_cannot_run_says_why():
+    rows = bench.bench([VARIANTS[2]], backends=["nn.GRU", "aten", "flashrnn", "eager"], seconds=0)
+    notes = {row.backend: row.notes for row in rows}
+    assert "recurrent_dropout" in notes["nn.GRU"] and "recurrent_dropout" in notes["aten"]
+    assert "cuda" in notes["flashrnn"]
+    assert not has_failed(rows)
+
+
+def test_rows_hold_their_conditions():
+    (row, base) = bench.bench([PLAIN], directions=[TRAINING], backends=["eager", "nn.GRU"], seconds=0, memory=True)
+    assert (row.T, row.B, row.I, row.U, row.backend) == (4, 3, 2, 5, "eager")
+    assert row.torch == torch.__version__ and row.date.count("-") == 2 and row.device
+    assert row.p20_ms <= row.p50_ms <= row.p80_ms and row.samples >= 3
+    assert row.us_per_step == pytest.approx(row.p50_ms * 250)
+    assert base.ratio_to_nn_gru == 1 and row.ratio_to_nn_gru > 0
+    assert row.saved_bytes > 0 and row.peak_bytes is None
+
+
+@pytest.mark.parametrize("bad", [dict(dtypes=["int8"]), dict(directions=["up"]), dict(backends=["fast"])], ids=str)
+def test_unknown_names_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        bench.bench([PLAIN], **bad)
+
+
+def test_a_spent_budget_begins_no_cell():
+    assert bench.bench([PLAIN], backends=["eager"], budget=-1) == []
+
+
+def test_sets_are_what_they_say():
+    sizes = {(w.time, w.batch, w.input_size, w.units) for w in workloads.SETS["cpu"]}
+    assert sizes == {
+        (100, 32, 64, 128), (200, 64, 256, 256), (50, 16, 512, 512), (128, 1, 128, 256), (500, 64, 64, 64),
+        (1000, 1, 40, 64),
+    }  # fmt: skip
+    grid = workloads.SETS["gpu-grid"]
+    assert {(w.units, w.batch) for w in grid} == {
+        (U, B) for U in (256, 512, 768, 1024, 2048) for B in (1, 8, 16, 64, 128)
+    }
+    assert len(grid) == 25 and {w.time for w in grid} == {512}
+    with pytest.raises(ValueError, match="nonsense"):
+        workloads.select(["nonsense"])
+
+
+def row(**changes) -> results.Result:
+    same = results.conditions(CPU) | dict(workload="w", features="", T=1, B=2, I=3, U=4, dtype="float32")
+    return results.Result(**(same | dict(direction=TRAINING, backend="eager") | changes))
+
+
+def test_results_are_read_as_they_were_written(tmp_path):
+    path = tmp_path / "new" / "bench.csv"
+    rows = [row(p50_ms=1.5, notes='a, "b"\nc'), row(backend="aten", samples=3, saved_bytes=12)]
+    results.append_results(path, rows[:1])
+    results.append_results(path, rows[1:])
+    assert results.read_results(path) == rows
+
+
+def test_a_damaged_table_is_named_and_left(tmp_path):
+    path = tmp_path / "bench.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="bench.csv"):
+        results.append_results(path, [row()])
+    assert path.read_text() == "a,b\n1,2\n"
+    path.unlink()
+    results.append_results(path, [row()])
+    path.write_text(path.read_text() + "torn,lin")
+    with pytest.raises(ValueError, match=r"bench\.csv, line 3"):
+        results.read_results(path)
+
+
+def _append_many(path: str, name: str) -> None:
+    for number in range(20):
+        results.append_results(path, [row(backend=name, samples=number)])
+
+
+def test_two_writers_lose_nothing(tmp_path):
+    path = str(tmp_path / "bench.csv")
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_append_many, args=(path, name)) for name in "ab"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    rows = results.read_results(path)
+    assert sorted((r.backend, r.samples) for r in rows) == [(name, n) for name in "ab" for n in range(20)]
+
+
+def test_the_command_line(tmp_path, capsys):
+    path = tmp_path / "b.csv"
+    assert main(["bench", "tiny", "--backends", "eager", "nn.GRU", "--seconds", "0", "--csv", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "nn.GRU has no" in printed and "8 rows added" in printed
+    assert len(results.read_results(path)) == 8
+
+
+@pytest.mark.parametrize("workload", VARIANTS, ids=lambda w: w.name)
+@pytest.mark.parametrize("recompute", [False, True], ids=["save", "recompute"])
+def test_saved_bytes_are_what_the_formula_says(workload, recompute):
+    work = Work(workload, "float32")
+    contender = contenders.own(work, "eager", recompute=recompute)
+    parts = memory.kept_bytes(workload, "float32", recompute)
+    assert (parts["gates"] == 0) == recompute
+    assert memory.saved_bytes(make_call(contender, work, FORWARD)) == sum(parts.values())
+
+
+def test_recompute_keeps_the_input_the_states_and_the_weights_alone():
+    work = Work(PLAIN, "float32")
+    call = make_call(contenders.own(work, "eager", recompute=True), work, FORWARD)
+    shapes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: shapes.append(tuple(t.shape)) or t, lambda t: t):
+        call(0)
+    x, hs, h0, w, u, bias, none = (4, 3, 2), (4, 3, 5), (3, 5), (2, 15), (5, 15), (15,), (0,)
+    assert sorted(shapes) == sorted([x, hs, h0, w, u, bias, bias, none, none])
+
+
+def test_schedules_are_configured_for_the_device():
+    h100 = Device(processors=132, shared_memory=232448)
+    single = contenders.config_for("single", 64, 16, 2, h100, False)
+    assert single.schedule == "single" and single.block_h >= 64
+    for units in (64, 256, 1024):
+        assert contenders.config_for("persistent", units, 16, 2, h100, False).schedule == "persistent"
+        assert contenders.config_for("steps", units, 16, 2, h100, False).schedule == "steps"
+    with pytest.raises(UnavailableError, match="units=512"):
+        contenders.config_for("single", 512, 16, 2, h100, False)
+    with pytest.raises(UnavailableError, match="batch=4096"):
+        contenders.config_for("persistent", 1024, 4096, 2, h100, False)
+
+
+def test_the_floor_grows_with_the_work():
+    speeds = floor.Speeds(132, 1.755e9, {"bfloat16": 4096, "float32": 256})
+    small, large = (floor.step_floor(1024, batch, "bfloat16", False, speeds) for batch in (1, 512))
+    assert small == pytest.approx(3 * 1024**2 * 2 / (132 * 128 * 1755), rel=1e-6)  # the weights' feed
+    assert large == pytest.approx(6 * 1024**2 * 512 / (132 * 4096 * 1755), rel=1e-6)  # the product
+    assert floor.step_floor(1024, 1, "bfloat16", True, speeds) == pytest.approx(3 * small)
+    assert floor.step_floor(8, 1, "float16", False, speeds) is None
