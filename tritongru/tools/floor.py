@@ -65,6 +65,7 @@ def _clock(device: torch.device) -> float | None:
         from triton.runtime import driver
 
         index = device.index if device.index is not None else torch.cuda.current_device()
-        return driver.active.utils.get_device_properties(index)["sm_clock_rate"] * 1e3
+        properties = driver.active.utils.get_device_properties(index)  # type: ignore[attr-defined]
+        return properties["sm_clock_rate"] * 1e3
     except (ImportError, KeyError, RuntimeError, AttributeError):
         return None

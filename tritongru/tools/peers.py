@@ -121,7 +121,7 @@ def haste(work: Work) -> Contender:
     module = _import("haste_pytorch").GRU(work.workload.input_size, work.workload.units)
     kernel, recurrent_kernel, bias = torch_to_keras(*work.weights)
     with torch.no_grad():
-        for parameter, value in zip(module.parameters(), (kernel, recurrent_kernel, *bias), strict=True):
+        for parameter, value in zip(module.parameters(), (kernel, recurrent_kernel, *bias.unbind()), strict=True):
             parameter.copy_(value)
     return Contender(lambda number, x: module(x)[0], list(module.parameters()))
 

@@ -121,7 +121,8 @@ def read_results(path: str | os.PathLike) -> list[Result]:
         try:
             if None in cells or None in cells.values():
                 raise ValueError(f"not {len(FIELDS)} fields")
-            rows.append(Result(**{name: _read(name, cells[name]) for name in FIELDS}))
+            values: dict = {name: _read(name, cells[name]) for name in FIELDS}
+            rows.append(Result(**values))
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     return rows
