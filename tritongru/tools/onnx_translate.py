@@ -143,7 +143,9 @@ def _finish_rows(out, last, h0, mask, lengths, reverse: bool, zero_output_for_ma
 def _from_half(value, dtype: ir.DataType):
     if value is None or dtype not in _HALF:
         return value
-    wide: Any = op.Cast(value, to=ir.DataType.FLOAT.value)
+    # onnxruntime 1.32 crashes while it loads a Scan beside a transposed float16 value that is cast to float32 at once
+    # (its NchwcTransformer); the way over float64 is exact, and goes around that.
+    wide: Any = op.Cast(op.Cast(value, to=ir.DataType.DOUBLE.value), to=ir.DataType.FLOAT.value)
     wide.shape, wide.type = value.shape, ir.TensorType(ir.DataType.FLOAT)
     return wide
 
