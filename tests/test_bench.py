@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import multiprocessing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from tritongru.__main__ import main
 from tritongru.configs import Device
-from tritongru.tools import bench, contenders, floor, memory, results, workloads
+from tritongru.tools import bench, contenders, floor, memory, report, results, workloads
 from tritongru.tools.bench import BUILDERS, PEERS, build, has_failed
 from tritongru.tools.contenders import FORWARD, TRAINING, UnavailableError, make_call
 from tritongru.tools.work import Work
@@ -191,3 +192,60 @@ def test_the_floor_grows_with_the_work():
     assert large == pytest.approx(6 * 1024**2 * 512 / (132 * 4096 * 1755), rel=1e-6)  # the product
     assert floor.step_floor(1024, 1, "bfloat16", True, speeds) == pytest.approx(3 * small)
     assert floor.step_floor(8, 1, "float16", False, speeds) is None
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_committed_page_is_what_the_tables_say():
+    assert (ROOT / report.PAGE).read_text(encoding="utf-8") == report.render(ROOT)
+
+
+def made_tables(root: Path) -> None:
+    """Two runs of one cell and a GPU row, with the page's notes."""
+    (root / "docs").mkdir()
+    (root / report.NOTES).write_text("By hand.\n")
+    base = dict(workload="cpu", p20_ms=1.0, p80_ms=9.0, samples=3, us_per_step=2.0, direction=TRAINING)
+    rows = [
+        row(**base, run="old", backend="nn.GRU", p50_ms=77.0, ratio_to_nn_gru=1.0),
+        row(**base, run="old", backend="auto", p50_ms=7.0, ratio_to_nn_gru=11.0, notes="is eager here"),
+        row(**base, run="new", backend="nn.GRU", p50_ms=4.0, ratio_to_nn_gru=1.0),
+        row(**base, run="new", backend="auto", p50_ms=5.0, ratio_to_nn_gru=0.8, notes="is eager here"),
+        row(**(base | dict(workload="gpu-grid", direction=FORWARD)), kind="cuda", device="A GPU", dtype="bfloat16",
+            backend="auto", p50_ms=1.0, floor_us=0.5, peak_bytes=2**20, notes="is triton here"),
+        row(**(base | dict(workload="resets")), features="resets", p50_ms=2.0, backend="auto"),
+        row(**(base | dict(workload="resets")), features="resets", p50_ms=9.0, backend="reference"),
+    ]  # fmt: skip
+    results.append_results(root / report.RESULTS / "bench.csv", rows)
+    (root / report.RESULTS / "exchange.csv").write_text("method,ns\ncounter,12\n")
+
+
+def test_the_page_shows_losses_the_last_run_and_every_table(tmp_path):
+    made_tables(tmp_path)
+    page = report.write_report(tmp_path).read_text()
+    assert "By hand." in page and "77" not in page
+    assert "below 1) in 1 of 1" in page and "| 0.80 |" in page
+    assert "mean 0.80, least 0.80, of 1 | missed" in page  # the goal of training on a CPU
+    assert "mean 4.50, least 4.50, of 1 | met" in page  # twice the reference
+    assert "| counter | 12 |" in page
+    assert "Nothing has been measured" not in page
+    assert report.render(tmp_path) == page
+
+
+def test_the_page_says_when_nothing_was_measured(tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / report.NOTES).write_text("By hand.\n")
+    page = report.render(tmp_path)
+    assert "Nothing has been measured on a GPU so far." in page and "not measured" in page and "| met |" not in page
+
+
+def test_plots_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    made_tables(tmp_path)
+    table = tmp_path / report.RESULTS / "bench.csv"
+    more = [row(workload="cpu", U=U, us_per_step=U / 9, p50_ms=1.0, backend="auto") for U in (8, 16)]
+    results.append_results(table, more)
+    assert main(["bench", "--csv", str(table), "--plots", str(tmp_path / "plots")]) == 0
+    drawn = {path.name for path in (tmp_path / "plots").glob("*.svg")}
+    assert {"units-cpu-float32-forward-backward.svg", "ratio-cpu-float32-forward-backward.svg",
+            "floor-cuda-bfloat16-forward.svg"} <= drawn  # fmt: skip

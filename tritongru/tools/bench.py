@@ -15,7 +15,7 @@ from . import contenders, peers
 from .contenders import DIRECTIONS, INFERENCE, TRAINING, Contender, UnavailableError, make_call
 from .floor import device_speeds, step_floor
 from .memory import peak_bytes, saved_bytes
-from .results import Result, append_results, conditions
+from .results import Result, append_results, conditions, read_results
 from .show import print_table, show_progress
 from .timing import Timing, measure, ratio
 from .work import DTYPES, Work, float32_products
@@ -200,11 +200,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="of torch on the CPU; default: torch's own choice")
     parser.add_argument("--seconds", type=float, help="of timing for each backend and cell; default: 1")
     parser.add_argument("--budget", type=float, help="seconds after which no new cell is begun")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="run nothing: draw plots of the CSV into FOLDER")
+    parser.add_argument("--report", action="store_true", help="run nothing: write docs/performance.md (in a clone)")
     parser.add_argument("--memory", action="store_true", help="also count what is saved for the backward pass")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run the benchmark that `args` describe; 1 if a backend of this package failed."""
+    if args.report:
+        from .report import write_report
+
+        print(f"wrote {write_report()}")
+        return 0
+    if args.plots is not None:
+        from .plots import draw
+
+        for path in draw(read_results(args.csv), args.plots):
+            print(f"wrote {path}")
+        return 0
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if args.threads is not None:
         torch.set_num_threads(args.threads)

@@ -25,7 +25,8 @@ class Result:
 
     Attributes:
         run: names the run; rows of one run and one cell were timed in turn. date: UTC.
-        device, torch, triton, python, tritongru: names and versions. threads: of torch on the host.
+        kind: "cpu" or "cuda". device, torch, triton, python, tritongru: names and versions.
+        threads: of torch on the host.
         workload, features: as in `workloads`. T, B, I, U: sizes. dtype, direction, backend: names.
         p20_ms, p50_ms, p80_ms: percentiles of the time of a call; None where it did not run. samples: how many.
         us_per_step: p50_ms over T. floor_us: a bound from below for a step (`floor`), None where there is no formula.
@@ -37,6 +38,7 @@ class Result:
 
     run: str
     date: str
+    kind: str
     device: str
     torch: str
     triton: str
@@ -77,7 +79,8 @@ def conditions(device: torch.device, run: str | None = None) -> dict:
     """Return the fields of `Result` that are the same for all rows of a run."""
     now = datetime.datetime.now(datetime.timezone.utc)
     return dict(
-        run=run or f"{now:%Y%m%dT%H%M%S}-{os.getpid()}", date=f"{now:%Y-%m-%d}", device=device_name(device),
+        run=run or f"{now:%Y%m%dT%H%M%S}-{os.getpid()}", date=f"{now:%Y-%m-%d}",
+        kind=device.type, device=device_name(device),
         torch=torch.__version__, triton=_version("triton"), python=platform.python_version(),
         tritongru=_version("tritongru"), threads=torch.get_num_threads(),
     )  # fmt: skip

@@ -1,0 +1,130 @@
+"""The goals this project set itself for speed, and what the committed tables say about each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .contenders import FORWARD, INFERENCE, TRAINING
+from .results import Result
+
+Cell = dict[str, Result]  # by backend
+FEATURES = ("lengths", "recurrent_dropout", "resets", "reset_after=False")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One goal: which cells it is about, a number of each, and a bound from below of their mean and their least.
+
+    Attributes:
+        value: from a cell to the number that shall be large, None where the cell does not hold it.
+        mean, least: what the geometric mean and the smallest number shall reach; None where nothing is asked.
+    """
+
+    text: str
+    kind: str
+    applies: Callable[[Result], bool]
+    value: Callable[[Cell], float | None]
+    mean: float | None = None
+    least: float | None = None
+
+
+def times_as_fast(other: str) -> Callable[[Cell], float | None]:
+    """Return the quotient of `other`'s time and auto's, in the same run."""
+
+    def value(cell: Cell) -> float | None:
+        ours, theirs = cell.get("auto"), cell.get(other)
+        if ours is None or theirs is None or ours.p50_ms is None or theirs.p50_ms is None:
+            return None
+        if other == "nn.GRU":
+            return ours.ratio_to_nn_gru
+        return theirs.p50_ms / ours.p50_ms
+
+    return value
+
+
+def times_as_fast_where_triton(cell: Cell) -> float | None:
+    """Return the quotient to torch.nn.GRU where auto took triton."""
+    ours = cell.get("auto")
+    return times_as_fast("nn.GRU")(cell) if ours is not None and "triton" in ours.notes else None
+
+
+def within(bound_us: float) -> Callable[[Cell], float | None]:
+    """Return how far below `bound_us` microseconds a step of auto stays: 1 is just met."""
+
+    def value(cell: Cell) -> float | None:
+        ours = cell.get("auto")
+        return None if ours is None or ours.us_per_step is None else bound_us / ours.us_per_step
+
+    return value
+
+
+def _sized(workload: str, direction: str, dtypes: Sequence[str] = ("float32",), units: int | None = None):
+    def applies(row: Result) -> bool:
+        return (
+            row.workload == workload and row.direction == direction and row.dtype in dtypes and units in (None, row.U)
+        )
+
+    return applies
+
+
+def _featured(kind: str, features: Sequence[str] = FEATURES):
+    def applies(row: Result) -> bool:
+        return (
+            row.features in features
+            and row.direction == TRAINING
+            and row.workload.startswith("gpu-") == (kind == "cuda")
+        )
+
+    return applies
+
+
+HALF = ("bfloat16", "float16")
+GOALS = (
+    Goal("CPU, inference: never below 0.95 times torch.nn.GRU", "cpu", _sized("cpu", INFERENCE),
+         times_as_fast("nn.GRU"), least=0.95),
+    Goal("CPU, training: 1.4 times torch.nn.GRU on average, never below it", "cpu", _sized("cpu", TRAINING),
+         times_as_fast("nn.GRU"), mean=1.4, least=1.0),
+    Goal("CPU, training with masks, resets, recurrent dropout, reset_after=False: 2 times the reference", "cpu",
+         _featured("cpu"), times_as_fast("reference"), least=2.0),
+    Goal("the same: 3 times Keras 3 on its torch backend", "cpu", _featured("cpu"), times_as_fast("keras"), least=3.0),
+    Goal("GPU, training, half precision, U 256 to 2048, B 1 to 128: 3 times torch.nn.GRU on average", "cuda",
+         _sized("gpu-grid", TRAINING, HALF), times_as_fast("nn.GRU"), mean=3.0),
+    Goal("the same: never below torch.nn.GRU where auto takes triton", "cuda", _sized("gpu-grid", TRAINING, HALF),
+         times_as_fast_where_triton, least=1.0),
+    Goal("GPU, training, T = 1000: 20 times packed sequences", "cuda", _featured("cuda", ("lengths",)),
+         times_as_fast("nn.GRU-packed"), least=20.0),
+    Goal("GPU, training with recurrent dropout, resets, reset_after=False or another activation: 20 times the loop",
+         "cuda", _featured("cuda", (*FEATURES[1:], "activation=softsign")), times_as_fast("loop"), least=20.0),
+    *(
+        Goal(f"GPU, forward: at most {bound} us a step at U = {units}", "cuda",
+             _sized(workload, FORWARD, HALF, units), within(bound), least=1.0)
+        for units, bound, workload in ((128, 0.7, "gpu-small"), (256, 1.4, "gpu-grid"), (512, 1.8, "gpu-grid"),
+                                       (1024, 2.3, "gpu-grid"))
+    ),
+)  # fmt: skip
+
+
+def judge(goal: Goal, cells: Sequence[Cell]) -> tuple[str, str]:
+    """Return what was measured for a goal, and "met", "missed" or "not measured"."""
+    values = [
+        number
+        for cell in cells
+        if any(row.kind == goal.kind and goal.applies(row) for row in cell.values())
+        and (number := goal.value(cell)) is not None
+    ]
+    if not values:
+        return "", "not measured"
+    mean = geometric_mean(values)
+    met = (goal.mean is None or mean >= goal.mean) and (goal.least is None or min(values) >= goal.least)
+    return f"mean {mean:.2f}, least {min(values):.2f}, of {len(values)}", "met" if met else "missed"
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """Return the geometric mean.
+
+    >>> round(geometric_mean([1.0, 4.0]), 6)
+    2.0
+    """
+    return math.exp(math.fsum(map(math.log, values)) / len(values))
