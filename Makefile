@@ -6,7 +6,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 .DEFAULT_GOAL := help
 MINUTES ?= 20
-.PHONY: fuzz help demo peers test test-interpreted test-gpu lint format clean
+.PHONY: fuzz help demo peers test test-interpreted test-gpu lint format clean \
+	bench bench-quick bench-cpu bench-report bench-regression rehearse
 
 help:
 	@echo "make demo    train on the Japanese Vowels recordings, then compare every backend with the oracle"
@@ -15,6 +16,7 @@ help:
 	@echo "make peers   also install Keras 3 and onnxruntime, which some tests compare with"
 	@echo "make lint    ruff, pyright, import-linter"
 	@echo "make format  rewrite the code in the house style"
+	@echo "make bench   time every backend side by side; bench/README.md lists the other bench- targets"
 	@echo "make clean   remove .venv and build outputs"
 
 $(VENV)/.created:
@@ -56,6 +58,30 @@ fuzz: $(VENV)/.installed
 
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m gpu
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m tritongru bench
+
+bench-quick: $(VENV)/.installed
+	$(BIN)/python -m tritongru bench --quick
+
+bench-cpu: $(VENV)/.peers
+	$(BIN)/python -m tritongru bench cpu features named --device cpu --peers --memory --seconds 0.7 --budget 420 \
+		--csv bench/results/bench-cpu.csv
+	$(BIN)/python -m tritongru bench --report
+
+bench-report: $(VENV)/.installed
+	$(BIN)/python -m tritongru bench --report
+
+bench-regression: $(VENV)/.installed
+	$(BIN)/python -m pytest -q bench/test_speed.py --benchmark-autosave --benchmark-storage=out/benchmarks \
+		$$(ls out/benchmarks/*/*.json >/dev/null 2>&1 && echo --benchmark-compare --benchmark-compare-fail=median:25%)
+
+# Every GPU command, on a CPU with the kernels interpreted and tiny sizes.
+rehearse: $(VENV)/.installed
+	for step in tests exchange grid features tune auto demo; do \
+		$(BIN)/python bench/gpu.py $$step --rehearse --out out/rehearsal || exit 1; \
+	done
 
 lint: $(VENV)/.linters
 	$(BIN)/ruff format --check .

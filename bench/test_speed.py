@@ -1,0 +1,33 @@
+"""The speed of auto on small workloads, for pytest-benchmark: compare a run with an earlier one on the same machine.
+
+    make bench-regression       the first run is saved, later ones are compared with it and fail where 25 % slower
+
+Not a part of the tests: times mean something on a quiet machine only.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tritongru.tools.contenders import INFERENCE, TRAINING, make_call, own
+from tritongru.tools.work import Work
+from tritongru.tools.workloads import CPU, FEATURES, NAMED
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+WORKLOADS = (*NAMED[1:4], *CPU[3:5], *FEATURES[:4])
+
+
+@pytest.mark.parametrize("direction", [INFERENCE, TRAINING])
+@pytest.mark.parametrize("workload", WORKLOADS, ids=str)
+def test_auto(benchmark, workload, direction):
+    work = Work(workload, "float32", DEVICE)
+    call = make_call(own(work, "auto"), work, direction)
+
+    def once():
+        call(0)
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+
+    benchmark.extra_info["device"] = DEVICE
+    benchmark(once)
