@@ -88,7 +88,8 @@ def run_auto(args: argparse.Namespace) -> int:
 
 def run_demo(args: argparse.Namespace) -> int:
     """The demo, on this device."""
-    return call(["-m", "tritongru", "demo", *(["--help"] if args.rehearse else [])], args)
+    short = ["--seeds", "1", "--epochs", "1", "--device", "cpu", "--no-compare"] if args.rehearse else []
+    return call(["-m", "tritongru", "demo", "--output", str(args.out / "demo.png"), *short], args)
 
 
 STEPS = {
@@ -118,7 +119,7 @@ def measure_sets(sets: Sequence[str], args: argparse.Namespace, backends: Sequen
     rows, left = [], 0
     for dtype in args.dtypes:
         for workload in select(names):
-            if measured(path, workload, dtype, device, directions):
+            if measured(path, workload, dtype, device, directions, backends):
                 continue
             if time.monotonic() > stop:
                 left += 1
@@ -145,8 +146,8 @@ def report_to(path: Path, append, rows: list):
     yield report
 
 
-def measured(path: Path, workload, dtype: str, device: str, directions: Sequence[str]) -> bool:
-    """Return whether the CSV holds a workload on this device with these versions."""
+def measured(path: Path, workload, dtype: str, device: str, directions: Sequence[str], backends: Sequence[str]) -> bool:
+    """Return whether the CSV holds a workload with all of `backends` on this device with these versions."""
     import torch
 
     from tritongru.tools.results import conditions, read_results
@@ -157,11 +158,11 @@ def measured(path: Path, workload, dtype: str, device: str, directions: Sequence
     wanted = (now["device"], now["torch"], now["triton"], workload.name, workload.features, workload.time,
               workload.batch, workload.input_size, workload.units, dtype)  # fmt: skip
     found = {
-        r.direction
+        (r.direction, r.backend)
         for r in read_results(path)
         if (r.device, r.torch, r.triton, r.workload, r.features, r.T, r.B, r.I, r.U, r.dtype) == wanted
     }
-    return found >= set(directions)
+    return all((direction, backend) in found for direction in directions for backend in backends)
 
 
 def check_kernels(dtypes: Sequence[str], device: str) -> None:

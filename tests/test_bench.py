@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,6 +164,14 @@ def test_saved_bytes_are_what_the_formula_says(workload, recompute):
     assert memory.saved_bytes(make_call(contender, work, FORWARD)) == sum(parts.values())
 
 
+@pytest.mark.parametrize("size", [(4, 3, 2, 5), (9, 1, 7, 3)], ids=str)
+def test_saved_bytes_of_torch_are_what_the_formula_says(size):
+    workload = Workload("w", *size)
+    work = Work(workload, "float32")
+    measured = memory.saved_bytes(make_call(contenders.torch_gru(work), work, FORWARD))
+    assert measured == memory.kept_bytes_of_torch(workload, "float32")
+
+
 def test_recompute_keeps_the_input_the_states_and_the_weights_alone():
     work = Work(PLAIN, "float32")
     call = make_call(contenders.own(work, "eager", recompute=True), work, FORWARD)
@@ -195,6 +205,13 @@ def test_the_floor_grows_with_the_work():
 
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
+def test_the_gpu_commands_say_that_there_is_no_gpu(tmp_path):
+    command = [sys.executable, str(ROOT / "bench" / "gpu.py"), "grid", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "no GPU" in done.stdout, done.stderr
 
 
 def test_the_committed_page_is_what_the_tables_say():

@@ -7,6 +7,9 @@
     weights    3U I + 3U U + 6U (both biases of the torch layout); initial state B U
     recompute  all of these without the gates
 
+    torch.nn.GRU on a CPU   T B (I + 7 U) + 3U I + 3U U    (autograd's graph of its steps)
+    torch.nn.GRU on cuDNN   a buffer of a size that cuDNN alone knows: only measured, by the peak
+
 Times the bytes of an element. Weights, input and outputs exist anyway; what a layer adds is gates and states.
 """
 
@@ -45,6 +48,13 @@ def kept_bytes(workload: Workload, dtype: str, recompute: bool = False) -> dict[
         "mask and resets": w.time * w.batch * (int(w.lengths) + int(w.resets)),
     }
     return parts
+
+
+def kept_bytes_of_torch(workload: Workload, dtype: str) -> int:
+    """Return the bytes that autograd keeps for `torch.nn.GRU` on a CPU; the outputs are among them."""
+    w = workload
+    weights = 3 * w.units * (w.input_size + w.units)
+    return (w.time * w.batch * (w.input_size + 7 * w.units) + weights) * DTYPES[dtype].itemsize
 
 
 def saved_bytes(call: Callable[[int], object]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .goals import GOALS, Cell, geometric_mean, judge
-from .memory import kept_bytes
+from .memory import kept_bytes, kept_bytes_of_torch
 from .results import FIELDS, Result, read_results
 from .workloads import NAMED
 
@@ -166,15 +166,18 @@ def _against_packed(cells: list[Cell]) -> list[str]:
 def _memory_section(cells: list[Cell]) -> list[str]:
     lines = [
         "## Memory of a training step", "",
-        "What the scan of triton and eager keeps between forward and backward, computed (`tritongru.tools.memory`); a",
-        "test holds the formula to the bytes that autograd really keeps.", "",
+        "What is kept between forward and backward, computed by the formulas of `tritongru.tools.memory`. Tests hold",
+        "them to the bytes that autograd really keeps. What cuDNN keeps for torch.nn.GRU on a GPU can only be",
+        "measured.", "",
     ]  # fmt: skip
     rows = [
         (w.name, f"{w.time}, {w.batch}, {w.input_size}, {w.units}", dtype, *(
-            _mebibytes(sum(kept_bytes(w, dtype, recompute).values())) for recompute in (False, True)))
+            _mebibytes(sum(kept_bytes(w, dtype, recompute).values())) for recompute in (False, True)),
+            _mebibytes(kept_bytes_of_torch(w, dtype)) if not w.features else "")
         for w in NAMED for dtype in ("float32", "bfloat16")
     ]  # fmt: skip
-    lines += table(("workload", "T, B, I, U", "dtype", "kept, MiB", "recompute=True, MiB"), rows)
+    lines += table(("workload", "T, B, I, U", "dtype", "triton and eager, MiB", "recompute=True, MiB",
+                    "torch.nn.GRU on a CPU, MiB"), rows)  # fmt: skip
     measured = []
     for cell in cells:
         for row in cell.values():
