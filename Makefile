@@ -6,13 +6,15 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 .DEFAULT_GOAL := help
 MINUTES ?= 20
-.PHONY: fuzz help demo peers test test-interpreted test-gpu lint format clean \
+.PHONY: fuzz mutants soak help demo peers test test-interpreted test-gpu lint format clean \
 	bench bench-quick bench-cpu bench-report bench-regression rehearse
 
 help:
 	@echo "make demo    train on the Japanese Vowels recordings, then compare every backend with the oracle"
 	@echo "make test    all tests; the Triton kernels run in Triton's interpreter"
 	@echo "make fuzz    draw GRU calls at random and compare every backend with the oracle, MINUTES=20 twice"
+	@echo "make mutants apply known bugs to a copy, one by one: tests must catch each"
+	@echo "make soak    train and stream for MINUTES=20 and watch memory, caches and compilations"
 	@echo "make peers   also install Keras 3 and onnxruntime, which some tests compare with"
 	@echo "make lint    ruff, pyright, import-linter"
 	@echo "make format  rewrite the code in the house style"
@@ -55,6 +57,14 @@ test: $(VENV)/.installed test-interpreted
 fuzz: $(VENV)/.installed
 	$(BIN)/python tests/fuzz.py --minutes $(MINUTES)
 	TRITON_INTERPRET=1 $(BIN)/python tests/fuzz.py --minutes $(MINUTES)
+
+# Applies each bug of tests/mutant_list.py to a copy and requires that a test catches it.
+mutants: $(VENV)/.installed
+	$(BIN)/python tests/mutants.py
+
+# Trains and streams with changing shapes for MINUTES, while memory, caches and compilations are watched.
+soak: $(VENV)/.installed
+	$(BIN)/python tests/soak.py --minutes $(MINUTES)
 
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m gpu

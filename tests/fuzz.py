@@ -20,10 +20,11 @@ from dataclasses import dataclass
 
 import torch
 from fuzzing import REGRESSIONS, TARGETS, Target
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, Verbosity, given, seed, settings
 
 from tritongru.spec import is_interpreted
 
+SHRINK_S = 60.0
 ROUND = 200  # configurations between two looks at the clock
 
 
@@ -44,7 +45,10 @@ def fuzz(targets: list[Target], seconds: float, most: int | None, first_seed: in
         target = live[number % len(live)]
         failure = _fuzz_once(target, first_seed + number, tally, begin + seconds)
         number += 1
+        if number % 5 == 0:
+            print(f"{time.monotonic() - begin:.0f} s: {tally.tried.total()} configurations", flush=True)
         if failure is not None:
+            print(f"{target.name}: {failure[0]}\n{failure[1]}", flush=True)
             tally.failures.append((target.name, *failure))
             if sum(name == target.name for name, *_ in tally.failures) == 3:
                 live = [other for other in live if other is not target]
@@ -54,18 +58,27 @@ def fuzz(targets: list[Target], seconds: float, most: int | None, first_seed: in
 def _fuzz_once(target: Target, number: int, tally: Tally, deadline: float):
     """Run one round; return (smallest failing configuration, message), or None."""
     smallest: list = []
+    failing: dict = {}
+    give_up = deadline
 
     @seed(number)
     @settings(max_examples=ROUND, deadline=None, database=None, suppress_health_check=list(HealthCheck),
-              print_blob=False, report_multiple_bugs=False)  # fmt: skip
+              print_blob=False, report_multiple_bugs=False, verbosity=Verbosity.quiet)  # fmt: skip
     @given(target.strategy())
     def check(c) -> None:
-        if not smallest and time.monotonic() > deadline:
+        nonlocal give_up
+        if time.monotonic() > give_up:
+            # No more time to draw or to shrink: only what is known to fail does so again.
+            if c in failing:
+                raise failing[c]
             return
         tally.tried[target.name] += 1
         try:
             tally.compared[target.name] += target.check(c)
         except Exception as error:
+            if not failing:
+                give_up = min(deadline, time.monotonic() + SHRINK_S)
+            failing[c] = error
             smallest[:] = [c, f"{type(error).__name__}: {error}"]
             raise
 
@@ -109,11 +122,9 @@ def main() -> int:
     for name, count in tally.tried.items():
         print(f"{name}: {count} configurations tried, {tally.compared[name]} comparisons with the truth")
     print(f"{tally.tried.total()} configurations in {time.monotonic() - begin:.0f} s, {len(tally.failures)} failures")
-    for name, configuration, message in tally.failures:
-        print(f"\n{name}: {configuration}\n{message}")
     if tally.failures:
         keep(tally.failures)
-        print(f"\nkept in {REGRESSIONS}")
+        print(f"kept in {REGRESSIONS}")
     return 1 if tally.failures else 0
 
 

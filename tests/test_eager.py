@@ -118,3 +118,13 @@ def test_a_repeated_run_gives_the_same_bits() -> None:
     first, second = run_case(arguments, "eager"), run_case(arguments, "eager")
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
+
+
+def test_the_state_of_a_half_precision_scan_is_kept_in_float32() -> None:
+    """A state that nears its end by less than half a digit of bfloat16 in each step would otherwise stand still."""
+    U, T = 2, 400
+    bias = torch.cat((torch.full((U,), 5.0), torch.zeros(U), torch.ones(U))).bfloat16()
+    weights = torch.zeros(1, 3 * U).bfloat16(), torch.zeros(U, 3 * U).bfloat16()
+    outputs, _ = gru(torch.zeros(1, T, 1).bfloat16(), *weights, torch.stack((bias, bias * 0)), backend="eager")
+    end = torch.tensor(1.0).tanh() * (1 - torch.tensor(5.0).sigmoid().pow(T))
+    torch.testing.assert_close(outputs[0, -1].float(), end.expand(U), rtol=4e-3, atol=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .keras.arguments import for_autograd
 from .keras.cell import run_step
 from .keras.dropout import draw_masks
 from .keras.layer import GRU
@@ -55,7 +56,7 @@ class Stream:
         if self.state is not None and self.state.shape[0] != x.shape[0]:
             raise ValueError(f"`x` must have batch {self.state.shape[0]}, that of the state, got {x.shape[0]}")
         x = layer._to_input(x)
-        state = x.new_zeros(x.shape[0], layer.units) if self.state is None else self.state.to(x.dtype)
+        state = x.new_zeros(x.shape[0], layer.units) if self.state is None else for_autograd(self.state.to(x.dtype))
         input_masks, state_masks = self._dropout_masks(x, state) if layer.training else (None, None)
         new = run_step(layer, x, state, self._weights(), input_masks, state_masks, layer.backend)
         self.state = new
@@ -79,12 +80,14 @@ class Stream:
         layer = self.layer
         if self._masks is None:
             count = 3 if layer.implementation == 1 else 1
-            self._masks = (
-                draw_masks(x, layer.dropout, "dropout", True, count) if layer.dropout else None,
-                draw_masks(state, layer.recurrent_dropout, "recurrent_dropout", True, count)
-                if layer.recurrent_dropout
-                else None,
-            )
+            # Kept for later steps, which may be recorded by autograd even where this one is not.
+            with torch.inference_mode(False):
+                self._masks = (
+                    draw_masks(x, layer.dropout, "dropout", True, count) if layer.dropout else None,
+                    draw_masks(state, layer.recurrent_dropout, "recurrent_dropout", True, count)
+                    if layer.recurrent_dropout
+                    else None,
+                )
         return self._masks
 
     def _weights(self) -> dict[str, Tensor | None]:

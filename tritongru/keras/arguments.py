@@ -99,3 +99,10 @@ def as_steps(value, like: Tensor) -> Tensor | None:
     if value is None or isinstance(value, Tensor):
         return value
     return torch.as_tensor(np.asarray(value), device=like.device)
+
+
+def for_autograd(value: Tensor) -> Tensor:
+    """Return a tensor kept from an earlier call; a copy where inference_mode made it: no graph takes it."""
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not value.is_inference():
+        return value
+    return value.clone()

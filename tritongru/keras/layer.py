@@ -9,6 +9,7 @@ from .. import functional, ragged, spec
 from ..dispatch import Decision
 from . import regularizers
 from .arguments import as_steps, serialize_or_keep, split_inputs
+from .dropout import draw_masks
 from .state import KeptState
 
 
@@ -182,15 +183,15 @@ class GRU(KeptState):
         if dry:
             ones = [x.new_ones(()) for _ in range(count)]
             return (ones if self.dropout else None), (ones if self.recurrent_dropout else None)
-        if not torch.compiler.is_compiling():
-            self.reset_dropout_mask()
-            self.reset_recurrent_dropout_mask()
-        input_masks = self.get_dropout_mask_for_cell(x, training, count=count)
-        if input_masks is not None:
-            input_masks = [input_masks] if isinstance(input_masks, Tensor) else input_masks
-            input_masks = [m.unsqueeze(self._time_axis) if m.dim() == 2 else m for m in input_masks]
+        # Drawn here and kept only to be asked for: another thread's call must not use them, nor a compiled one.
         ones = x.new_ones(x.shape[1 - self._time_axis], self.units)
-        return input_masks, self.get_recurrent_dropout_mask_for_cell(ones, training, count=count)
+        masks = draw_masks(x, self.dropout, "dropout", True, count, self._time_axis) if self.dropout else None
+        state_masks = None
+        if self.recurrent_dropout:
+            state_masks = draw_masks(ones, self.recurrent_dropout, "recurrent_dropout", True, count)
+        if not torch.compiler.is_compiling():
+            self._dropout_mask, self._recurrent_dropout_mask = masks, state_masks
+        return [masks] if isinstance(masks, Tensor) else masks, state_masks
 
     def _check_rank(self, x) -> None:
         problem = f'Input 0 of layer "{self.name}" is incompatible with the layer: `inputs`:'

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arguments import for_autograd
 from .base import RecurrentWeights
 
 
@@ -50,10 +51,7 @@ class KeptState(RecurrentWeights):
                 f'Input 0 of layer "{self.name}" is incompatible with the layer: `stateful=True` and `inputs`: '
                 f"expected shape={(*steps, x.shape[-1])}, found shape={tuple(x.shape)}"
             )
-        recorded = self._state.to(x.dtype)
-        if not torch.compiler.is_compiling() and recorded.is_inference() and not torch.is_inference_mode_enabled():
-            # A state kept under inference_mode cannot enter a graph.
-            recorded = recorded.clone()
+        recorded = for_autograd(self._state.to(x.dtype))
         if initial_state is None:
             return recorded
         if torch.compiler.is_compiling():

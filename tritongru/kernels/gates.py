@@ -31,10 +31,12 @@ def sigmoid(a):
 
 @triton.jit
 def tanh(a):
-    # (1 - e) / (1 + e) would overflow. Near 0 the difference loses digits that five terms of the series hold.
+    # From e <= 1 nothing overflows and no digits are lost near 1. Near 0, where they are, five terms of the series do.
+    e = tl.exp(-2.0 * tl.abs(a))
+    y = 1.0 - 2.0 * e / (1.0 + e)
     s = a * a
     series = a * (1.0 + s * (-1.0 / 3.0 + s * (2.0 / 15.0 + s * (-17.0 / 315.0 + s * (62.0 / 2835.0)))))
-    return tl.where(s < 0.0625, series, 2.0 * sigmoid(2.0 * a) - 1.0)
+    return tl.where(s < 0.0625, series, tl.where(a < 0.0, -y, y))
 
 
 @triton.jit

@@ -1,0 +1,148 @@
+"""Plausible bugs, each as (file of tritongru/, text, text with the bug, tests that must fail); see mutants.py."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """`old` occurs exactly once in `file`; `tests` are pytest's arguments, below tests/."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+EAGER = "test_eager.py -k grid"
+HALF = "test_eager.py -k half"
+NO_STEPS = "test_eager.py -k no_steps"
+ATEN = "test_eager.py -k aten"
+FUZZ = "test_fuzz.py -k backends"
+LAYER = "test_keras_layer.py"
+MASKS = "test_keras_layer.py -k masks"
+STATE = "test_keras_layer.py -k state"
+COMPAT = "test_compat.py"
+STREAM = "test_stream.py"
+DISPATCH = "test_dispatch.py"
+FLAGS = "interpreted/test_kernels.py -k flags"
+SIZES = "interpreted/test_kernels.py -k sizes"
+ACTIVATIONS = "interpreted/test_kernels.py -k activations"
+RECORDED = "interpreted/test_fuzz_kernels.py -k once_failed"
+EXCHANGE = "interpreted/test_exchange.py"
+
+MUTANTS = [
+    # The eager scan.
+    Mutant("eager.py", "(second, first, n) if variant.reset", "(first, second, n) if variant.reset", EAGER),
+    Mutant("eager.py", "torch.where(resets[t, :, None], new", "torch.where(resets[max(t - 1, 0), :, None], new", EAGER),
+    Mutant("eager.py", "range(T - 1, -1, -1)", "range(T - 1, 0, -1)", EAGER),
+    Mutant("eager.py", "(drop[1], drop[0], drop[2]) if", "(drop[1], drop[0], drop[1]) if", EAGER),
+    Mutant("eager.py", "gh_n = gh_n + bias_n", "gx_n = gx_n + bias_n", EAGER),
+    Mutant("eager.py", "y = torch.where(keep, new, torch.zeros_like(y)", "y = torch.where(keep, new, h", EAGER),
+    Mutant("eager.py", "        out[t] = y\n", "        out[t] = new\n", EAGER),
+    Mutant("eager.py", "new = torch.addcmul(z * h, 1 - z, n)", "new = torch.addcmul(z * n, 1 - z, h)", EAGER),
+    Mutant("eager.py", "(h if d is None else h * d for d in", "(h if d is None else h * d_z for d in", EAGER),
+    Mutant("eager.py", "dy = torch.where(keep, 0.0, dy)", "dy = dy * 1.0", EAGER),
+    Mutant("eager.py", "d_fresh[t] = torch.where(restart, dh, 0.0)", "d_fresh[t] = 0.0", EAGER),
+    Mutant("eager.py", "dh = torch.where(restart, 0.0, dh)", "dh = dh * 1.0", EAGER),
+    Mutant("eager.py", "(gradient @ ut) * m", "gradient @ ut", EAGER),
+    Mutant("eager.py", "torch.float64 if dtype == torch.float64 else torch.float32", "dtype", HALF),
+    # The kernels and their launch.
+    Mutant("kernels/weights.py", "u + o_k[:, None].to(tl.int64) * s_chunk", "u + o_k[:, None].to(tl.int64) * U", SIZES),
+    Mutant("kernels/weights.py", "m_kh = (o_k < U)", "m_kh = (o_k < U - 1)", SIZES),
+    Mutant("kernels/weights.py", "p_u + GATE_Z * U", "p_u + GATE_R * U", SIZES),
+    Mutant("kernels/forward.py", "m_b, m_h = o_b < B, o_h < U", "m_b, m_h = o_b < B - 1, o_h < U", SIZES),
+    Mutant("kernels/forward.py", "0.0 if ZERO_MASKED else b_y", "b_y", FLAGS),
+    Mutant("kernels/forward.py", "if step_begin > 0:", "if step_begin > 1:", FLAGS),
+    Mutant("kernels/forward.py", "o_t + o_bh, b_y.to(io)", "o_t + o_bh, b_h.to(io)", FLAGS),
+    Mutant("kernels/forward.py", "p_fresh = fresh + t_next", "p_fresh = fresh + t", FLAGS),
+    Mutant("kernels/forward.py", "resets + t_next.to", "resets + t.to", FLAGS),
+    Mutant("kernels/forward.py", "drop + (DROPS - 1) * step_size", "drop", FLAGS),
+    Mutant("kernels/forward.py", "chunk(drop + GATE_R * step_size,", "chunk(drop + GATE_Z * step_size,", FLAGS),
+    Mutant("kernels/forward.py", "activate(x_n + b_r * b_g, ACT)", "activate(x_n + b_g, ACT)", SIZES),
+    Mutant("kernels/backward.py", "m_b, m_h = o_b < B, o_h < U", "m_b, m_h = o_b < B, o_h < U - 1", SIZES),
+    Mutant("kernels/backward.py", "t = step if REVERSE else T - 1 - step", "t = T - 1 - step", FLAGS),
+    Mutant("kernels/backward.py", "b_dy = tl.where(keep, 0.0, b_dy)", "b_dy = b_dy * 1.0", FLAGS),
+    Mutant("kernels/backward.py", "b_dh = tl.where(again, 0.0, b_dh)", "b_dh = b_dh * 1.0", FLAGS),
+    Mutant("kernels/backward.py", "tl.where(keep, b_dh * b_z, b_dh)", "b_dh * b_z", FLAGS),
+    Mutant("kernels/backward.py", "a_r = a_r * d_r", "a_r = a_r * d_z", FLAGS),
+    Mutant("kernels/backward.py", "tl.store(y_carry + o_bh, b_dy", "tl.store(y_carry + o_bh, b_dh", FLAGS),
+    Mutant("kernels/gates.py", "d = y * (1.0 - y)", "d = 1.0 - y", ACTIVATIONS),
+    Mutant("kernels/gates.py", "tl.where((y > 0.0) & (y < 1.0), 0.2", "tl.where(y > 0.0, 0.2", ACTIVATIONS),
+    Mutant("kernels/gates.py", "s < 0.0625", "s < 0.0", RECORDED),
+    Mutant("kernels/forward.py", "    b_k = b_k.to(DOT)\n", "", RECORDED),
+    Mutant("launch.py", "_contiguous(bias_n)", "bias_n", RECORDED),
+    Mutant("launch.py", "first = T - 1 if variant.reverse else 0", "first = 0", FLAGS),
+    Mutant("launch.py", "states[T if variant.reverse else 0]", "states[0]", FLAGS),
+    Mutant("launch.py", "leaving[T - step if", "leaving[T - 1 - step if", FLAGS),
+    Mutant("launch.py", "tiles = -(-batch // config.block_b)", "tiles = max(1, batch // config.block_b)", SIZES),
+    Mutant("launch.py", "B * U if fresh is not None and", "U if fresh is not None and", FLAGS),
+    # The exchange.
+    Mutant("kernels/exchange.py", "    while (seen < target)", "    while (seen + 1 < target)", EXCHANGE),
+    Mutant("kernels/exchange.py", "return tl.where(seen < target, 0, patience)", "return patience", EXCHANGE),
+    Mutant("kernels/backward.py", "tl.store(faults + i_b, 1)", "tl.store(faults + i_b, 0)", EXCHANGE),
+    # From arguments to the canonical form.
+    Mutant("padding.py", "return torch.ops.tritongru.valid_steps(lengths, steps)\n    return torch.arange(steps,",
+           "return torch.ops.tritongru.valid_steps(lengths, steps)\n    return torch.arange(-1, steps - 1,", FUZZ),
+    Mutant("sequence.py", "within if mask is None else mask & within", "within", FUZZ),
+    Mutant("sequence.py", "drops = [drops[1], drops[0], drops[2]]", "drops = list(drops)", FUZZ),
+    Mutant("sequence.py", "masks = (masks[1], masks[0], masks[2])", "masks = tuple(masks)", FUZZ),
+    Mutant("sequence.py", "            fresh = h0\n", "            fresh = None\n", FUZZ),
+    Mutant("sequence.py", "fresh = by_time(fresh)", "fresh = fresh[0].expand(x.shape[0], -1, -1)", FUZZ),
+    Mutant("sequence.py", "bias_x, bias_h = bias_x.unbind(0)", "bias_h, bias_x = bias_x.unbind(0)", EAGER),
+    Mutant("sequence.py", "torch.bool else value != 0", "torch.bool else value == 1", FUZZ),
+    Mutant("sequence.py", "low < 0 or high > time", "low < 0 or high > time + 1", "test_errors.py"),
+    # Autograd around the scan.
+    Mutant("ops.py", "torch.cat((out[1:], h0[None]))", "torch.cat((h0[None], out[:-1]))", EAGER),
+    Mutant("ops.py", "early = torch.cat((bias_h[: 2 * U], torch.zeros_like(bias_n)))", "early = bias_h", EAGER),
+    Mutant("ops.py", "d_fresh = d_fresh.sum(0)", "d_fresh = d_fresh[0]", EAGER),
+    Mutant("ops.py", "d_n = d_gh_n if v.reset_after else", "d_n = d_gx[..., 2 * U :] if v.reset_after else", EAGER),
+    Mutant("ops.py", "else entering * gates[1]", "else entering * gates[0]", EAGER),
+    Mutant("ops.py", "_product_like((h * m).flatten(0, 1)", "_product_like(h.flatten(0, 1)", EAGER),
+    Mutant("ops.py", "gh_n if bias_n is None else gh_n + bias_n", "gh_n", EAGER),
+    Mutant("ops.py", "p.h0, p.fresh, p.drop)\n", "p.h0)\n", FUZZ),
+    Mutant("ops.py", "t if t is None else t.view_as(t)", "t", "test_torch_home.py -k double"),
+    # The dispatcher.
+    Mutant("dispatch.py", 'reasons.append("mask or lengths given")', "pass", DISPATCH),
+    Mutant("dispatch.py", "if facts.recurrent_dropouts:", "if facts.recurrent_dropouts > 1:", DISPATCH),
+    Mutant("dispatch.py", "if not known:", "if known is None:", DISPATCH),
+    Mutant("dispatch.py", "(torch.float32, torch.float16, torch.bfloat16)", "(torch.float64, torch.float32)", DISPATCH),
+    Mutant("dispatch.py", "0 in (facts.shape.time, facts.shape.batch)", "facts.shape.time == 0", DISPATCH),
+    # torch's own GRU.
+    Mutant("functional.py", "torch.cat((r, z, n), dim=-1)", "torch.cat((z, r, n), dim=-1)", ATEN),
+    Mutant("functional.py", "(outputs.flip(0) if p.variant.reverse else outputs)", "outputs", ATEN),
+    Mutant("functional.py", "x = p.x.flip(0) if p.variant.reverse else p.x", "x = p.x", ATEN),
+    # The layer.
+    Mutant("keras/layer.py", "self._state = state.detach()", "self._state = outputs[:, 0].detach()", STATE),
+    Mutant("keras/layer.py", "0 if self.go_backwards else steps - 1", "steps - 1", f"{LAYER} -k backwards"),
+    Mutant("keras/layer.py", "self._dropout_mask, self._recurrent_dropout_mask = masks, state_masks", "pass", MASKS),
+    Mutant("keras/layer.py", "count = 3 if self.implementation == 1 else 1", "count = 1", f"{LAYER} -k masks"),
+    Mutant("keras/layer.py", "/ value.shape[0]", "/ 1", f"{LAYER} -k losses"),
+    Mutant("keras/state.py", "self._state = torch.zeros_like(self._state)", "pass", f"{LAYER} -k state"),
+    Mutant("keras/dropout.py", "shape[time_axis] = 1", "pass", f"{LAYER} -k mask"),
+    Mutant("keras/base.py", "parameter.copy_(constraint(parameter))", "constraint(parameter)", f"{LAYER} -k constr"),
+    Mutant("keras/constraints.py", "norm.clamp(0, self.max_value)", "norm", "test_keras_parts.py -k constraint"),
+    Mutant("keras/bidirectional.py", "else y_rev.flip(axis)", "else y_rev", f"{LAYER} -k bidirectional"),
+    Mutant("keras/bidirectional.py", "resets=shifted", "resets=resets",
+           f"{LAYER} -k bidirectional"),
+    Mutant("keras/bidirectional.py", "initial_state=states[1]", "initial_state=states[0]", f"{LAYER} -k bidirectional"),
+    # The drop-in.
+    Mutant("compat.py", "hx[layer * directions + direction]", "hx[direction * self.num_layers + layer]", COMPAT),
+    Mutant("compat.py", "resets = torch.cat((resets[1:], torch.zeros_like(resets[:1])))", "pass", COMPAT),
+    Mutant("compat.py", "resets = resets & valid", "pass", COMPAT),
+    Mutant("compat.py", "layer + 1 < self.num_layers", "layer < self.num_layers", COMPAT),
+    Mutant("compat.py", "h_n if order is None else h_n.index_select(1, order)", "h_n", COMPAT),
+    Mutant("compat.py", "zero_output_for_mask=True, go_backwards", "zero_output_for_mask=False, go_backwards", COMPAT),
+    # Jagged inputs, layouts of weights, streams, the tolerance.
+    Mutant("ragged.py", "offsets[:-1][row]", "offsets[:1]", STREAM),
+    Mutant("ragged.py", "rows.lengths[rows.row] - 1 - rows.step", "rows.step", STREAM),
+    Mutant("weights.py", "torch.cat((second, first, third), dim=axis)", "torch.cat((first, second, third), dim=axis)",
+           "test_convert.py -k layouts"),
+    Mutant("weights.py", "swap_gates(torch.stack((b_ih, b_hh)), 1)", "swap_gates(torch.stack((b_hh, b_ih)), 1)",
+           "test_convert.py -k layouts"),
+    Mutant("stream.py", "self.state, self._masks = None, None", "self.state = None", STREAM),
+    Mutant("stream.py", "w.data_ptr(), w._version", "w.data_ptr()", STREAM),
+    Mutant("stream.py", "        self.state = new\n", "        self.state = x.new_zeros(new.shape)\n", STREAM),
+    Mutant("tools/tolerance.py", "if not error <= allowed", "if error > allowed", "test_tools.py -k tolerance"),
+    Mutant("activations.py", "0.2 * ((y > 0) & (y < 1))", "0.2 * (y > 0)", "test_activations.py"),
+]  # fmt: skip
