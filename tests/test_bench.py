@@ -148,6 +148,9 @@ def test_two_writers_lose_nothing(tmp_path):
 
 def test_the_command_line(tmp_path, capsys):
     path = tmp_path / "b.csv"
+    sizes = ["bench", "--sizes", "3,2,1,4", "--backends", "eager", "--seconds", "0", "--csv", str(path)]
+    assert main(sizes) == 0 and {r.U for r in results.read_results(path)} == {4}
+    path.unlink()
     assert main(["bench", "tiny", "--backends", "eager", "nn.GRU", "--seconds", "0", "--csv", str(path)]) == 0
     printed = capsys.readouterr().out
     assert "nn.GRU has no" in printed and "8 rows added" in printed

@@ -19,7 +19,7 @@ from .results import Result, append_results, conditions, read_results
 from .show import print_table, show_progress
 from .timing import Timing, measure, ratio
 from .work import DTYPES, Work, float32_products
-from .workloads import SETS, Workload, select
+from .workloads import SETS, Workload, parse_size, select
 
 TORCH = "nn.GRU"
 BUILDERS: dict[str, Callable[[Work], Contender]] = {
@@ -191,6 +191,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m tritongru bench`."""
     parser.add_argument("workloads", nargs="*", help=f"sets ({', '.join(SETS)}) or single workloads; default: named")
     parser.add_argument("--quick", action="store_true", help="a few small workloads, below two minutes on a CPU")
+    parser.add_argument("--sizes", nargs="+", metavar="T,B,I,U", help="plain calls of these sizes instead")
     parser.add_argument("--csv", type=Path, default=Path("out/bench.csv"), help="default: %(default)s; rows are added")
     parser.add_argument("--backends", nargs="+", choices=tuple(BUILDERS), help="default: what the device can run")
     parser.add_argument("--peers", action="store_true", help="also other packages, where they are installed")
@@ -223,8 +224,10 @@ def main(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     if device.type == "cpu" and is_interpreted():
         print("TRITON_INTERPRET=1: times of the triton backend are those of its interpreter")
-    names = args.workloads or ["quick" if args.quick else "named"]
-    workloads = select(names)
+    if args.sizes:
+        workloads = [parse_size(text) for text in args.sizes]
+    else:
+        workloads = select(args.workloads or ["quick" if args.quick else "named"])
     dtypes = args.dtypes or (("float32", "bfloat16") if device.type == "cuda" else ("float32",))
     backends = list(args.backends or (ON_GPU if device.type == "cuda" else ON_CPU))
     if args.peers:

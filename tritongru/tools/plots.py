@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .results import Result
@@ -35,34 +35,34 @@ def draw(rows: Sequence[Result], folder: str | Path) -> list[Path]:
 
 
 def _over(rows: list[Result], along: str, fixed: str, title: str, path: Path) -> list[Path]:
-    """One panel for each value of `fixed`, one line for each backend; lines of one point are left out."""
+    """One panel for each T and value of `fixed`, one line for each backend; lines of one point are left out."""
     plain = [row for row in rows if not row.features]
     panels = {}
-    for value in sorted({getattr(row, fixed) for row in plain}):
-        lines = _lines([r for r in plain if getattr(r, fixed) == value], lambda r: getattr(r, along))
-        lines = {name: points for name, points in lines.items() if len(points) > 1}
+    for T, value in sorted({(row.T, getattr(row, fixed)) for row in plain}):
+        here = [row for row in plain if (row.T, getattr(row, fixed)) == (T, value)]
+        lines = {name: points for name, points in _lines(here, along).items() if len(points) > 1}
         if lines:
-            panels[value] = lines
+            panels[T, value] = lines
     if not panels:
         return []
     figure, axes = _panels(len(panels))
-    for axis, (value, lines) in zip(axes, panels.items(), strict=False):
+    for axis, ((T, value), lines) in zip(axes, panels.items(), strict=False):
         for name, points in lines.items():
             axis.plot(*zip(*points, strict=True), marker="o", label=name)
-        axis.set(xscale="log", yscale="log", xlabel=along, ylabel="us a step", title=f"{fixed} = {value}")
+        axis.set(xscale="log", yscale="log", xlabel=along, ylabel="us a step", title=f"{fixed} = {value}, T = {T}")
         axis.set_xticks([x for x, _ in next(iter(lines.values()))], [str(x) for x, _ in next(iter(lines.values()))])
         axis.minorticks_off()
         axis.legend(fontsize=7)
     return _save(figure, title, path)
 
 
-def _lines(rows: Iterable[Result], key: Callable[[Result], int]) -> dict[str, list[tuple[int, float]]]:
-    """Return (key, us a step) by backend; the least where several workloads share a key."""
+def _lines(rows: Iterable[Result], along: str) -> dict[str, list[tuple[int, float]]]:
+    """Return (size, us a step) by backend; the least where several workloads share a size."""
     found: dict[str, dict[int, float]] = {}
     for row in rows:
         if row.us_per_step is not None:
-            points = found.setdefault(row.backend, {})
-            points[key(row)] = min(row.us_per_step, points.get(key(row), row.us_per_step))
+            points, place = found.setdefault(row.backend, {}), getattr(row, along)
+            points[place] = min(row.us_per_step, points.get(place, row.us_per_step))
     return {name: sorted(points.items()) for name, points in found.items()}
 
 
@@ -116,9 +116,13 @@ def _panels(count: int, height: float = 3.2, width: float = 4.2):
 
 
 def _save(figure, title: str, path: Path) -> list[Path]:
+    import matplotlib
+
     for axis in figure.axes:
         if not axis.has_data():
             axis.set_axis_off()
     figure.suptitle(title, fontsize=9)
-    figure.savefig(path, metadata={"Date": None})
+    # The same numbers give the same file.
+    with matplotlib.rc_context({"svg.hashsalt": path.name}):
+        figure.savefig(path, metadata={"Date": None})
     return [path]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from .results import FIELDS, Result, read_results
 from .workloads import NAMED
 
 RESULTS, NOTES, PAGE = Path("bench/results"), Path("docs/performance_notes.md"), Path("docs/performance.md")
+PLOTS = Path("docs/plots")
 HEADER = """# Performance
 
 <!-- Written by `python -m tritongru bench --report` from bench/results/*.csv and docs/performance_notes.md. -->
@@ -31,7 +33,7 @@ MOST_LINES = 60
 
 
 def write_report(root: Path = Path(".")) -> Path:
-    """Write docs/performance.md below `root` and return its path.
+    """Draw the plots, where matplotlib is installed, write docs/performance.md below `root` and return its path.
 
     Raises:
         FileNotFoundError: the notes are not there: not the root of the repository.
@@ -39,6 +41,11 @@ def write_report(root: Path = Path(".")) -> Path:
     """
     from .files import replace_file
 
+    rows, _ = read_tables(root / RESULTS)
+    if rows and importlib.util.find_spec("matplotlib") is not None:
+        from .plots import draw
+
+        draw(rows, root / PLOTS)
     page = root / PAGE
     replace_file(page, render(root))
     return page
@@ -55,6 +62,8 @@ def render(root: Path = Path(".")) -> str:
     parts += _memory_section(cells)
     for path in others:
         parts += _plain_table(path)
+    drawn = sorted(path.name for path in (root / PLOTS).glob("*.svg"))
+    parts += ["## Plots", "", *(f"![{name}]({PLOTS.name}/{name})" for name in drawn)] if drawn else []
     return "\n".join(parts).rstrip() + "\n"
 
 

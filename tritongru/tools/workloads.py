@@ -136,3 +136,21 @@ def select(names: list[str]) -> list[Workload]:
             raise ValueError(f"`workloads` must be among {', '.join([*SETS, *single])}, got {name!r}")
         chosen |= dict.fromkeys(SETS.get(name) or single[name])
     return list(chosen)
+
+
+def parse_size(text: str) -> Workload:
+    """Return a plain workload of sizes "T,B,I,U".
+
+    Raises:
+        ValueError: not four positive integers.
+
+    >>> str(parse_size("100,32,64,128"))
+    'given: T100 B32 I64 U128'
+    """
+    try:
+        time, batch, input_size, units = sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"`sizes` must be T,B,I,U, got {text!r}") from None
+    if min(sizes) < 1:
+        raise ValueError(f"`sizes` must be positive, got {text!r}")
+    return Workload("given", time, batch, input_size, units)
