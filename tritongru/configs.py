@@ -11,6 +11,8 @@ from dataclasses import dataclass
 SINGLE, PERSISTENT, STEPS = "single", "persistent", "steps"
 # How the programs of a batch tile meet, kernels/exchange.py; a search space takes its choices from here.
 EXCHANGES = ("counter",)
+# float32 sums a thread may hold: three of them per output, beside operands and addresses, in at most 255 registers.
+MAX_SUMS_PER_THREAD = 48
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,17 @@ class LaunchConfig:
 
 @dataclass(frozen=True)
 class Device:
-    """What a configuration depends on: multiprocessors, shared memory per block in bytes, threads per warp."""
+    """What a configuration depends on: multiprocessors, shared memory per block in bytes, threads per warp.
+
+    `name` and `target` ("sm_90", "gfx942") say which tuning table describes the device; empty: none does.
+    """
 
     processors: int
     shared_memory: int
     cooperative: bool = True
     warp_size: int = 32
+    name: str = ""
+    target: str = ""
 
 
 def next_power_of_two(value: int) -> int:
@@ -98,3 +105,49 @@ def _persistent_blocks(itemsize: int, aligned: bool, warp_size: int, has_dropout
         warps = 4 if warp_size > 32 else 8
         return (32, warps), (16, warps)
     return ((16, 4), (32, 2)) if itemsize < 4 and not has_dropout else ((32, 4), (16, 4))
+
+
+def reasons_against(config: LaunchConfig, units: int, batch: int, itemsize: int, device: Device) -> list[str]:
+    """Return why `config` cannot run this problem on `device`; the limits are the ones known without compiling."""
+    reasons = []
+    if config.num_warps not in (1, 2, 4, 8, 16):
+        reasons.append(f"num_warps={config.num_warps} is not 1, 2, 4, 8 or 16")
+    elif 3 * config.block_b * config.block_h > MAX_SUMS_PER_THREAD * config.num_warps * device.warp_size:
+        reasons.append(
+            f"block_b={config.block_b} by block_h={config.block_h} need more than {MAX_SUMS_PER_THREAD} sums "
+            f"per thread of {config.num_warps} warps"
+        )
+    if config.schedule == STEPS:
+        return reasons
+    if config.schedule == SINGLE and (config.block_h < units or config.block_k != config.block_h):
+        reasons.append(f"block_h={config.block_h}, block_k={config.block_k}: one program does not hold units={units}")
+    if (needed := config.weight_bytes(units, itemsize)) > device.shared_memory:
+        reasons.append(f"{needed} bytes of weights per program, {device.shared_memory} of shared memory")
+    if config.schedule == PERSISTENT:
+        if not device.cooperative:
+            reasons.append("the device cannot run programs that wait for each other")
+        if (programs := count_programs(config, units, batch)) > device.processors:
+            reasons.append(f"{programs} programs must run at once on {device.processors} multiprocessors")
+    return reasons
+
+
+def count_programs(config: LaunchConfig, units: int, batch: int) -> int:
+    """Return the programs of one launch: those that share a batch tile, times the tiles."""
+    tiles = -(-max(batch, 1) // config.block_b)
+    return tiles * (1 if config.schedule == SINGLE else -(-units // config.block_h))
+
+
+def describe(config: LaunchConfig, units: int, batch: int, itemsize: int, device: Device) -> str:
+    """Return in one sentence why `config` suits the problem: what is kept where, and how many programs run."""
+    programs, kept = count_programs(config, units, batch), config.weight_bytes(units, itemsize)
+    if config.schedule == SINGLE:
+        return f"all recurrent weights ({kept} bytes) fit one program, so none waits for another; {programs} programs"
+    if config.schedule == PERSISTENT:
+        return (
+            f"a program keeps {kept} bytes of recurrent weights for {config.block_h} units, "
+            f"and all {programs} programs run at once on {device.processors} multiprocessors"
+        )
+    return (
+        f"the recurrent weights do not stay on {device.processors} multiprocessors for this many units and rows: "
+        f"one launch per step of {programs} programs"
+    )

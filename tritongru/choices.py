@@ -1,0 +1,138 @@
+"""Where a launch configuration comes from.
+
+    choice  =  the user's table (exact)  ->  the table shipped for the device (exact, then nearest)  ->  the formula
+
+The shipped tables are in data/tuning; the user's are in the folder of TRITONGRU_CACHE, or the system's place for
+caches. A damaged table, or an entry that the device cannot run, is named in a warning once and passed over.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import configs
+from .configs import Device, LaunchConfig
+from .tables import ITEM_SIZES, Entry, Key, Table, bucket, read
+
+SHIPPED = Path(__file__).parent / "data" / "tuning"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A configuration, where it comes from ("user", "shipped" or "formula"), and why."""
+
+    config: LaunchConfig
+    source: str
+    reason: str
+
+
+@functools.lru_cache(maxsize=4096)
+def choose(key: Key, batch: int, device: Device) -> Choice:
+    """Return the configuration for a problem on a device, and the reason for it."""
+    for source, path in (("user", user_path(device.name)), ("shipped", shipped_path(device))):
+        table = None if path is None else load(path)
+        if table is None:
+            continue
+        entry = find(table, key, batch, nearest=source == "shipped")
+        if entry is None:
+            continue
+        reasons = reasons_against(entry, key, batch, device)
+        if not reasons:
+            return Choice(entry.config, source, _reason(table, entry))
+        _warn_once(f"{path}: the entry for {entry} is passed over on this device: {'; '.join(reasons)}")
+    size = ITEM_SIZES[key.dtype]
+    config = configs.choose(key.units, batch, size, device, "dropout" in key.flags)
+    return Choice(config, "formula", configs.describe(config, key.units, batch, size, device))
+
+
+def find(table: Table, key: Key, batch: int, nearest: bool = False) -> Entry | None:
+    """Return the table's entry for a problem, or None.
+
+    Args:
+        nearest: where these units have none, take that of the next larger units, at most twice as many, if both or
+            neither are a multiple of 16. With fewer units a program holds fewer weights, and loads them the same way.
+    """
+    here = bucket(batch)
+    for entry in table.groups.get(key.group, ()):
+        units, (low, high) = entry.key.units, entry.batches
+        if units < key.units or not low <= here <= high:
+            continue
+        if units == key.units or (nearest and units <= 2 * key.units and (units % 16 == 0) == (key.units % 16 == 0)):
+            return entry
+    return None
+
+
+def reasons_against(entry: Entry, key: Key, batch: int, device: Device) -> list[str]:
+    """Return why the device cannot run the entry's configuration on this problem."""
+    reasons = configs.reasons_against(entry.config, key.units, batch, ITEM_SIZES[key.dtype], device)
+    if entry.shared > device.shared_memory:
+        reasons.append(f"it was compiled to {entry.shared} bytes of shared memory, {device.shared_memory} are there")
+    return reasons
+
+
+def user_folder() -> Path:
+    """Return the folder of the user's tables: TRITONGRU_CACHE, or the system's place for caches."""
+    if given := os.environ.get("TRITONGRU_CACHE"):
+        return Path(given)
+    if importlib.util.find_spec("platformdirs") is not None:
+        import platformdirs
+
+        return Path(platformdirs.user_cache_dir("tritongru"))
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tritongru"
+
+
+def user_path(device_name: str) -> Path | None:
+    """Return where the user's table for a device is or would be; None for a device without a name."""
+    name = re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
+    return user_folder() / f"{name}.json" if name else None
+
+
+def shipped_path(device: Device) -> Path | None:
+    """Return the shipped table for the device: the same target, and the nearest number of multiprocessors."""
+    if not re.fullmatch(r"[a-z0-9_]+", device.target):
+        return None
+    paths = sorted(SHIPPED.glob(f"{device.target}-*.json"))
+    counts = {path: int(count[1]) for path in paths if (count := re.search(r"-(\d+)\.json$", path.name))}
+    return min(counts, key=lambda path: abs(counts[path] - device.processors), default=None)
+
+
+def load(path: str | Path) -> Table | None:
+    """Return the table of a file; None where there is none, or a damaged one, which a warning names once."""
+    return _load(str(path))
+
+
+@functools.lru_cache(maxsize=64)
+def _load(path: str) -> Table | None:
+    try:
+        table = read(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        _warn_once(f"{error}; this tuning table is ignored")
+        return None
+    if table.problems:
+        more = f", and {len(table.problems) - 1} more" if len(table.problems) > 1 else ""
+        _warn_once(f"{path}: entries passed over: {table.problems[0]}{more}")
+    return table
+
+
+def forget() -> None:
+    """Read the tables anew at the next choice."""
+    _load.cache_clear()
+    choose.cache_clear()
+
+
+def _reason(table: Table, entry: Entry) -> str:
+    kind, date = (table.provenances[entry.provenance].get(name, "undated") for name in ("kind", "date"))
+    return f"{entry.microseconds:.2f} us per step {kind} on {date}, for {entry}, in {Path(table.path).name}"
+
+
+@functools.lru_cache(maxsize=256)
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
