@@ -16,6 +16,7 @@ from .tools.info import explain, info
 if TYPE_CHECKING:
     from .tools import convert
     from .tools.compare import compare
+    from .tools.tune import tune
 
 __version__ = "0.1.0"
 __all__ = [
@@ -38,10 +39,11 @@ __all__ = [
     "info",
     "initializers",
     "regularizers",
+    "tune",
 ]
 
 # Tools are imported when first asked for: the layer needs none of them.
-_TOOLS = {"compare": "compare", "convert": None}
+_TOOLS = {"compare": "compare", "convert": None, "tune": "tune"}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import functools
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -204,8 +204,22 @@ def dump(table: Table) -> str:
 
 
 def merge(old: Iterable[Entry], new: Iterable[Entry]) -> list[Entry]:
-    """Return all entries; a new one takes the place of the old one for the same key and batches."""
-    return list({(entry.key, entry.batches): entry for entry in (*old, *new)}.values())
+    """Return all entries; where a new one serves a batch bucket, the old ones for the same key no longer do."""
+    entries = list(old)
+    for entry in new:
+        low, high = entry.batches
+        kept = []
+        for other in entries:
+            first, last = other.batches
+            if other.key != entry.key or last < low or high < first:
+                kept.append(other)
+                continue
+            if first < low:
+                kept.append(replace(other, batches=(first, low // 2)))
+            if high < last:
+                kept.append(replace(other, batches=(high * 2, last)))
+        entries = [*kept, entry]
+    return entries
 
 
 def _line(entry: Entry) -> dict[str, Any]:

@@ -61,3 +61,30 @@ def show_progress(label: str, total: int) -> Iterator[Callable[[str], None]]:
             print(f"{label} {10 * tenths:3d} %  {time.perf_counter() - start:5.1f} s  {note}", flush=True)
 
     yield advance
+
+
+@contextlib.contextmanager
+def show_steps(label: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Give a function to call with the pieces done, the pieces known so far, and a word on the last one.
+
+    Unlike `show_progress`, the total may change on the way; it shows the time left as well.
+    """
+    if has_rich():
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        words = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+        with Progress(words[0], BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), words[1]) as progress:
+            task = progress.add_task(label, total=None, note="")
+            yield lambda done, total, note: progress.update(task, completed=done, total=total, note=note)
+        return
+    start = shown = time.perf_counter()
+
+    def report(done: int, total: int, note: str) -> None:
+        nonlocal shown
+        now = time.perf_counter()
+        if now - shown < 10.0 and done < total:
+            return
+        shown, left = now, (now - start) * (total - done) / max(done, 1)
+        print(f"{label} {done} of {total}  {now - start:.0f} s, about {left:.0f} s left  {note}", flush=True)
+
+    yield report

@@ -1,0 +1,178 @@
+"""Compile many configurations for a target at once, each in a worker process that can be stopped.
+
+A worker is `python -m tritongru.tools.tune_compile`: one job per line in, one result per line out, both JSON. Processes
+and not threads, since the compiler holds the interpreter; processes of their own and not a pool, since a job that takes
+too long has to be ended, and its worker with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+
+from ..configs import LaunchConfig
+from ..tables import Key, parse_config
+from .step_model import is_scalar
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kernel to compile: the batch plays no part in it."""
+
+    target: str
+    key: Key
+    config: LaunchConfig
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What became of a job: the compiler's numbers, and what is wrong; nothing wrong: the configuration may run."""
+
+    registers: int = 0
+    spills: int = 0
+    shared: int = 0
+    matrix: str = ""
+    seconds: float = 0.0
+    wrong: tuple[str, ...] = field(default_factory=tuple)
+
+
+def compile_job(job: Job) -> Compiled:
+    """Compile one job in this process."""
+    import torch
+
+    from ..ahead import compile_scan
+
+    key, begin = job.key, time.perf_counter()
+    try:
+        report = compile_scan(
+            key.kernel, job.target, job.config, key.units, getattr(torch, key.dtype), key.precision,
+            **kernel_flags(key),
+        )  # fmt: skip
+    except Exception as error:  # whatever the compiler raises is its verdict on this configuration
+        lines = str(error).strip().splitlines() or [""]
+        return Compiled(seconds=time.perf_counter() - begin, wrong=(f"{type(error).__name__}: {lines[-1]}"[:200],))
+    wrong = report.violations()
+    if is_scalar(key):
+        # float32 products in full precision have no matrix instruction to use.
+        wrong = [reason for reason in wrong if reason != "no matrix instruction"]
+    seconds = time.perf_counter() - begin
+    return Compiled(report.registers, report.spills, report.shared, report.matrix, seconds, tuple(wrong))
+
+
+def kernel_flags(key: Key) -> dict[str, bool | int]:
+    """Return the kernel's constants that a key's flags stand for: of each, the case that needs most registers."""
+    flags: dict[str, bool | int] = {}
+    if "dropout" in key.flags:
+        flags["DROPS"] = 3
+    if "masked" in key.flags:
+        flags |= {"HAS_MASK": True, "HAS_RESET": True}
+        if key.kernel == "forward":
+            flags["SEPARATE"] = True
+    if "reset_before" in key.flags:
+        flags["RESET_AFTER"] = False
+    return flags
+
+
+class Compilers:
+    """Worker processes that compile jobs; a context manager.
+
+    Args:
+        workers: how many. seconds: what one job may take before its worker is ended.
+    """
+
+    def __init__(self, workers: int, seconds: float = 120.0):
+        self.workers, self.seconds = max(1, workers), seconds
+        self._running: dict[int, tuple[subprocess.Popen, Job | None, float]] = {}
+        self._selector = selectors.DefaultSelector()
+        # A file, since nobody reads a pipe while the worker is well, and a full one would stop it.
+        self._complaints = tempfile.TemporaryFile("w+")
+
+    def __enter__(self) -> Compilers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process, _job, _stop in list(self._running.values()):
+            self._end(process)
+        self._selector.close()
+        self._complaints.close()
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Compiled]]:
+        """Yield every job with its result, in the order in which they end."""
+        waiting = list(dict.fromkeys(jobs))[::-1]
+        while waiting or any(job for _, job, _ in self._running.values()):
+            for number, (process, job, _) in list(self._running.items()):
+                if job is None and waiting:
+                    self._give(number, process, waiting.pop())
+            while waiting and len(self._running) < self.workers:
+                process = self._start()
+                self._give(process.pid, process, waiting.pop())
+            yield from self._collect()
+
+    def _start(self) -> subprocess.Popen:
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        environment["OMP_NUM_THREADS"] = "1"
+        # A session of its own: an interrupt from the keyboard is for this process, which ends the workers itself.
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self._complaints, text=True, env=environment, start_new_session=True,
+        )  # fmt: skip
+        self._selector.register(process.stdout, selectors.EVENT_READ, process.pid)  # type: ignore[arg-type]
+        self._running[process.pid] = (process, None, 0.0)
+        return process
+
+    def _give(self, number: int, process: subprocess.Popen, job: Job) -> None:
+        self._running[number] = (process, job, time.monotonic() + self.seconds)
+        with contextlib.suppress(BrokenPipeError):  # a worker that died says so on its output
+            process.stdin.write(json.dumps(asdict(job)) + "\n")  # type: ignore[union-attr]
+            process.stdin.flush()  # type: ignore[union-attr]
+
+    def _collect(self) -> Iterator[tuple[Job, Compiled]]:
+        stops = [stop for _, job, stop in self._running.values() if job]
+        ready = self._selector.select(max(0.0, min(stops, default=0.0) - time.monotonic()))
+        for item, _ in ready:
+            process, job, _ = self._running[item.data]
+            line = process.stdout.readline()  # type: ignore[union-attr]
+            if line and job:
+                result = json.loads(line)
+                self._running[item.data] = (process, None, 0.0)
+                yield job, Compiled(**result | {"wrong": tuple(result["wrong"])})
+            else:
+                self._end(process)
+                self._complaints.seek(0)
+                last = (self._complaints.read().strip().splitlines() or ["no message"])[-1]
+                if job:
+                    yield job, Compiled(wrong=(f"the compiler ended with status {process.returncode}: {last}"[:200],))
+        for process, job, stop in list(self._running.values()):
+            if job and time.monotonic() > stop:
+                self._end(process)
+                yield job, Compiled(seconds=self.seconds, wrong=(f"not compiled within {self.seconds:g} s",))
+
+    def _end(self, process: subprocess.Popen) -> None:
+        self._running.pop(process.pid, None)
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(process.stdout)  # type: ignore[arg-type]
+        process.kill()
+        process.wait()
+
+
+def _work() -> None:
+    # The compiler may write to the standard output; results go to a copy of it that only this function knows.
+    results = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        given = json.loads(line)
+        key = Key(**given["key"] | {"flags": tuple(given["key"]["flags"])})
+        result = compile_job(Job(given["target"], key, parse_config(given["config"])))
+        print(json.dumps(asdict(result)), file=results, flush=True)
+
+
+if __name__ == "__main__":
+    _work()

@@ -1,0 +1,103 @@
+"""The search space of launch configurations, and the rules that leave a part of it out before anything is compiled."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from .. import configs
+from ..configs import PERSISTENT, SINGLE, STEPS, Device, LaunchConfig
+from ..tables import ITEM_SIZES, Key
+from . import step_model
+from .step_model import Machine, StepTime
+
+BLOCKS_B = (16, 32, 64)
+BLOCKS_H = (16, 32, 64)
+# Chunks of the product: of weights that stay, and of weights that are streamed.
+BLOCKS_K = {PERSISTENT: (64, 128), STEPS: (32, 64)}
+WARPS = (2, 4, 8)
+# float32 multiply-adds are unrolled, and the compiler's time grows faster than their number: 2,000 per thread compile
+# in seconds, 6,000 in minutes.
+MOST_UNROLLED = 4096
+# A difference below this is not one that the model can see.
+MARGIN = 0.05
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What one configuration is looked for: a key and a batch bucket."""
+
+    key: Key
+    batch: int
+
+    def __str__(self) -> str:
+        key = self.key
+        return " ".join((key.kernel, key.dtype, key.precision, f"U={key.units} B={self.batch}", *key.flags))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One configuration for a problem: its modelled step, or the rules against it."""
+
+    problem: Problem
+    config: LaunchConfig
+    step: StepTime
+    against: tuple[str, ...] = ()
+
+
+def list_candidates(problem: Problem, device: Device, machine: Machine) -> list[Candidate]:
+    """Return the whole space for a problem: what the rules allow first, by its modelled time, then the rest.
+
+    Of configurations that the model cannot tell apart, the one that is compiled faster comes first. The formula's own
+    leads if the model gives it no more than MARGIN above the best.
+    """
+    key = problem.key
+    usual = configs.choose(key.units, problem.batch, ITEM_SIZES[key.dtype], device, "dropout" in key.flags)
+    space = dict.fromkeys([usual, *_every_config(key.units)])
+    found = [
+        Candidate(
+            problem, config, step_model.model_step(config, key, problem.batch, device, machine),
+            tuple(rules_against(config, problem, device)),
+        )
+        for config in space
+    ]  # fmt: skip
+    found.sort(key=lambda c: (bool(c.against), round(c.step.total, 3), -c.config.block_k, c.config.num_warps))
+    own = next(c for c in found if c.config == usual)
+    if not own.against and own.step.total <= (1 + MARGIN) * found[0].step.total:
+        found.remove(own)
+        found.insert(0, own)
+    return found
+
+
+def rules_against(config: LaunchConfig, problem: Problem, device: Device) -> list[str]:
+    """Return why a configuration is not worth compiling; docs/tuning.md lists the rules."""
+    key, whole = problem.key, configs.next_power_of_two(problem.key.units)
+    rules = configs.reasons_against(config, key.units, problem.batch, ITEM_SIZES[key.dtype], device)
+    if config.block_b > configs.next_power_of_two(problem.batch):
+        rules.append(f"block_b={config.block_b} is twice the batch or more")
+    if config.schedule != SINGLE and config.block_h >= 2 * whole:
+        rules.append(f"block_h={config.block_h} is twice the units or more")
+    if config.num_warps * 16 * 8 > 2 * config.block_b * config.block_h:
+        rules.append(f"num_warps={config.num_warps} are more than two for each matrix instruction's tile")
+    if config.schedule != STEPS and step_model.is_scalar(key):
+        work = 3 * config.block_b * config.block_h * key.units // (config.num_warps * device.warp_size)
+        if work > MOST_UNROLLED:
+            rules.append(f"{work} float32 multiply-adds per thread, unrolled, would be compiled for minutes")
+    return rules
+
+
+def _every_config(units: int) -> list[LaunchConfig]:
+    whole = configs.next_power_of_two(units)
+    found = [
+        LaunchConfig(SINGLE, block_b, whole, whole, warps)
+        for block_b, warps in itertools.product(BLOCKS_B, WARPS)
+        if whole <= 4096
+    ]
+    for schedule, exchanges in ((PERSISTENT, configs.EXCHANGES), (STEPS, configs.EXCHANGES[:1])):
+        found += [
+            LaunchConfig(schedule, block_b, block_h, block_k, warps, exchange)
+            for block_b, block_h, block_k, warps, exchange in itertools.product(
+                BLOCKS_B, BLOCKS_H, BLOCKS_K[schedule], WARPS, exchanges
+            )
+        ]
+    return found
