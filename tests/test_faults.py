@@ -293,8 +293,9 @@ class FakeDriver:
 def test_the_attribute_of_cooperative_launches(launch, monkeypatch, value, status, expected):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeDriver(value, status))
     properties = SimpleNamespace(
-        multi_processor_count=132, shared_memory_per_block_optin=232448, shared_memory_per_block=49152, warp_size=32
-    )
+        multi_processor_count=132, shared_memory_per_block_optin=232448, shared_memory_per_block=49152, warp_size=32,
+        name="a GPU", major=9, minor=0,
+    )  # fmt: skip
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     limits = launch.device_limits(torch.device("cuda", 0))
     assert limits.cooperative is expected

@@ -8,17 +8,19 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
+from collections.abc import Mapping
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
-from . import configs, faults
+from . import choices, faults
 from .activations import TABLE
 from .configs import PERSISTENT, SINGLE, STEPS, Device, LaunchConfig
 from .kernels.backward import gru_backward_kernel
 from .kernels.forward import gru_forward_kernel
 from .spec import ExchangeError, Variant, is_interpreted
+from .tables import Key
 
 # Polls before a fault: seconds on a GPU, where a healthy exchange takes microseconds; the interpreter polls slowly.
 PATIENCE = 1 << 16 if is_interpreted() else 1 << 22
@@ -29,8 +31,12 @@ _pending: deque = deque()
 
 
 @contextlib.contextmanager
-def use_config(config: LaunchConfig | None):
-    """Launch with `config` inside the block, on this thread: for tuning and tests."""
+def use_config(config: LaunchConfig | Mapping[str, LaunchConfig] | None):
+    """Launch with `config` inside the block, on this thread: for tuning and tests.
+
+    Args:
+        config: for both kernels, or for those it names ("forward", "backward"); None: as outside.
+    """
     before = getattr(_forced, "config", None)
     _forced.config = config
     try:
@@ -49,13 +55,27 @@ def device_limits(device: torch.device) -> Device:
     properties = torch.cuda.get_device_properties(device)
     shared = getattr(properties, "shared_memory_per_block_optin", None) or properties.shared_memory_per_block
     cooperative = faults.can_cooperate(device.index or 0)
-    return Device(properties.multi_processor_count, shared, cooperative, properties.warp_size)
+    is_hip = torch.version.hip is not None
+    target = properties.gcnArchName.partition(":")[0] if is_hip else f"sm_{properties.major}{properties.minor}"
+    count = properties.multi_processor_count
+    return Device(count, shared, cooperative, properties.warp_size, properties.name, target)
 
 
-def choose_config(u: Tensor, batch: int, drop: Tensor | None) -> LaunchConfig:
-    """Return the configuration for recurrent weights `u (U,3U)` and `batch` rows."""
+def choose_config(
+    kernel: str, u: Tensor, batch: int, variant: Variant, precision: str, drop: Tensor | None, masked: bool
+) -> LaunchConfig:
+    """Return the configuration of `kernel` for recurrent weights `u (U,3U)` and `batch` rows."""
     forced = getattr(_forced, "config", None)
-    return forced or configs.choose(u.shape[0], batch, u.element_size(), device_limits(u.device), drop is not None)
+    if isinstance(forced, Mapping):
+        forced = forced.get(kernel)
+    if forced is not None:
+        return forced
+    applies = ("dropout", drop is not None), ("masked", masked), ("reset_before", not variant.reset_after)
+    key = Key(
+        kernel, str(u.dtype).removeprefix("torch."), precision if u.dtype == torch.float32 else "ieee", u.shape[0],
+        tuple(flag for flag, holds in applies if holds),
+    )  # fmt: skip
+    return choices.choose(key, batch, device_limits(u.device)).config
 
 
 def scan_forward(
@@ -97,7 +117,7 @@ def scan_forward(
         leaving, entering = (states[:T], states[1:]) if variant.reverse else (states[1:], states[:T])
     carry = start.to(torch.float32, copy=True)
 
-    config = choose_config(u, B, drop)
+    config = choose_config("forward", u, B, variant, precision, drop, separate)
     middle = z_carry = None
     if not variant.reset_after and config.schedule != SINGLE:
         middle = torch.empty_like(start)
@@ -154,7 +174,8 @@ def scan_backward(
     mask, resets = _as_bytes(mask), _as_bytes(resets)
     y_carry = None if mask is None else torch.zeros_like(carry)
 
-    config = choose_config(u, B, drop)
+    masked = mask is not None or resets is not None
+    config = choose_config("backward", u, B, variant, precision, drop, masked)
     workspace = _Workspace(config, u, B)
     flags = dict(
         HAS_OUT=d_out is not None, FRESH_GRADIENT=fresh_gradient,

@@ -8,6 +8,8 @@ import platform
 
 import torch
 
+from .. import choices
+from ..configs import Device
 from ..dispatch import Decision
 from ..faults import has_triton, reasons_against_environment
 from ..spec import is_interpreted
@@ -92,8 +94,23 @@ def _kernels() -> str:
 
 
 def _tuning() -> str:
-    return (
-        "none: tables are for GPUs"
-        if not torch.cuda.is_available()
-        else "no table: a formula of the device (tritongru.configs)"
-    )
+    if not torch.cuda.is_available():
+        return "none: tables are for GPUs"
+    if not has_triton():
+        return "none: triton is not installed"
+    from ..launch import device_limits
+
+    device = device_limits(torch.device("cuda", torch.cuda.current_device()))
+    return describe_tables(device)
+
+
+def describe_tables(device: Device) -> str:
+    """Return which tuning tables serve a device, in the order in which they are asked."""
+    words = []
+    for source, path in (("user's", choices.user_path(device.name)), ("shipped", choices.shipped_path(device))):
+        table = None if path is None else choices.load(path)
+        if table is None:
+            continue
+        kinds = sorted({f"{record['kind']} {record.get('date', '')}" for record in table.provenances.values()})
+        words.append(f"{source} {path}: {len(table.entries)} entries, {', '.join(kinds)}")
+    return "; then ".join([*words, "a formula of the device (tritongru.configs)"])
