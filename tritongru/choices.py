@@ -13,7 +13,7 @@ import importlib.util
 import os
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import configs
@@ -57,7 +57,10 @@ def find(table: Table, key: Key, batch: int, nearest: bool = False) -> Entry | N
     Args:
         nearest: where these units have none, take that of the next larger units, at most twice as many, if both or
             neither are a multiple of 16. With fewer units a program holds fewer weights, and loads them the same way.
+            Where float16 has none, take bfloat16's: the same sizes, and the same instructions on another type.
     """
+    if nearest and key.dtype == "float16" and key.group not in table.groups:
+        key = replace(key, dtype="bfloat16")
     here = bucket(batch)
     for entry in table.groups.get(key.group, ()):
         units, (low, high) = entry.key.units, entry.batches

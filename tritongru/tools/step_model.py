@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from ..configs import PERSISTENT, SINGLE, STEPS, Device, LaunchConfig, count_programs
 from ..tables import ITEM_SIZES, Key
+from . import floor
 
 
 @dataclass(frozen=True)
@@ -114,19 +115,14 @@ def model_step(config: LaunchConfig, key: Key, batch: int, device: Device, machi
 
 
 def step_floor(key: Key, batch: int, device: Device, machine: Machine) -> float:
-    """Return a time, us, below which no configuration of these kernels can be.
-
-    All multiprocessors together read the weights once, from shared memory if they hold them and from the second-level
-    cache otherwise; where one program cannot hold them, the state goes through that cache once.
-    """
-    weights = 3 * key.units**2 * ITEM_SIZES[key.dtype]
-    on_chip = weights <= device.shared_memory * device.processors
-    clocks = weights / device.processors / (machine.shared_rate if on_chip else machine.cache_rate)
-    if weights > device.shared_memory:
-        clocks += 2 * machine.cache_latency
-    work = 3 * key.units**2 * batch / device.processors
-    clocks = max(clocks, work / (machine.scalar_rate if is_scalar(key) else machine.matrix_rate))
-    return clocks * 1e-3 / machine.clock
+    """Return a time, us, that no configuration of these kernels can be below: see `floor`."""
+    half = 2 * machine.matrix_rate
+    operations = {"float16": half, "bfloat16": half, "tf32": half / 2, "float32": 2 * machine.scalar_rate}
+    kind = "tf32" if key.dtype == "float32" and not is_scalar(key) else key.dtype
+    speeds = floor.Speeds(device.processors, machine.clock * 1e9, operations)
+    least = floor.step_floor(key.units, batch, kind, False, speeds)
+    assert least is not None, "every dtype has a number"
+    return least
 
 
 def is_scalar(key: Key) -> bool:

@@ -40,6 +40,8 @@ USUAL_DEVICES = {
     "gfx942": ("AMD Instinct MI300X", 304),
 }
 UNITS, BATCHES = (128, 256, 512, 1024), (1, 16, 64)
+# For the interpreter: units that are a multiple of 16 and that are not, a tile that is full and one that is not.
+REHEARSED = (16, 20), (1, 16)
 
 
 @dataclass(frozen=True)
@@ -186,8 +188,8 @@ def _target_device(target: str, processors: int | None) -> Device:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m tritongru tune`."""
     add = parser.add_argument
-    add("--units", type=int, nargs="+", default=list(UNITS), help=f"default: {' '.join(map(str, UNITS))}")
-    add("--batch", type=int, nargs="+", default=list(BATCHES), help=f"default: {' '.join(map(str, BATCHES))}")
+    add("--units", type=int, nargs="+", help=f"default: {' '.join(map(str, UNITS))}")
+    add("--batch", type=int, nargs="+", help=f"default: {' '.join(map(str, BATCHES))}")
     add("--dtype", nargs="+", choices=tuple(ITEM_SIZES), default=["bfloat16"], help="default: bfloat16")
     add("--precision", nargs="+", choices=PRODUCTS, default=["ieee"], help="of float32 products; default: ieee")
     add("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS), help="default: both")
@@ -228,7 +230,8 @@ def main(args: argparse.Namespace) -> int:
     same = {name: getattr(args, name) for name in given}
     try:
         if args.workloads is None:
-            results = [tune(args.units, args.batch, args.dtype, flags=groups, **same)]
+            sizes = REHEARSED if args.rehearse else (UNITS, BATCHES)
+            results = [tune(args.units or sizes[0], args.batch or sizes[1], args.dtype, flags=groups, **same)]
         else:
             results = []
             for work in read_workloads(args.workloads):

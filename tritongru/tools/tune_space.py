@@ -48,8 +48,8 @@ class Candidate:
 def list_candidates(problem: Problem, device: Device, machine: Machine) -> list[Candidate]:
     """Return the whole space for a problem: what the rules allow first, by its modelled time, then the rest.
 
-    Of configurations that the model cannot tell apart, the one that is compiled faster comes first. The formula's own
-    leads if the model gives it no more than MARGIN above the best.
+    The model cannot tell the best from what is within MARGIN of it. Of these the formula's own comes first, then the
+    others in an order that is the same for every batch, so that neighbouring batches share a configuration.
     """
     key = problem.key
     usual = configs.choose(key.units, problem.batch, ITEM_SIZES[key.dtype], device, "dropout" in key.flags)
@@ -61,11 +61,15 @@ def list_candidates(problem: Problem, device: Device, machine: Machine) -> list[
         )
         for config in space
     ]  # fmt: skip
-    found.sort(key=lambda c: (bool(c.against), round(c.step.total, 3), -c.config.block_k, c.config.num_warps))
-    own = next(c for c in found if c.config == usual)
-    if not own.against and own.step.total <= (1 + MARGIN) * found[0].step.total:
-        found.remove(own)
-        found.insert(0, own)
+    limit = (1 + MARGIN) * min((one.step.total for one in found if not one.against), default=0.0)
+
+    def order(one: Candidate) -> tuple:
+        c, equal = one.config, one.step.total <= limit
+        # Long chunks are compiled faster; four warps are what the formula has for most.
+        taste = (c != usual, -c.block_k, c.block_b, c.block_h, abs(c.num_warps - 4))
+        return (bool(one.against), not equal, *(taste if equal else (round(one.step.total, 3), *taste)))
+
+    found.sort(key=order)
     return found
 
 

@@ -88,13 +88,18 @@ def save_rows(path: Path, rows: Iterable[dict]) -> None:
 def make_rows(
     found: Iterable[Found], device: Device, machine: Machine, record: dict[str, Any]
 ) -> Iterable[dict[str, Any]]:
-    """Yield one row of the CSV for each candidate that was looked at, or that a rule is against."""
+    """Yield one row of the CSV for each candidate that was compiled or timed, or that a rule is against.
+
+    Where candidates were left out for want of need or time, those that a rule is against are left out too.
+    """
     common = {name: record[name] for name in ("date", "kind", "device", "tritongru", "triton", "torch", "kernels")}
+    found = list(found)
+    whole = not any(one.fault == NOT_COMPILED for problem in found for one in problem.tried)
     for problem in found:
         key, winner = problem.problem.key, problem.winner
         floor = step_floor(key, problem.problem.batch, device, machine)
         for rank, one in enumerate(problem.tried, 1):
-            if one.fault == NOT_COMPILED:
+            if one.fault == NOT_COMPILED or (one.candidate.against and not whole):
                 continue
             step, compiled = one.candidate.step, one.compiled
             row = common | {"target": device.target, "kernel": key.kernel, "dtype": key.dtype}
