@@ -429,42 +429,53 @@ def test_a_wrong_candidate_does_not_win(monkeypatch):
         results = right(arguments, backend, seed)
         return results | {"d kernel": results["d kernel"] * 1.01}
 
+    monkeypatch.setattr(tune_measure, "is_interpreted", lambda: True)
+    problems = [Problem(Key(kernel, "float32", "ieee", 9), 4) for kernel in ("forward", "backward")]
     monkeypatch.setattr(tune_measure, "run_case", right)
-    problems = {kernel: Problem(Key(kernel, "float32", "ieee", 9), 4) for kernel in tables.KERNELS}
-    stages = {kernel: tune_measure.Stage(problem, True) for kernel, problem in problems.items()}
-    assert [stage.check(CONFIG) for stage in stages.values()] == ["", ""]
-
+    assert [tune_measure.check_config(problem, CONFIG) for problem in problems] == ["", ""]
     monkeypatch.setattr(tune_measure, "run_case", wrong)
-    assert stages["forward"].check(CONFIG) == ""
-    assert "d kernel: error" in stages["backward"].check(CONFIG)
+    assert tune_measure.check_config(problems[0], CONFIG) == ""
+    assert "d kernel: error" in tune_measure.check_config(problems[1], CONFIG)
 
 
-def test_a_faulty_candidate_does_not_end_the_sweep_and_a_lost_device_does(monkeypatch):
-    class FakeStage:
-        problem = Problem(KEY, 1)
-        words = "out of resource"
+def test_only_what_is_right_is_timed_and_the_fastest_wins(monkeypatch):
+    timed = []
 
-        def __init__(self, *_):
+    class FakeTimer:
+        def __init__(self, problem, rehearse):
             pass
 
-        def check(self, config):
-            if config.block_k == 128:
-                raise ValueError(self.words)
-            return ""
-
         def time(self, config, seconds):
-            return Timing((1e-3,))
+            timed.append(config)
+            return Timing((config.block_h * 1e-3,))
 
-    monkeypatch.setattr(tune_measure, "Stage", FakeStage)
+    monkeypatch.setattr(tune_measure, "Timer", FakeTimer)
+    problems = [Problem(KEY, 1), Problem(replace(KEY, units=512), 64)]
+    found, kept = open_problems(problems, H100, MACHINE), []
+    compilers = FakeCompilers(lambda job: job.config.block_h == 16)
+    tune_measure.measure_candidates(found, False, compilers, 6, 0.1, 60.0, lambda *_: None, lambda: kept.append(1))
+    assert len(compilers.jobs) == 12 and {job.batch for job in compilers.jobs} == {1, 64}
+    assert compilers.jobs[0].key != compilers.jobs[1].key  # every problem's first candidate before any second
+    assert timed and all(config.block_h != 16 for config in timed) and len(kept) == 2
+    for problem in found:
+        able = [one for one in problem.tried if one.timing]
+        assert problem.winner.microseconds == min(one.microseconds for one in able)
+
+
+def test_the_budget_is_kept(monkeypatch):
+    """Checking stops at half of the budget; what was not checked is not timed and cannot win."""
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr(tune_measure.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(tune_measure, "Timer", lambda *_: pytest.fail("timed"))
     found = open_problems([Problem(KEY, 1)], H100, MACHINE)
-    tune_measure.measure_candidates(found, False, 4, 0.1, 60.0, lambda *_: None, lambda: None)
-    tried = [one for one in found[0].tried if one.fault != NOT_COMPILED and not one.candidate.against]
-    assert len(tried) == 4 and any("ValueError: out of resource" in one.fault for one in tried)
-    assert found[0].winner.candidate.config.block_k != 128
-    FakeStage.words = "CUDA error: an illegal memory access was encountered"
-    with pytest.raises(RuntimeError, match="the device is lost"):
-        found = open_problems([Problem(KEY, 1)], H100, MACHINE)
-        tune_measure.measure_candidates(found, False, 4, 0.1, 60.0, lambda *_: None, lambda: None)
+    compilers = FakeCompilers(lambda job: True)
+    tune_measure.measure_candidates(found, False, compilers, 50, 0.1, 60.0, lambda *_: None, lambda: None)
+    assert 2 <= len(compilers.jobs) <= 5 and found[0].winner is None
+
+
+def test_a_worker_whose_device_is_lost_takes_no_more_jobs():
+    assert tune_compile.is_lost("AcceleratorError: CUDA error: an illegal memory access was encountered")
+    assert not tune_compile.is_lost("OutOfResources: out of resource: shared memory")
 
 
 @needs_triton
@@ -472,7 +483,7 @@ def test_a_faulty_candidate_does_not_end_the_sweep_and_a_lost_device_does(monkey
 def test_a_rehearsal_goes_the_whole_way(tmp_path):
     """In a process of its own: Triton settles on its interpreter when it is imported."""
     command = [sys.executable, "-m", "tritongru", "tune", "--rehearse", "--units", "16", "--batch", "1", "--depth", "1"]
-    command += ["--seconds", "0.01", "--dtype", "float32", "--out", str(tmp_path)]
+    command += ["--seconds", "0.01", "--jobs", "1", "--dtype", "float32", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     table = tables.read(tmp_path / "interpreter-1.json")

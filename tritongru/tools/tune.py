@@ -81,7 +81,7 @@ def tune(
         target: a GPU that need not be there: "sm_80", "sm_90", "sm_100", "gfx942", ... None: the GPU at hand.
         processors: multiprocessors of the target, None: those of its usual device.
         out: a folder for the table and the CSV. None: the user's cache for the GPU at hand, else "out".
-        jobs: compilers at once, None: one for each CPU core.
+        jobs: worker processes that compile and check, None: one for each CPU core.
         depth: candidates for each problem, in the order of the model. None: 8 on a GPU, all (0) with a target.
         seconds: for one candidate, None: 120 to compile, 1 to time.
         minutes: for the whole sweep, on a GPU.
@@ -126,14 +126,15 @@ def tune(
     interrupted = False
     try:
         with show.show_steps("tune") as report:
-            if kind == "modelled":
-                with Compilers(jobs or os.cpu_count() or 1, seconds or 120.0) as compilers:
+            workers, limit = jobs or os.cpu_count() or 1, (seconds if kind == "modelled" else None) or 120.0
+            with Compilers(workers, limit, rehearse) as compilers:
+                if kind == "modelled":
                     compile_candidates(found, target or "", compilers, depth or 0, report)
-            else:
-                from .tune_measure import measure_candidates
+                else:
+                    from .tune_measure import measure_candidates
 
-                limits = (depth or 8, seconds or 1.0, 60.0 * minutes)
-                measure_candidates(found, rehearse, *limits, report=report, keep=keep)
+                    limits = (depth or (2 if rehearse else 8), seconds or (0.05 if rehearse else 1.0), 60.0 * minutes)
+                    measure_candidates(found, rehearse, compilers, *limits, report=report, keep=keep)
     except KeyboardInterrupt:
         interrupted = True
     finally:

@@ -1,4 +1,4 @@
-"""Compile many configurations for a target at once, each in a worker process that can be stopped.
+"""Compile many configurations at once, for a target or for the GPU at hand, in worker processes that can be stopped.
 
 A worker is `python -m tritongru.tools.tune_compile`: one job per line in, one result per line out, both JSON. Processes
 and not threads, since the compiler holds the interpreter; processes of their own and not a pool, since a job that takes
@@ -21,15 +21,20 @@ from dataclasses import asdict, dataclass, field
 from ..configs import LaunchConfig
 from ..tables import Key, parse_config
 from .step_model import is_scalar
+from .tune_space import Problem
+
+# CUDA's words for errors after which a context is of no more use.
+LOST = ("illegal memory access", "device-side assert", "unspecified launch failure", "misaligned address")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One kernel to compile: the batch plays no part in it."""
+    """One kernel to compile for a target; with a batch: to run on the GPU at hand and compare with the oracle."""
 
     target: str
     key: Key
     config: LaunchConfig
+    batch: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,20 @@ def compile_job(job: Job) -> Compiled:
     return Compiled(report.registers, report.spills, report.shared, report.matrix, seconds, tuple(wrong))
 
 
+def check_job(job: Job) -> Compiled:
+    """Compile one job for the GPU at hand, run it, and compare its results with the oracle's."""
+    from .tune_measure import check_config
+
+    begin = time.perf_counter()
+    wrong = check_config(Problem(job.key, job.batch), job.config)
+    return Compiled(seconds=time.perf_counter() - begin, wrong=(wrong,) if wrong else ())
+
+
+def is_lost(error: str) -> bool:
+    """Return whether after this error the process can run nothing more on its device."""
+    return any(words in error for words in LOST)
+
+
 def kernel_flags(key: Key) -> dict[str, bool | int]:
     """Return the kernel's constants that a key's flags stand for: of each, the case that needs most registers."""
     flags: dict[str, bool | int] = {}
@@ -86,10 +105,12 @@ class Compilers:
 
     Args:
         workers: how many. seconds: what one job may take before its worker is ended.
+        interpret: whether kernels run in Triton's interpreter.
     """
 
-    def __init__(self, workers: int, seconds: float = 120.0):
+    def __init__(self, workers: int, seconds: float = 120.0, interpret: bool = False):
         self.workers, self.seconds = max(1, workers), seconds
+        self._environment = os.environ | {"TRITON_INTERPRET": str(int(interpret)), "OMP_NUM_THREADS": "1"}
         self._running: dict[int, tuple[subprocess.Popen, Job | None, float]] = {}
         self._selector = selectors.DefaultSelector()
         # A file, since nobody reads a pipe while the worker is well, and a full one would stop it.
@@ -117,12 +138,10 @@ class Compilers:
             yield from self._collect()
 
     def _start(self) -> subprocess.Popen:
-        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-        environment["OMP_NUM_THREADS"] = "1"
         # A session of its own: an interrupt from the keyboard is for this process, which ends the workers itself.
         process = subprocess.Popen(
             [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._complaints, text=True, env=environment, start_new_session=True,
+            stderr=self._complaints, text=True, env=self._environment, start_new_session=True,
         )  # fmt: skip
         self._selector.register(process.stdout, selectors.EVENT_READ, process.pid)  # type: ignore[arg-type]
         self._running[process.pid] = (process, None, 0.0)
@@ -170,8 +189,11 @@ def _work() -> None:
     for line in sys.stdin:
         given = json.loads(line)
         key = Key(**given["key"] | {"flags": tuple(given["key"]["flags"])})
-        result = compile_job(Job(given["target"], key, parse_config(given["config"])))
+        job = Job(given["target"], key, parse_config(given["config"]), given["batch"])
+        result = check_job(job) if job.batch else compile_job(job)
         print(json.dumps(asdict(result)), file=results, flush=True)
+        if any(is_lost(reason) for reason in result.wrong):
+            return  # another worker, with a context of its own, takes the next job
 
 
 if __name__ == "__main__":

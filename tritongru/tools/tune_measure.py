@@ -1,13 +1,16 @@
-"""Time candidates on the GPU at hand: compiled, right, then timed; each within limits, all within a budget.
+"""Time candidates on the GPU at hand: first found right, then timed; each within limits, all within a budget.
 
 A candidate runs one kernel of the two; the other keeps the configuration it would have anyway. It must first agree with
 the float64 oracle on a short call of the same sizes, outputs and state for the forward kernel, every gradient for the
-backward one, by the rule of `tolerance`. Then the scan alone is timed, without the products before and after it, on
+backward one, by the rule of `tolerance`. That is done in worker processes, side by side, which also leaves the compiled
+kernels in Triton's cache. Then the scan alone is timed, without the products before and after it, on
 random inputs, several sets in rotation.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import time
 from collections.abc import Callable, Sequence
 
@@ -20,6 +23,7 @@ from ..tables import Key
 from .cases import DTYPES, Case, in_dtype, make_arguments, run_case
 from .timing import Timing, measure
 from .tolerance import largest_error, tolerance
+from .tune_compile import Compilers, Job
 from .tune_search import NOT_COMPILED, Found, Tried
 from .tune_space import Problem
 
@@ -29,8 +33,7 @@ INPUT_SETS = 3
 REHEARSED_STEPS = 3
 # A call of this many rows proves the arithmetic of a tile and of a partial one; timing has them all.
 ROWS_CHECKED = 80
-# After these words in an error the device runs nothing more in this process.
-LOST = ("illegal memory access", "device-side assert", "unspecified launch failure", "misaligned address")
+NOT_TIMED = "not timed"
 
 
 def rehearsal_device() -> Device:
@@ -43,66 +46,93 @@ def rehearsal_device() -> Device:
 def measure_candidates(
     found: Sequence[Found],
     rehearse: bool,
+    compilers: Compilers,
     depth: int,
     seconds: float,
     budget: float,
     report: Callable[[int, int, str], None],
     keep: Callable[[], None],
 ) -> None:
-    """Time the candidates of every problem and mark what may win.
+    """Check candidates side by side, then time those that are right, one by one; mark what may win.
 
     Args:
         found: changed in place, candidate by candidate, so that an interruption keeps what was found.
-        rehearse: whether this is the interpreter: few steps, no GPU.
+        rehearse: whether this is the interpreter: few steps, no GPU. compilers: the workers that check.
         depth: candidates for each problem, in the order of the model. seconds: of timing for one candidate.
-        budget: seconds for all; problems that it does not reach keep no winner.
+        budget: seconds for all, at most half of it for checking; what it does not reach cannot win.
         report: told the candidates done, all, and the last one. keep: called after each problem.
     """
-    begin, done = time.monotonic(), 0
+    end = time.monotonic() + budget
     shortlists = [[one for one in problem.tried if one.fault == NOT_COMPILED][:depth] for problem in found]
-    total = sum(map(len, shortlists))
-    for place, (problem, shortlist) in enumerate(zip(found, shortlists, strict=True)):
-        left = budget - (time.monotonic() - begin)
+    check_candidates(shortlists, compilers, end - budget / 2, report)
+    right = [[one for one in shortlist if one.fault == NOT_TIMED] for shortlist in shortlists]
+    total, done = sum(map(len, right)), 0
+    for place, (problem, candidates) in enumerate(zip(found, right, strict=True)):
         # An equal share of what is left, so that the last problems are not the ones that go without.
-        stop = time.monotonic() + left / (len(found) - place)
-        stage = None
-        for one in shortlist:
-            if time.monotonic() > stop and (stage is not None or left <= 0):
+        stop = time.monotonic() + (end - time.monotonic()) / (len(found) - place)
+        timer = None
+        for one in candidates:
+            if time.monotonic() > stop and timer is not None:
                 break
-            stage = stage or Stage(problem.problem, rehearse)
-            _try(one, stage, seconds)
-            done += 1
-            report(done, total, f"{problem.problem}: {one.fault or f'{one.microseconds:.2f} us'}")
-        done = sum(map(len, shortlists[: place + 1]))
+            timer = timer or Timer(problem.problem, rehearse)
+            one.timing, one.fault = timer.time(one.candidate.config, seconds), ""
+            report(done := done + 1, total, f"timed {problem.problem}: {one.microseconds:.2f} us")
         keep()
 
 
-class Stage:
-    """What the candidates of one problem share: the inputs, the oracle's results, the kernel's other half."""
+def check_candidates(
+    shortlists: Sequence[Sequence[Tried]], compilers: Compilers, stop: float, report: Callable[[int, int, str], None]
+) -> None:
+    """Compare candidates with the oracle in worker processes until `stop`: every problem's first, then the seconds."""
+    ranked = [one for rank in itertools.zip_longest(*shortlists) for one in rank if one is not None]
+    jobs = {
+        Job("", one.candidate.problem.key, one.candidate.config, one.candidate.problem.batch): one for one in ranked
+    }
+    for done, (job, compiled) in enumerate(compilers.run(jobs), 1):
+        one = jobs[job]
+        one.fault = "; ".join(compiled.wrong) or NOT_TIMED
+        report(done, len(jobs), f"checked {one.candidate.problem}: {one.fault}")
+        if time.monotonic() > stop:
+            return
 
-    def __init__(self, problem: Problem, rehearse: bool):
-        self.problem, self.key = problem, problem.key
-        self.device = torch.device("cpu" if rehearse else "cuda")
-        self.steps = REHEARSED_STEPS if rehearse else STEPS_TIMED
-        self.case = make_case(self.key, min(problem.batch, ROWS_CHECKED), min(self.steps, STEPS_CHECKED))
-        self.arguments = make_arguments(self.case, self.device)
-        self.truth = run_case(in_dtype(self.arguments, torch.float64), "reference", self.case.seed)
-        self.oracle = run_case(self.arguments, "reference", self.case.seed)
-        self.sets = [make_scan(self.key, problem.batch, self.steps, self.device, seed) for seed in range(INPUT_SETS)]
 
-    def check(self, config: LaunchConfig) -> str:
-        """Return what is wrong with a configuration's results; "" if they are within the tolerance."""
-        from ..launch import use_config
+def check_config(problem: Problem, config: LaunchConfig) -> str:
+    """Return what is wrong with a configuration on the device at hand; "" if its results are within the tolerance."""
+    from ..launch import use_config
 
-        with use_config({self.key.kernel: config}):
-            results = run_case(self.arguments, "triton", self.case.seed)
-        for name, exact in self.truth.items():
-            if name.startswith("d ") != (self.key.kernel == "backward"):
+    try:
+        case, arguments, truth, oracle = _expected(problem, is_interpreted())
+        with use_config({problem.key.kernel: config}):
+            results = run_case(arguments, "triton", case.seed)
+        for name, exact in truth.items():
+            if name.startswith("d ") != (problem.key.kernel == "backward"):
                 continue
-            allowed = tolerance(self.oracle[name], exact, DTYPES[self.key.dtype], self.key.precision)
+            allowed = tolerance(oracle[name], exact, DTYPES[problem.key.dtype], problem.key.precision)
             if not (error := largest_error(results[name], exact)) <= allowed:
                 return f"{name}: error {error:.3g} exceeds the tolerance {allowed:.3g}"
-        return ""
+    except Exception as error:  # whatever compiler or driver raise is their verdict on this configuration
+        lines = str(error).strip().splitlines() or [""]
+        return f"{type(error).__name__}: {lines[0]}"[:300]
+    return ""
+
+
+@functools.lru_cache(maxsize=2)
+def _expected(problem: Problem, rehearse: bool) -> tuple[Case, dict, dict[str, Tensor], dict[str, Tensor]]:
+    """Return a short call of the problem, its arguments, and the oracle's results in float64 and in its dtype."""
+    steps = REHEARSED_STEPS if rehearse else STEPS_CHECKED
+    case = make_case(problem.key, min(problem.batch, ROWS_CHECKED), steps)
+    arguments = make_arguments(case, "cpu" if rehearse else "cuda")
+    truth = run_case(in_dtype(arguments, torch.float64), "reference", case.seed)
+    return case, arguments, truth, run_case(arguments, "reference", case.seed)
+
+
+class Timer:
+    """Times configurations on a problem's scan, all on the same inputs."""
+
+    def __init__(self, problem: Problem, rehearse: bool):
+        self.key, self.device = problem.key, torch.device("cpu" if rehearse else "cuda")
+        self.steps = REHEARSED_STEPS if rehearse else STEPS_TIMED
+        self.sets = [make_scan(self.key, problem.batch, self.steps, self.device, seed) for seed in range(INPUT_SETS)]
 
     def time(self, config: LaunchConfig, seconds: float) -> Timing:
         """Return the time of one step, ms."""
@@ -148,15 +178,3 @@ def make_scan(key: Key, batch: int, steps: int, device: torch.device, seed: int)
         normal(T, B, U), normal(B, U), gates, normal(T, B, U, spread=0.5), u, mask, resets, drop, variant, False,
         key.precision,
     )  # fmt: skip
-
-
-def _try(one: Tried, stage: Stage, seconds: float) -> None:
-    try:
-        one.fault = stage.check(one.candidate.config)
-        if not one.fault:
-            one.timing = stage.time(one.candidate.config, seconds)
-    except Exception as error:  # whatever compiler or driver raise is their verdict on this configuration
-        lines = str(error).strip().splitlines() or [""]
-        one.fault = f"{type(error).__name__}: {lines[0]}"[:200]
-        if any(word in str(error) for word in LOST):
-            raise RuntimeError(f"the device is lost after {one.candidate.config}: {one.fault}") from error
