@@ -69,6 +69,9 @@ def gru_reference(
     if lengths is not None:
         within = torch.arange(T, device=x.device)[:, None] < lengths.to(x.device)[None, :]
         valid = within if valid is None else valid & within
+    if valid is not None:
+        # The gradient of a step that is not taken is zero, and zero times a NaN of the padding would be NaN.
+        xs = torch.where(valid[:, :, None], xs, 0.0)
     restart = None if resets is None else steps(resets != 0)
 
     h0 = x.new_zeros(B, units) if initial_state is None else initial_state.expand(B, units)

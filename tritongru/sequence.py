@@ -121,6 +121,14 @@ def canonicalize(a: dict) -> Problem:
     units = u.shape[0]
     torch_order = layout == "torch"
 
+    mask = None if a["mask"] is None else by_time(a["mask"])
+    if a["lengths"] is not None:
+        within = valid_steps(a["lengths"], x.shape[0])
+        mask = within if mask is None else mask & within
+    if mask is not None:
+        # What stands in the padding must not matter, not even a NaN: its zero gradient meets it in the weights' products.
+        x = torch.where(mask[:, :, None], x, 0.0)
+
     drops = [by_time(m.expand(a["x"].shape)) for m in a["input_dropout"]]
     if len(drops) == 1:
         x = x * drops[0]
@@ -136,11 +144,6 @@ def canonicalize(a: dict) -> Problem:
         if torch_order and len(masks) == 3:
             masks = (masks[1], masks[0], masks[2])
         drop = torch.stack(masks)
-
-    mask = None if a["mask"] is None else by_time(a["mask"])
-    if a["lengths"] is not None:
-        within = valid_steps(a["lengths"], x.shape[0])
-        mask = within if mask is None else mask & within
 
     h0 = a["initial_state"]
     h0 = x.new_zeros(x.shape[1], units) if h0 is None else h0
