@@ -126,7 +126,7 @@ def canonicalize(a: dict) -> Problem:
         within = valid_steps(a["lengths"], x.shape[0])
         mask = within if mask is None else mask & within
     if mask is not None:
-        # What stands in the padding must not matter, not even a NaN: its zero gradient meets it in the weights' products.
+        # What stands in the padding must not matter, not even a NaN: in the weights' gradient it meets a zero.
         x = torch.where(mask[:, :, None], x, 0.0)
 
     drops = [by_time(m.expand(a["x"].shape)) for m in a["input_dropout"]]

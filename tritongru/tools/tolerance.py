@@ -42,20 +42,27 @@ def largest_error(value: Tensor, truth: Tensor) -> float:
     return float((value.detach().double() - truth.detach().double()).abs().max())
 
 
-def tolerance(oracle: Tensor, truth: Tensor, dtype: torch.dtype, precision: str = "ieee") -> float:
+def tolerance(
+    oracle: Tensor, truth: Tensor, dtype: torch.dtype, precision: str = "ieee", amplification: float = 1.0
+) -> float:
     """Return the largest error allowed.
 
     Args:
         oracle: the oracle's result in `dtype`. truth: its result in float64, on the same inputs.
         precision: how float32 products are computed.
+        amplification: by how much the problem itself enlarges rounding: for gradients through saturated gates, the
+            largest pre-activation, because the slope there is exp(-|a|) and a is known to eps |a|.
     """
-    scale = float(truth.detach().abs().max()) if truth.numel() else 0.0
-    floor = FLOOR_IN_EPSILONS[dtype] * machine_epsilon(dtype, precision) * scale
+    # Below the smallest normal number the spacing no longer shrinks with the value.
+    scale = max(float(truth.detach().abs().max()) if truth.numel() else 0.0, torch.finfo(dtype).tiny)
+    floor = FLOOR_IN_EPSILONS[dtype] * machine_epsilon(dtype, precision) * scale * amplification
     return ORACLE_FACTOR * largest_error(oracle, truth) + floor
 
 
-def check(name: str, value: Tensor, oracle: Tensor, truth: Tensor, precision: str = "ieee") -> None:
+def check(
+    name: str, value: Tensor, oracle: Tensor, truth: Tensor, precision: str = "ieee", amplification: float = 1.0
+) -> None:
     """Raise AssertionError, naming the quantity, unless `value` is within the tolerance of its own dtype."""
-    error, allowed = largest_error(value, truth), tolerance(oracle, truth, value.dtype, precision)
+    error, allowed = largest_error(value, truth), tolerance(oracle, truth, value.dtype, precision, amplification)
     if not error <= allowed:
         raise AssertionError(f"{name}: error {error:.3g} exceeds the tolerance {allowed:.3g}")
