@@ -91,3 +91,26 @@ def test_streaming_steps_equal_one_call():
 
 def test_streaming_runs_from_the_command_line():
     assert "largest difference" in start("examples/streaming.py", "--units", "16", "--frames", "20")
+
+
+def test_forecast_beats_yesterday():
+    result = load("forecast").run(seeds=2, steps=40)
+    assert 1 < result["naive"] < 1.5
+    # The mean over the seeds is better by a tenth of the naive error at 150 steps, and by a part of that at 40.
+    assert sum(result["gru"]) / 2 < 0.97 * result["naive"]
+
+
+def test_forecast_cuts_at_gaps_and_sees_no_answer():
+    example = load("forecast")
+    training, test = example.load()
+    lengths = torch.cat((training.lengths, test.lengths))
+    assert lengths.min() > example.DAY and lengths.max() == example.LONGEST and len(lengths.unique()) > 10
+    naive = example.forecast_as_yesterday(test)
+    torch.testing.assert_close(naive[:, 20], test.temperature[:, 13:21])
+    torch.testing.assert_close(test.target[:, 20], test.temperature[:, 21:29])
+    model = example.Forecaster(test.inputs.shape[-1], 4)
+    before = model(test)
+    test.inputs[:, 21:] = 9.0
+    test.temperature[:, 21:] = 9.0
+    torch.testing.assert_close(model(test)[:, :21], before[:, :21])
+    assert not test.known[test.lengths < 29, 20].all(1).any()

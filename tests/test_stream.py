@@ -89,6 +89,31 @@ def test_half_weights_are_cast_once():
         assert stream._weights() is not first
 
 
+def test_a_captured_step_keeps_the_state_in_its_place(monkeypatch):
+    """What a CUDA graph needs, without a GPU: a replay reads and writes the addresses of the capture."""
+    layer = GRU(U, input_size=I)
+    x, stream, plain = torch.randn(B, T, I), Stream(layer), Stream(layer)
+    monkeypatch.setattr("tritongru.stream._is_capturing", lambda x: True)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="before the first step"):
+        stream.step(x[:, 0])
+    monkeypatch.undo()
+    with torch.no_grad():
+        expected = [plain.step(x[:, t]) for t in range(T)]
+        found = [stream.step(x[:, 0])]
+        monkeypatch.setattr("tritongru.stream._is_capturing", lambda x: True)
+        place = stream.state.data_ptr()
+        found[0] = found[0].clone()
+        found += [stream.step(x[:, t]) for t in range(1, T)]
+        assert stream.state.data_ptr() == place
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        stream.reset([1])
+        assert stream.state.data_ptr() == place and not stream.state[1].any() and stream.state[0].all()
+        stream.reset()
+        assert stream.state.data_ptr() == place and not stream.state.any()
+    with pytest.raises(RuntimeError, match="with gradients"):
+        stream.step(x[:, 0])
+
+
 def test_errors():
     with pytest.raises(TypeError, match="layer.*Linear"):
         Stream(torch.nn.Linear(2, 2))

@@ -23,6 +23,11 @@ class Stream:
     Raises:
         TypeError: not a GRU layer. ValueError: a layer with `go_backwards=True`, which begins at the end.
 
+    Note:
+        A step can be captured in a CUDA graph, without gradients and after one step that was not. From then on the
+        state keeps its place in memory: each replay goes on from the state of the one before, and `reset` sets it to
+        zeros where it is.
+
     >>> layer = GRU(4, input_size=3, return_sequences=True)
     >>> x, stream = torch.randn(2, 5, 3), Stream(layer)
     >>> steps = torch.stack([stream.step(x[:, t]) for t in range(5)], dim=1)
@@ -39,14 +44,18 @@ class Stream:
         self.state: Tensor | None = None
         self._masks: tuple | None = None
         self._cast: tuple | None = None
+        self._captured = False
 
     def step(self, x: Tensor) -> Tensor:
         """Process x (B,I) and return the output (B,U), which is also the new state.
 
         Raises:
             ValueError: `x` is not (B,I), or its batch differs from the state's.
+            RuntimeError: a CUDA graph is captured before the first step, or with gradients.
         """
         layer = self.layer
+        if capturing := _is_capturing(x):
+            self._check_capture()
         if not isinstance(x, Tensor) or x.dim() != 2:
             raise ValueError(f"`x` must be a tensor (B,I), got {getattr(x, 'shape', type(x).__name__)}")
         if not layer.built:
@@ -59,15 +68,24 @@ class Stream:
         state = x.new_zeros(x.shape[0], layer.units) if self.state is None else for_autograd(self.state.to(x.dtype))
         input_masks, state_masks = self._dropout_masks(x, state) if layer.training else (None, None)
         new = run_step(layer, x, state, self._weights(), input_masks, state_masks, layer.backend)
-        self.state = new
+        if capturing:
+            assert self.state is not None
+            self.state.copy_(new)
+            self._captured = True
+        else:
+            self.state = new
         return new
 
     def reset(self, rows=None) -> None:
         """Set the state to zeros: of all rows, or of those that `rows` (indices, or bool (B,)) selects."""
         if rows is None:
-            self.state, self._masks = None, None
+            self._masks = None
+            if self._captured:
+                self.state.zero_()
+            else:
+                self.state = None
         elif self.state is not None:
-            state = self.state.clone()
+            state = self.state if self._captured else self.state.clone()
             state[torch.as_tensor(rows, device=state.device)] = 0
             self.state = state
 
@@ -75,6 +93,12 @@ class Stream:
         """Cut the state from the graph of the steps so far."""
         if self.state is not None:
             self.state = self.state.detach()
+
+    def _check_capture(self) -> None:
+        if self.state is None:
+            raise RuntimeError("`step` was captured before the first step: run one, so that the state has its place")
+        if torch.is_grad_enabled():
+            raise RuntimeError("`step` was captured with gradients: capture it under torch.no_grad()")
 
     def _dropout_masks(self, x: Tensor, state: Tensor) -> tuple:
         layer = self.layer
@@ -100,3 +124,7 @@ class Stream:
         if self._cast is None or self._cast[0] != key:
             self._cast = (key, layer._compute_weights())
         return self._cast[1]
+
+
+def _is_capturing(x) -> bool:
+    return isinstance(x, Tensor) and x.is_cuda and torch.cuda.is_current_stream_capturing()
