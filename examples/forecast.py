@@ -126,7 +126,7 @@ def train(training: Series, seed: int, steps: int, units: int = 32, rate: float 
     return model
 
 
-def run(seeds: int = 3, steps: int = 150, units: int = 32) -> dict[str, list[float] | float | int]:
+def run(seeds: int = 3, steps: int = 80, units: int = 32) -> dict[str, list[float] | float | int]:
     """Train once per seed and measure on the test series.
 
     Returns:
@@ -148,14 +148,16 @@ def main() -> None:
     """Read the command line, run, print."""
     parser = argparse.ArgumentParser(description="temperature one day ahead, from records with gaps")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--units", type=int, default=32)
     options = parser.parse_args()
     result = run(options.seeds, options.steps, options.units)
     errors = torch.tensor(result["gru"])
     print(f"{result['series']} series; MASE on the test months:")
     print(f"  as yesterday   {result['naive']:.3f}")
-    print(f"  GRU            {errors.mean():.3f} (mean of {len(errors)} seeds, {errors.min():.3f} to {errors.max():.3f})")
+    print(
+        f"  GRU            {errors.mean():.3f} (mean of {len(errors)} seeds, {errors.min():.3f} to {errors.max():.3f})"
+    )
 
 
 if __name__ == "__main__":

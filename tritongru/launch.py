@@ -105,8 +105,12 @@ def scan_forward(
     first = T - 1 if variant.reverse else 0
     start = h0
     if resets is not None:
-        start_fresh = 0.0 if fresh is None else fresh[first] if fresh.dim() == 3 else fresh
-        start = torch.where(resets[first].bool()[:, None], start_fresh, h0)
+        restart = resets[first].bool()[:, None]
+        if fresh is None:
+            # Not `where` with a number: that copies the number to the device, and the host waits for it.
+            start = h0.masked_fill(restart, 0)
+        else:
+            start = torch.where(restart, fresh[first] if fresh.dim() == 3 else fresh, h0)
     start = start.contiguous()
     # One step more than T, so that the state entering the first step has a place beside the others.
     states = gx.new_empty(T + 1, B, U) if separate else None
