@@ -46,7 +46,7 @@ class Series:
 
 
 def cut(values: np.ndarray, hours: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the pieces (values, hours) of one record between its gaps, at most LONGEST and more than DAY steps long."""
+    """Return the pieces (values, hours) of one record between its gaps, more than DAY and at most LONGEST long."""
     whole = np.flatnonzero(~np.isnan(values).any(1))
     pieces = []
     for run in np.split(whole, np.flatnonzero(np.diff(whole) > 1) + 1):
