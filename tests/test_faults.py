@@ -105,7 +105,8 @@ def run_quietly(arguments: dict, backend: str = "auto") -> tuple[dict, list]:
 
 def assert_right(results: dict, arguments: dict) -> None:
     for name, value in run_case(arguments, "eager").items():
-        assert torch.equal(results[name], value), name
+        # The launches' results are summed in another order than the eager backend's own.
+        assert torch.allclose(results[name], value, rtol=1e-10, atol=1e-12), name
 
 
 @pytest.mark.parametrize("direction", ["scan_forward", "scan_backward"])

@@ -2,7 +2,8 @@
 
 `tritongru::scan` owns everything between the input and the outputs, the input projection included, so that
 `recompute` can keep only the input, the states and the weights. `tritongru::scan_backward` is the reverse scan; the
-gradients of the weights are one product or sum each after it. Both are opaque to `torch.compile`.
+gradients of the weights are one product or sum each after it. On "eager" both are `tritongru::eager_backward`, which
+works in chunks that stay in a processor's cache. All are opaque to `torch.compile`.
 
 A derivative of a derivative runs on the reference: when autograd asks for a graph of the backward pass, the gradients
 come from `gru_reference`, which can be differentiated any number of times.
@@ -12,14 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import eager, faults
-from .activations import TABLE
 from .reference import gru_reference
 from .sequence import Problem
 from .spec import Variant
@@ -71,10 +71,14 @@ def scan(
 
     Returns:
         out (T,B,U), last state (B,U), states entering each step (T,B,U) or empty, gates or empty (see
-        `eager.scan_forward`).
+        `eager.scan_forward`); on "eager" states and gates as `eager.run_forward`.
     """
     variant = Variant(activation, recurrent_activation, reset_after, zero_output_for_mask, reverse, reset_gate_first)
     with product_precision(x, precision):
+        if backend == "eager":
+            return eager.run_forward(
+                x, w, bias_x, u, bias_h, h0, mask, resets, fresh, drop, variant, save == SAVE_GATES
+            )
         gx, bias_n = project_input(x, w, bias_x, bias_h, variant)
         arguments = (gx, u, bias_n, h0, mask, resets, fresh, drop, variant, save == SAVE_GATES)
         return _run_on(backend, "scan_forward", arguments, lambda: _describe(u, variant, mask, resets, drop, precision))
@@ -86,11 +90,12 @@ def _(
     zero_output_for_mask, reverse, reset_gate_first, precision, save, backend,
 ):  # fmt: skip
     T, B = x.shape[0], x.shape[1]
-    U = u.shape[0]
-    separate = mask is not None or resets is not None
+    U, width = u.shape[0], 4 if reset_after else 3
+    separate = mask is not None or (resets is not None and backend != "eager")
     out = x.new_empty(T, B, U)
     states = x.new_empty((T, B, U) if separate else (0,))
-    gates = x.new_empty((4 if reset_after else 3, T, B, U) if save == SAVE_GATES else (0,))
+    shape = (T, B, width * U) if backend == "eager" else (width, T, B, U)
+    gates = x.new_empty(shape if save == SAVE_GATES else (0,))
     return out, h0.new_empty(B, U), states, gates
 
 
@@ -170,12 +175,79 @@ def _backward(ctx, d_out, d_last, _d_states, _d_gates):
     needs = _Inputs(*ctx.needs_input_grad[:10])
     if torch.is_grad_enabled():
         gradients = _differentiable_gradients(ctx, inputs, needs, d_out, d_last)
+    elif ctx.backend == "eager":
+        gradients = _eager_gradients(ctx, inputs, needs, out, states, gates, d_out, d_last)
     else:
         gradients = _gradients(ctx, inputs, needs, out, states, gates, d_out, d_last)
     return (*gradients, *(None,) * 9)
 
 
 torch.library.register_autograd("tritongru::scan", _backward, setup_context=_setup_context)
+
+
+def _eager_gradients(ctx, a: _Inputs, needs: _Inputs, out, states, gates, d_out, d_last) -> _Inputs:
+    """The gradients of `scan` on "eager"."""
+    v: Variant = ctx.variant
+    wanted = [bool(need) for need in (*needs[:6], needs.fresh, needs.drop)]
+    d_x, d_w, d_bias_x, d_u, d_bias_h, d_h0, d_fresh, d_drop = (
+        gradient if want else None
+        for gradient, want in zip(
+            torch.ops.tritongru.eager_backward(
+                *a, out if a.mask is None else states, gates, d_out, d_last,
+                v.activation, v.recurrent_activation, v.reset_after, v.zero_output_for_mask, v.reverse,
+                v.reset_gate_first, ctx.precision, wanted,
+            ),
+            wanted,
+            strict=True,
+        )
+    )  # fmt: skip
+    return _Inputs(d_x, d_w, d_bias_x, d_u, d_bias_h, d_h0, None, None, d_fresh, d_drop)
+
+
+@torch.library.custom_op("tritongru::eager_backward", mutates_args=())
+def eager_backward(
+    x: Tensor,
+    w: Tensor | None,
+    bias_x: Tensor | None,
+    u: Tensor,
+    bias_h: Tensor | None,
+    h0: Tensor,
+    mask: Tensor | None,
+    resets: Tensor | None,
+    fresh: Tensor | None,
+    drop: Tensor | None,
+    after: Tensor,
+    gates: Tensor,
+    d_out: Tensor | None,
+    d_last: Tensor | None,
+    activation: str,
+    recurrent_activation: str,
+    reset_after: bool,
+    zero_output_for_mask: bool,
+    reverse: bool,
+    reset_gate_first: bool,
+    precision: str,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of `scan`'s inputs; arguments and results as `eager.run_backward`."""
+    variant = Variant(activation, recurrent_activation, reset_after, zero_output_for_mask, reverse, reset_gate_first)
+    with product_precision(x, precision):
+        return eager.run_backward(
+            x, w, bias_x, u, bias_h, h0, mask, resets, fresh, drop, after, gates, d_out, d_last, variant,
+            eager.Wanted(*wanted),
+        )  # fmt: skip
+
+
+@eager_backward.register_fake
+def _(
+    x, w, bias_x, u, bias_h, h0, mask, resets, fresh, drop, after, gates, d_out, d_last, activation,
+    recurrent_activation, reset_after, zero_output_for_mask, reverse, reset_gate_first, precision, wanted,
+):  # fmt: skip
+    inputs = (x, w, bias_x, u, bias_h, h0, fresh, drop)
+    return tuple(
+        torch.empty_like(value) if want and value is not None else x.new_empty(0)
+        for value, want in zip(inputs, wanted, strict=True)
+    )
 
 
 def _gradients(ctx, a: _Inputs, needs: _Inputs, out, states, gates, d_out, d_last) -> _Inputs:
@@ -328,21 +400,9 @@ def rebuild_gates(
 ) -> Tensor:
     """Return the gates (4 or 3,T,B,U) that `scan` did not save, by one product over all steps."""
     variant = Variant(activation, recurrent_activation, reset_after, reset_gate_first=reset_gate_first)
-    f, g = TABLE[activation].function, TABLE[recurrent_activation].function
-    dtype = eager.compute_dtype(x.dtype)
     with product_precision(x, precision):
-        gx, bias_n = project_input(x, w, bias_x, bias_h, variant)
-        gx_z, gx_r, gx_n = (part.to(dtype) for part in eager.split_gates(gx, variant))
-        u_z, u_r, u_n = eager.split_gates(u, variant)
-        d_z, d_r, d_n = eager.split_drop(drop, variant)
-        h_z, h_r, h_n = (entering if d is None else entering * d for d in (d_z, d_r, d_n))
-        z, r = g(gx_z + h_z @ u_z), g(gx_r + h_r @ u_r)
-        if reset_after:
-            gh_n = (h_n @ u_n).to(dtype)
-            gh_n = gh_n if bias_n is None else gh_n + bias_n
-            return torch.stack((z, r, f(gx_n + r * gh_n), gh_n)).to(x.dtype)
-        n = f(gx_n + (r * h_n).to(x.dtype) @ u_n)
-        return torch.stack((z, r, n)).to(x.dtype)
+        packed = eager.rebuild(x, w, bias_x, u, bias_h, entering, drop, variant)
+    return eager.unpack_gates(packed, variant).to(x.dtype)
 
 
 @rebuild_gates.register_fake

@@ -1,0 +1,208 @@
+"""The scan: five torch operations per step where nothing but the plain GRU is asked for.
+
+Shapes: `x (T,B,I)`, or `(T,B,3U)` already projected where `w` is None; `u (U,3U)`; see `sequence.Problem`.
+Half precision is computed in float32, as the kernels do, and rounded where it is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..spec import Variant
+from .layout import (
+    Gates,
+    chunks,
+    compute_dtype,
+    each_step,
+    gate_width,
+    in_place,
+    split_drop,
+    split_gates,
+    steps_with,
+    view_gates,
+)
+
+
+def run_forward(
+    x: Tensor,
+    w: Tensor | None,
+    bias_x: Tensor | None,
+    u: Tensor,
+    bias_h: Tensor | None,
+    h0: Tensor,
+    mask: Tensor | None,
+    resets: Tensor | None,
+    fresh: Tensor | None,
+    drop: Tensor | None,
+    variant: Variant,
+    save_gates: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Project the input and run the recurrence over all steps.
+
+    Args: as `sequence.Problem`; `fresh` is the state after a reset, None for zeros.
+
+    Returns:
+        out (T,B,U) at the input's time index; last state (B,U); states leaving each step (T,B,U), empty without a mask,
+        where they are `out`; packed gates (T,B,4U or 3U), see `layout`, empty unless `save_gates`.
+    """
+    T, B = x.shape[:2]
+    U, width, dtype = u.shape[0], gate_width(variant), compute_dtype(x.dtype)
+    project = make_projection(w, bias_x, bias_h, variant, dtype)
+    select, compute_gates = make_gates(u, drop, variant, dtype)
+    gates = x.new_empty((T, B, width * U) if save_gates else (0,))
+    after = x.new_empty(T, B, U)
+    exact = x.dtype == dtype  # else the results are rounded on their way out
+    some_valid, some_masked = steps_with(mask, T), steps_with(None if mask is None else ~mask, T)
+    some_reset = steps_with(resets, T)
+    h, scratch = h0.to(dtype), None
+    for begin, end in chunks(T, B, width * U, variant.reverse):
+        if save_gates and exact:
+            packed = gates[begin:end]
+        else:
+            if scratch is None or scratch.shape[0] < end - begin:
+                scratch = x.new_empty(end - begin, B, width * U, dtype=dtype)
+            packed = scratch[: end - begin]
+        leaving = after[begin:end] if exact else x.new_empty(end - begin, B, U, dtype=dtype)
+        project(x[begin:end], packed)
+        steps, states = each_step(select(view_gates(packed, variant))), leaving.unbind(0)
+        for k in reversed(range(end - begin)) if variant.reverse else range(end - begin):
+            t, parts = begin + k, steps[k]
+            if some_reset[t]:
+                start = torch.zeros_like(h) if fresh is None else (fresh[t] if fresh.dim() == 3 else fresh).to(dtype)
+                h = torch.where(resets[t, :, None], start, h)  # type: ignore[index]
+            if mask is not None and not some_valid[t]:
+                h = states[k].copy_(h)
+                continue
+            compute_gates(h, *parts)
+            n, z = parts[:2]
+            # n + z (h - n) = z h + (1 - z) n
+            new = torch.lerp(n, h, z, out=states[k])
+            h = torch.where(mask[t, :, None], new, h, out=new) if mask is not None and some_masked[t] else new
+        if not exact:
+            after[begin:end] = leaving
+            if save_gates:
+                gates[begin:end] = packed
+    last = h.to(h0.dtype, copy=True)
+    if mask is None:
+        return after, last, x.new_empty(0), gates
+    return read_outputs(after, mask, variant), last, after, gates
+
+
+def make_projection(w, bias_x, bias_h, variant: Variant, dtype: torch.dtype) -> Callable[[Tensor, Tensor], None]:
+    """Return the function that fills the packed gates (K,B,..) of an input (K,B,I) with x W + b and c_h."""
+    w = None if w is None else w.to(dtype)
+    bias, bias_n = split_bias(bias_x, bias_h, variant, dtype)
+
+    def project(x: Tensor, packed: Tensor) -> None:
+        gates = view_gates(packed.flatten(0, 1), variant)
+        if w is None:
+            gates.projected.copy_(x.flatten(0, 1))
+            if bias is not None:
+                gates.projected.add_(bias)
+        elif bias is None:
+            torch.mm(x.flatten(0, 1).to(dtype), w, out=gates.projected)
+        else:
+            torch.addmm(bias, x.flatten(0, 1).to(dtype), w, out=gates.projected)
+        if gates.gh_n is not None:
+            gates.gh_n.copy_(bias_n) if bias_n is not None else gates.gh_n.zero_()
+
+    return project
+
+
+def split_bias(bias_x, bias_h, variant: Variant, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """Return every bias that can be added before the scan (3U,), and the candidate's recurrent one (U,) or None."""
+    bias, bias_n = None if bias_x is None else bias_x.to(dtype), None
+    if bias_h is not None:
+        early = bias_h.to(dtype)
+        if variant.reset_after:
+            U = bias_h.shape[0] // 3
+            bias_n = early[2 * U :]
+            early = torch.cat((early[: 2 * U], torch.zeros_like(bias_n)))
+        bias = early if bias is None else bias + early
+    return bias, bias_n
+
+
+def make_gates(
+    u: Tensor, drop: Tensor | None, variant: Variant, dtype: torch.dtype
+) -> tuple[Callable[[Gates], tuple[Tensor, ...]], Callable[..., None]]:
+    """Return how to turn the projections of some rows into their gates, in place, given their states.
+
+    Rows are those of one step (B,..), or of many steps at once where the states are known: (K*B,..).
+
+    Returns:
+        `select`, which takes from `Gates` the parts that are needed, n and z first; `compute`, which takes the states
+        entering and those parts.
+    """
+    f, g = in_place(variant.activation), in_place(variant.recurrent_activation)
+    u_z, u_r, u_n = (part.contiguous() for part in split_gates(u.to(dtype), variant))
+    d_z, d_r, d_n = (m if m is None else m.to(dtype) for m in split_drop(drop, variant))
+    # Row-major weights: products with few rows run up to twice as fast as with torch's transposed ones.
+    u_zr = torch.cat((u_r, u_z) if variant.reset_gate_first else (u_z, u_r), dim=1)
+    u_packed = torch.cat((u_n, u_zr), dim=1)
+    one_mask = drop is None or drop.shape[0] == 1
+
+    def dropped(h: Tensor, m: Tensor | None) -> Tensor:
+        return h if m is None else (h.view(-1, *m.shape) * m).view(h.shape)
+
+    def after(h: Tensor, n: Tensor, z: Tensor, r: Tensor, zr: Tensor, gh_n: Tensor, recurrent: Tensor) -> None:
+        recurrent.addmm_(h, u_packed)
+        g(zr)
+        f(n.addcmul_(r, gh_n))
+
+    def after_dropped(h: Tensor, n: Tensor, z: Tensor, r: Tensor, zr: Tensor, gh_n: Tensor, recurrent: Tensor) -> None:
+        if one_mask:
+            recurrent.addmm_(dropped(h, d_z), u_packed)
+        else:
+            z.addmm_(dropped(h, d_z), u_z)
+            r.addmm_(dropped(h, d_r), u_r)
+            gh_n.addmm_(dropped(h, d_n), u_n)
+        g(zr)
+        f(n.addcmul_(r, gh_n))
+
+    def before(h: Tensor, n: Tensor, z: Tensor, r: Tensor, zr: Tensor) -> None:
+        h_n = dropped(h, d_n)
+        if one_mask:
+            zr.addmm_(h_n, u_zr)
+        else:
+            z.addmm_(dropped(h, d_z), u_z)
+            r.addmm_(dropped(h, d_r), u_r)
+        g(zr)
+        f(n.addmm_(r * h_n, u_n))
+
+    if not variant.reset_after:
+        return lambda gates: (gates.n, gates.z, gates.r, gates.zr), before
+    compute = after if drop is None else after_dropped
+    return lambda gates: (gates.n, gates.z, gates.r, gates.zr, gates.gh_n, gates.recurrent), compute  # type: ignore[return-value]
+
+
+def rebuild(x: Tensor, w, bias_x, u: Tensor, bias_h, entering: Tensor, drop: Tensor | None, variant: Variant) -> Tensor:
+    """Return the packed gates (K,B,4U or 3U) of steps whose entering states (K,B,U) are known, in the dtype of sums."""
+    dtype = compute_dtype(x.dtype)
+    K, B, U = entering.shape
+    packed = x.new_empty(K, B, gate_width(variant) * U, dtype=dtype)
+    make_projection(w, bias_x, bias_h, variant, dtype)(x, packed)
+    select, compute_gates = make_gates(u, drop, variant, dtype)
+    compute_gates(entering.to(dtype).flatten(0, 1), *select(view_gates(packed.flatten(0, 1), variant)))
+    return packed
+
+
+def last_valid(mask: Tensor, variant: Variant) -> Tensor:
+    """Return (T,B), the last valid step up to each step in the order of processing; -1 where there is none."""
+    T = mask.shape[0]
+    steps = torch.arange(T, device=mask.device)[:, None]
+    if not variant.reverse:
+        return torch.where(mask, steps, -1).cummax(0).values
+    found = torch.where(mask, steps, T).flip(0).cummin(0).values.flip(0)
+    return torch.where(found == T, -1, found)
+
+
+def read_outputs(after: Tensor, mask: Tensor, variant: Variant) -> Tensor:
+    """Return the outputs (T,B,U): the state at valid steps; elsewhere the last valid output, or zero if none."""
+    if variant.zero_output_for_mask:
+        return torch.where(mask[..., None], after, 0.0)
+    source = last_valid(mask, variant)[..., None]
+    repeated = after.gather(0, source.clamp(min=0).expand_as(after))
+    return repeated.masked_fill_(source < 0, 0.0)

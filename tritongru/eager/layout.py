@@ -1,0 +1,138 @@
+"""How the eager scan lays out its gates in memory, and which steps it takes at a time.
+
+The gates of a step lie side by side in one row, so that each product of a step has one destination and adds to it:
+
+    reset_after=True    (.., 4U):  h R_h + c_h | first | second | n
+    reset_after=False   (.., 3U):                first | second | n
+
+`first` and `second` are z and r in the weights' order. `x W + b` is written to the last three blocks, `h R` is added to
+the first three (to the two of z and r without reset_after), and the activations are applied where the sums lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..activations import TABLE
+from ..spec import Variant
+
+# Elements of one chunk of gates: half a mebibyte in float32, a part of every current core's second cache.
+CHUNK = 1 << 17
+# Fewer rows than this make the products of the weights' gradients slow.
+CHUNK_ROWS = 256
+
+
+class Gates(NamedTuple):
+    """Views of one packed tensor (.., 4U or 3U). `gh_n` is h R_h + c_h; None without reset_after."""
+
+    recurrent: Tensor
+    projected: Tensor
+    zr: Tensor
+    z: Tensor
+    r: Tensor
+    n: Tensor
+    gh_n: Tensor | None
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype states and sums are kept in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def gate_width(variant: Variant) -> int:
+    """Return how many blocks of U columns are packed."""
+    return 4 if variant.reset_after else 3
+
+
+def view_gates(packed: Tensor, variant: Variant) -> Gates:
+    """Return the parts of the last axis of `packed` (.., 4U or 3U)."""
+    U = packed.shape[-1] // gate_width(variant)
+    *gh_n, first, second, n = packed.split(U, dim=-1)
+    z, r = (second, first) if variant.reset_gate_first else (first, second)
+    zr = packed[..., -3 * U : -U]
+    recurrent = packed[..., : 3 * U] if variant.reset_after else zr
+    return Gates(recurrent, packed[..., -3 * U :], zr, z, r, n, gh_n[0] if gh_n else None)
+
+
+def each_step(parts: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Return `parts` of every step, of parts with a leading axis of time."""
+    # Views made by one call cost far less than views made inside the loop over time.
+    return list(zip(*(part.unbind(0) for part in parts), strict=True))
+
+
+def split_gates(weights: Tensor, variant: Variant) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the z, r and h parts of the last axis (.., 3U) of weights, as views."""
+    first, second, n = weights.chunk(3, dim=-1)
+    return (second, first, n) if variant.reset_gate_first else (first, second, n)
+
+
+def split_drop(drop: Tensor | None, variant: Variant) -> tuple:
+    """Return the masks (B,U) of gates z, r, h; None where there is no dropout."""
+    if drop is None:
+        return None, None, None
+    if drop.shape[0] == 1:
+        return drop[0], drop[0], drop[0]
+    return (drop[1], drop[0], drop[2]) if variant.reset_gate_first else (drop[0], drop[1], drop[2])
+
+
+def chunks(T: int, B: int, width: int, reverse: bool) -> Iterator[tuple[int, int]]:
+    """Yield the bounds (begin, end) of the chunks of steps in the order of processing; `width` is that of the gates."""
+    size = max(CHUNK // max(B * width, 1), -(-CHUNK_ROWS // max(B, 1)))
+    for begin in range(0, T, size):
+        end = min(begin + size, T)
+        yield (T - end, T - begin) if reverse else (begin, end)
+
+
+def entering_states(
+    after: Tensor, begin: int, end: int, h0: Tensor, resets: Tensor | None, fresh: Tensor | None, variant: Variant
+) -> Tensor:
+    """Return the states entering steps begin..end, (K,B,U), of the states leaving each step, `after` (T,B,U)."""
+    T = after.shape[0]
+    h0 = h0[None].to(after.dtype)
+    if variant.reverse:
+        before = torch.cat((after[begin + 1 : end], h0)) if end == T else after[begin + 1 : end + 1]
+    else:
+        before = after[begin - 1 : end - 1] if begin else torch.cat((h0, after[: end - 1]))
+    if resets is None:
+        return before
+    if fresh is None:
+        return before.masked_fill(resets[begin:end, :, None], 0.0)
+    return torch.where(resets[begin:end, :, None], fresh[begin:end] if fresh.dim() == 3 else fresh, before)
+
+
+def steps_with(flags: Tensor | None, T: int) -> list[bool]:
+    """Return for every step whether any row has its flag set; `flags` (T,B) bool or None for nowhere."""
+    if flags is None:
+        return [False] * T
+    # Reading the flags of an accelerator back would stop it: there every step is taken to have some.
+    return flags.any(1).tolist() if flags.device.type == "cpu" else [True] * T
+
+
+def in_place(name: str) -> Callable[[Tensor], Tensor]:
+    """Return the activation `name` as a function that overwrites its argument."""
+    function = TABLE[name].function
+    return _IN_PLACE.get(name) or (lambda value: value.copy_(function(value)))
+
+
+def pull_back(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the function (d, y) -> d * f'(x), with y = f(x), that overwrites d."""
+    derivative = TABLE[name].derivative
+    assert derivative is not None
+    return _PULL_BACK.get(name) or (lambda d, y: d.mul_(derivative(y)))
+
+
+_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh_,
+    "sigmoid": torch.sigmoid_,
+    "relu": torch.relu_,
+    "linear": lambda value: value,
+}
+_PULL_BACK: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "tanh": lambda d, y: torch.ops.aten.tanh_backward.grad_input(d, y, grad_input=d),
+    "sigmoid": lambda d, y: torch.ops.aten.sigmoid_backward.grad_input(d, y, grad_input=d),
+    "linear": lambda d, y: d,
+}

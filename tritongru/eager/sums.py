@@ -1,0 +1,95 @@
+"""The gradients that are sums over all steps: those of the weights, the biases, the input and the dropout masks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..spec import Variant
+from .layout import compute_dtype, gate_width, split_drop, split_gates, view_gates
+
+
+class Wanted(NamedTuple):
+    """Which gradients to compute, in the order in which they are returned."""
+
+    x: bool = True
+    w: bool = True
+    bias_x: bool = True
+    u: bool = True
+    bias_h: bool = True
+    h0: bool = True
+    fresh: bool = True
+    drop: bool = True
+
+
+class Sums:
+    """Gradients that grow by one product or sum per chunk; kept in the dtype of sums until `finish`."""
+
+    def __init__(self, x: Tensor, w, bias_x, u: Tensor, bias_h, drop, variant: Variant, wanted: Wanted):
+        self.variant, self.x, self.w, self.u = variant, x, w, u
+        self.dtype = compute_dtype(x.dtype)
+        self.drop = None if drop is None else drop.to(self.dtype)
+        self.wt = None if w is None else w.to(self.dtype).t()
+
+        def zeros(like: Tensor | None, is_wanted: bool) -> Tensor | None:
+            # Laid out as the weights are, so that autograd need not copy the gradient to a parameter's layout.
+            return torch.zeros_like(like, dtype=self.dtype) if like is not None and is_wanted else None
+
+        self.d_x = torch.empty_like(x) if wanted.x else None
+        self.d_w = zeros(w, wanted.w)
+        self.d_bias_x = zeros(bias_x, wanted.bias_x)
+        self.d_u = zeros(u, wanted.u)
+        self.d_bias_h = zeros(bias_h, wanted.bias_h)
+        self.d_drop = zeros(drop, wanted.drop)
+        self.rows = u.new_zeros(gate_width(variant) * u.shape[0], dtype=self.dtype)
+
+    def add(self, d_packed: Tensor, h: Tensor, r: Tensor, begin: int, end: int) -> None:
+        """Add the chunk of steps begin..end: gate gradients (K,B,..), entering states and reset gates (K,B,U)."""
+        flat = d_packed.flatten(0, 1)
+        d = view_gates(flat, self.variant)
+        if self.d_x is not None:
+            rows = d.projected if self.wt is None else d.projected @ self.wt
+            self.d_x[begin:end] = rows.view(end - begin, *self.x.shape[1:])
+        if self.d_w is not None:
+            self.d_w.addmm_(self.x[begin:end].flatten(0, 1).to(self.dtype).t(), d.projected)
+        if self.d_bias_x is not None or self.d_bias_h is not None:
+            self.rows += flat.sum(0)
+        if self.d_u is not None or self.d_drop is not None:
+            self._add_recurrent(d, h, h if self.variant.reset_after else h * r)
+
+    def _add_recurrent(self, d, h: Tensor, h_n: Tensor) -> None:
+        """dR_g = (h * m_g)' dgh_g per gate, and the gradient of the dropout masks m_g."""
+        d_gh_n = d.n if d.gh_n is None else d.gh_n
+        if self.drop is None:
+            assert self.d_u is not None
+            U = h.shape[-1]
+            self.d_u[:, : 2 * U].addmm_(h.flatten(0, 1).t(), d.zr)
+            self.d_u[:, 2 * U :].addmm_(h_n.flatten(0, 1).t(), d_gh_n)
+            return
+        d_gates = (d.z, d.r, d_gh_n)
+        if self.d_u is not None:
+            masks, places = split_drop(self.drop, self.variant), split_gates(self.d_u, self.variant)
+            for side, m, d_gate, place in zip((h, h, h_n), masks, d_gates, places, strict=True):
+                place.addmm_((side * m).flatten(0, 1).t(), d_gate)
+        if self.d_drop is not None:
+            weights, places = split_gates(self.u.to(self.dtype), self.variant), split_drop(self.d_drop, self.variant)
+            for side, d_gate, u_gate, place in zip((h, h, h_n), d_gates, weights, places, strict=True):
+                place += ((d_gate @ u_gate.t()).view_as(side) * side).sum(0)
+
+    def finish(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return d_x, d_w, d_bias_x, d_u, d_bias_h, d_drop in the inputs' dtype; empty where not wanted."""
+        rows = view_gates(self.rows, self.variant)
+        if self.d_bias_x is not None:
+            self.d_bias_x.copy_(rows.projected)
+        if self.d_bias_h is not None:
+            self.d_bias_h.copy_(torch.cat((rows.zr, rows.n if rows.gh_n is None else rows.gh_n)))
+
+        def result(value: Tensor | None) -> Tensor:
+            return self.x.new_empty(0) if value is None else value.to(self.x.dtype)
+
+        return (
+            result(self.d_x), result(self.d_w), result(self.d_bias_x), result(self.d_u), result(self.d_bias_h),
+            result(self.d_drop),
+        )  # fmt: skip
