@@ -36,6 +36,7 @@ class Facts:
     tracing: bool = False
     transformed: bool = False
     device_index: int = 0
+    wants_gradients: bool = False
 
     def call(self) -> faults.Call:
         """Return what the memory of failures knows this call by."""
@@ -123,8 +124,24 @@ def after_run(decision: Decision, facts: Facts) -> Decision:
 
 def preference(facts: Facts) -> tuple[str, ...]:
     """Return the backends in the order in which "auto" tries them."""
+    if facts.device == "cpu" and facts.shape is not None and prefers_eager(facts.shape, facts.wants_gradients):
+        return ("triton", "eager", "aten", "reference")
     # torch's own GRU is one call where it applies, ahead of a loop of torch operations.
     return ("triton", "aten", "eager", "reference")
+
+
+# From how many steps, or how many steps and products (T B U U), the eager scan is ahead of torch's GRU on a CPU. It
+# costs more per call and less per step. Measured: docs/performance.md, from the rows "cpu" of its CSV.
+EAGER_STEPS = {"training": 32, "inference": 512}
+EAGER_PRODUCTS = {"training": (16, 1 << 24), "inference": (16, 1 << 24)}
+
+
+def prefers_eager(shape: Shape, wants_gradients: bool) -> bool:
+    """Return whether the eager scan is expected to be faster than torch's own GRU on a CPU."""
+    mode = "training" if wants_gradients else "inference"
+    steps, products = EAGER_PRODUCTS[mode]
+    done = shape.time * shape.batch * shape.units**2
+    return shape.time >= EAGER_STEPS[mode] or (shape.time >= steps and done >= products)
 
 
 def reasons_against_reference(facts: Facts) -> list[str]:

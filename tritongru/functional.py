@@ -172,7 +172,16 @@ def describe(checked: dict) -> Facts:
         tracing=tracing,
         transformed=dispatch.is_transformed(),
         device_index=x.device.index or 0,
+        wants_gradients=_wants_gradients(checked),
     )
+
+
+def _wants_gradients(checked: dict) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    values = (checked[name] for name in ("x", "kernel", "recurrent_kernel", "bias", "initial_state", "reset_state"))
+    tensors = (t for value in values for t in (value if isinstance(value, tuple) else (value,)))
+    return any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
 
 
 def _run_reference(checked: dict) -> tuple[Tensor, Tensor]:

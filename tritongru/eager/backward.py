@@ -161,10 +161,11 @@ def make_step(
         previous step's output or None, and those parts. It multiplies the factors by dh, in place, and returns the
         gradient of the state that leaves the previous step.
     """
-    ut_z, ut_r, ut_n = (part.t().contiguous() for part in split_gates(u.to(dtype), variant))
+    ut_z, ut_r, ut_n = (part.t() for part in split_gates(u.to(dtype), variant))
     d_z, d_r, d_n = (m if m is None else m.to(dtype) for m in split_drop(drop, variant))
-    ut_zr = torch.cat((ut_r, ut_z) if variant.reset_gate_first else (ut_z, ut_r))
-    ut_packed = torch.cat((ut_n, ut_zr))
+    ut_packed = torch.cat((ut_n, *((ut_r, ut_z) if variant.reset_gate_first else (ut_z, ut_r))))
+    U = u.shape[0]
+    ut_n, ut_zr = ut_packed[:U], ut_packed[U:]
     one_mask = drop is None or drop.shape[0] == 1
 
     def through_mixture(dh: Tensor, d_before: Tensor | None, z: Tensor) -> Tensor:

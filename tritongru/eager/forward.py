@@ -137,12 +137,13 @@ def make_gates(
         entering and those parts.
     """
     f, g = in_place(variant.activation), in_place(variant.recurrent_activation)
-    u_z, u_r, u_n = (part.contiguous() for part in split_gates(u.to(dtype), variant))
+    u_z, u_r, u_n = split_gates(u.to(dtype), variant)
     d_z, d_r, d_n = (m if m is None else m.to(dtype) for m in split_drop(drop, variant))
-    # Row-major weights: products with few rows run up to twice as fast as with torch's transposed ones.
-    u_zr = torch.cat((u_r, u_z) if variant.reset_gate_first else (u_z, u_r), dim=1)
-    u_packed = torch.cat((u_n, u_zr), dim=1)
     one_mask = drop is None or drop.shape[0] == 1
+    # Row-major weights: products with few rows run up to twice as fast as with torch's transposed ones.
+    u_packed = torch.cat((u_n, *((u_r, u_z) if variant.reset_gate_first else (u_z, u_r))), dim=1)
+    U = u.shape[0]
+    u_n, u_zr = u_packed[:, :U], u_packed[:, U:]
 
     def dropped(h: Tensor, m: Tensor | None) -> Tensor:
         return h if m is None else (h.view(-1, *m.shape) * m).view(h.shape)

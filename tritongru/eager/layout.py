@@ -50,8 +50,9 @@ def gate_width(variant: Variant) -> int:
 
 def view_gates(packed: Tensor, variant: Variant) -> Gates:
     """Return the parts of the last axis of `packed` (.., 4U or 3U)."""
-    U = packed.shape[-1] // gate_width(variant)
-    *gh_n, first, second, n = packed.split(U, dim=-1)
+    width = gate_width(variant)
+    U = packed.shape[-1] // width
+    *gh_n, first, second, n = packed.chunk(width, dim=-1)
     z, r = (second, first) if variant.reset_gate_first else (first, second)
     zr = packed[..., -3 * U : -U]
     recurrent = packed[..., : 3 * U] if variant.reset_after else zr
