@@ -21,7 +21,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 DTYPES = ("bfloat16", "float16", "tf32")
-GRID_BACKENDS = ("auto", "auto-recompute", "triton-single", "triton-persistent", "triton-steps", "aten", "nn.GRU")
 FEATURE_BACKENDS = ("auto", "nn.GRU", "nn.GRU-packed", "loop", "flashrnn", "torchrl", "haste")
 AUTO_BACKENDS = ("auto", "triton", "aten")
 # auto may be slower than the better of triton and aten by this much, of which noise is a part.
@@ -44,12 +43,15 @@ def run_exchange(args: argparse.Namespace) -> int:
     script = ROOT / "bench" / "exchange.py"
     if not script.exists():
         raise StepError(f"{script} is not there")
-    return call([str(script), "--out", str(args.out / "exchange.csv")], args)
+    return call([str(script), "--out", str(args.out / "exchange.csv"), "--budget", str(0.85 * args.budget)], args)
 
 
 def run_grid(args: argparse.Namespace) -> int:
     """torch.nn.GRU and every schedule over the grid: one dtype after another, the cells that say most first."""
-    return measure_sets(["gpu-grid", "gpu-small"], args, GRID_BACKENDS)
+    from tritongru.tools.bench import BUILDERS
+
+    schedules = [name for name in BUILDERS if name.startswith("triton-")]
+    return measure_sets(["gpu-grid", "gpu-small"], args, ["auto", "auto-recompute", *schedules, "aten", "nn.GRU"])
 
 
 def run_features(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ..configs import EXCHANGES
 from ..spec import ExchangeError, is_interpreted
 from . import contenders, peers
 from .contenders import DIRECTIONS, INFERENCE, TRAINING, Contender, UnavailableError, make_call
@@ -27,8 +28,11 @@ BUILDERS: dict[str, Callable[[Work], Contender]] = {
     "auto-recompute": partial(contenders.own, backend="auto", recompute=True),
     "triton": partial(contenders.own, backend="triton"),
     "triton-single": partial(contenders.schedule, name="single"),
-    "triton-persistent": partial(contenders.schedule, name="persistent"),
     "triton-steps": partial(contenders.schedule, name="steps"),
+    **{
+        f"triton-persistent-{exchange}": partial(contenders.schedule, name="persistent", exchange=exchange)
+        for exchange in EXCHANGES
+    },
     "aten": partial(contenders.own, backend="aten"),
     "eager": partial(contenders.own, backend="eager"),
     "reference": partial(contenders.own, backend="reference"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -101,13 +101,18 @@ def own(work: Work, backend: str, recompute: bool = False, config: configs.Launc
     return Contender(forward, weights, f"{describe_config(config)} {note}".strip(), enter=lambda: use_config(config))
 
 
-def schedule(work: Work, name: str) -> Contender:
-    """Return the Triton kernels in one schedule, with the configuration that is chosen for it."""
+def schedule(work: Work, name: str, exchange: str | None = None) -> Contender:
+    """Return the Triton kernels in one schedule, with the configuration chosen for it and, if named, an exchange."""
     from ..launch import device_limits
 
     w = work.workload
     device = device_limits(work.device)
     config = config_for(name, w.units, w.batch, work.dtype.itemsize, device, w.recurrent_dropout)
+    if exchange is not None:
+        try:
+            config = replace(config, exchange=exchange)
+        except ValueError as error:
+            raise UnavailableError(str(error)) from None
     return own(work, "triton", config=config)
 
 
@@ -140,7 +145,8 @@ def config_for(
 
 def describe_config(config: configs.LaunchConfig) -> str:
     """Return a launch configuration in a few words."""
-    return f"{config.schedule} {config.block_b}x{config.block_h}x{config.block_k} warps={config.num_warps}"
+    exchange = f" {config.exchange}" if config.schedule == configs.PERSISTENT else ""
+    return f"{config.schedule}{exchange} {config.block_b}x{config.block_h}x{config.block_k} warps={config.num_warps}"
 
 
 def torch_gru(work: Work, packed: bool = False) -> Contender:

@@ -18,17 +18,6 @@ HEADER = """# Performance
 
 <!-- Written by `python -m tritongru bench --report` from bench/results/*.csv and docs/performance_notes.md. -->
 """
-OTHERS = (
-    "triton-single",
-    "triton-persistent",
-    "triton-steps",
-    "aten",
-    "eager",
-    "keras",
-    "flashrnn",
-    "torchrl",
-    "haste",
-)
 MOST_LINES = 60
 
 
@@ -129,7 +118,7 @@ def _against_torch(cells: list[Cell]) -> list[str]:
         ratios.setdefault((ours.dtype, ours.direction), []).append(ours.ratio_to_nn_gru)
         rows.append(
             (*_place(ours), _ms(torch), _ms(ours), ours.notes.removeprefix("is ").removesuffix(" here"),
-             _times(ours.ratio_to_nn_gru), f"{ours.us_per_step:.3g}", _fraction(ours), _rest(cell))
+             _times(ours.ratio_to_nn_gru), _short(ours.us_per_step), _fraction(ours), _rest(cell))
         )  # fmt: skip
     if not rows:
         return []
@@ -190,7 +179,7 @@ def _memory_section(cells: list[Cell]) -> list[str]:
     measured = []
     for cell in cells:
         for row in cell.values():
-            if row.saved_bytes is not None or row.peak_bytes is not None:
+            if row.saved_bytes or row.peak_bytes:
                 saved = "" if row.saved_bytes is None else _mebibytes(row.saved_bytes)
                 peak = "" if row.peak_bytes is None else _mebibytes(row.peak_bytes)
                 measured.append((*_place(row), row.backend, saved, peak))
@@ -217,12 +206,17 @@ def _place(row: Result) -> tuple[str, ...]:
 
 
 def _rest(cell: Cell) -> str:
-    found = [(name, cell.get(name)) for name in OTHERS]
-    return ", ".join(f"{name} {_ms(row)}" for name, row in found if row and row.p50_ms)
+    """The backends that have no column, without the loops."""
+    found = [row for name, row in cell.items() if name not in ("auto", "nn.GRU", "loop", "reference")]
+    return ", ".join(f"{row.backend} {_ms(row)}" for row in found if row.p50_ms)
 
 
 def _ms(row: Result) -> str:
-    return "" if row.p50_ms is None else f"{row.p50_ms:.3g}"
+    return "" if row.p50_ms is None else _short(row.p50_ms)
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def _times(value: float | None) -> str:

@@ -66,7 +66,7 @@ def measure(
     calls: Mapping[str, Callable[[int], object]],
     device: str | torch.device = "cpu",
     seconds: float = 1.0,
-    rounds: int = 25,
+    rounds: int = 60,
     least: int = 3,
 ) -> dict[str, Timing]:
     """Time every call of `calls`, interleaved.
