@@ -45,7 +45,7 @@ def _over(rows: list[Result], along: str, fixed: str, title: str, path: Path) ->
             panels[T, value] = lines
     if not panels:
         return []
-    figure, axes = _panels(len(panels))
+    figure, axes = make_panels(len(panels))
     for axis, ((T, value), lines) in zip(axes, panels.items(), strict=False):
         for name, points in lines.items():
             axis.plot(*zip(*points, strict=True), marker="o", label=name)
@@ -53,7 +53,7 @@ def _over(rows: list[Result], along: str, fixed: str, title: str, path: Path) ->
         axis.set_xticks([x for x, _ in next(iter(lines.values()))], [str(x) for x, _ in next(iter(lines.values()))])
         axis.minorticks_off()
         axis.legend(fontsize=7)
-    return _save(figure, title, path)
+    return save_figure(figure, title, path)
 
 
 def _lines(rows: Iterable[Result], along: str) -> dict[str, list[tuple[int, float]]]:
@@ -73,7 +73,7 @@ def _ratios(rows: list[Result], title: str, path: Path) -> list[Path]:
         return []
     labels = list(dict.fromkeys(_label(row) for row in found))
     backends = list(dict.fromkeys(row.backend for row in found))
-    figure, axes = _panels(1, height=1.5 + 0.12 * len(labels) * len(backends), width=8)
+    figure, axes = make_panels(1, height=1.5 + 0.12 * len(labels) * len(backends), width=8)
     thickness = 0.8 / len(backends)
     for number, backend in enumerate(backends):
         mine = [row for row in found if row.backend == backend]
@@ -84,7 +84,7 @@ def _ratios(rows: list[Result], title: str, path: Path) -> list[Path]:
     axes[0].set_yticks(range(len(labels)), labels, fontsize=7)
     axes[0].invert_yaxis()
     axes[0].legend(fontsize=7)
-    return _save(figure, f"{title}: against torch.nn.GRU", path)
+    return save_figure(figure, f"{title}: against torch.nn.GRU", path)
 
 
 def _floor(rows: list[Result], title: str, path: Path) -> list[Path]:
@@ -92,21 +92,22 @@ def _floor(rows: list[Result], title: str, path: Path) -> list[Path]:
     found = [row for row in rows if row.floor_us and row.us_per_step and not row.features]
     if not found:
         return []
-    figure, axes = _panels(1, width=7)
+    figure, axes = make_panels(1, width=7)
     for backend in dict.fromkeys(row.backend for row in found):
         mine = [row for row in found if row.backend == backend]
         fractions = [row.floor_us / row.us_per_step for row in mine if row.floor_us and row.us_per_step]
         axes[0].scatter([row.U for row in mine], fractions, label=backend, s=12)
     axes[0].set(xscale="log", yscale="log", xlabel="U", ylabel="floor / measured")
     axes[0].legend(fontsize=7)
-    return _save(figure, f"{title}: fraction of the step's floor", path)
+    return save_figure(figure, f"{title}: fraction of the step's floor", path)
 
 
 def _label(row: Result) -> str:
     return f"{row.workload} {row.T},{row.B},{row.I},{row.U}"
 
 
-def _panels(count: int, height: float = 3.2, width: float = 4.2):
+def make_panels(count: int, height: float = 3.2, width: float = 4.2):
+    """Return a figure and its `count` panels, or a few more, three in a line."""
     from matplotlib.figure import Figure
 
     columns = min(count, 3)
@@ -115,7 +116,8 @@ def _panels(count: int, height: float = 3.2, width: float = 4.2):
     return figure, list(figure.subplots(lines, columns, squeeze=False).flat)
 
 
-def _save(figure, title: str, path: Path) -> list[Path]:
+def save_figure(figure, title: str, path: Path) -> list[Path]:
+    """Write the figure as SVG, panels without data left blank."""
     import matplotlib
 
     for axis in figure.axes:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .plots import make_panels, save_figure
+
 
 @dataclass(frozen=True)
 class Point:
@@ -69,15 +71,10 @@ def draw_sweep(path: Path) -> list[Path]:
 
 def _draw(points: list[Point], path: Path, along: str, up: str, take: Callable[[Point], tuple]) -> Path:
     """One panel for each kernel, dtype and variant; one line for each of what `take` names; marks by schedule."""
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    from matplotlib import pyplot
-
     marks = {"single": "o", "persistent": "s", "steps": "x"}
     titles = list(dict.fromkeys(point.title for point in points))
-    figure, axes = pyplot.subplots(len(titles), 1, figsize=(7, 4 * len(titles)), squeeze=False)
-    for axis, title in zip(axes[:, 0], titles, strict=True):
+    figure, axes = make_panels(len(titles), height=4, width=6)
+    for axis, title in zip(axes, titles, strict=False):
         mine = [point for point in points if point.title == title]
         for name in dict.fromkeys(take(point)[0] for point in mine):
             line = sorted((point for point in mine if take(point)[0] == name), key=lambda point: take(point)[1])
@@ -87,10 +84,8 @@ def _draw(points: list[Point], path: Path, along: str, up: str, take: Callable[[
                 axis.plot(x, y, marks[point.schedule], color=drawn.get_color(), markersize=4)
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
-        axis.set(title=title, xlabel=along, ylabel=up)
+        axis.set_title(title, fontsize=8)
+        axis.set(xlabel=along, ylabel=up)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7, ncols=3, title="o single, s persistent, x steps", title_fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path)
-    pyplot.close(figure)
-    return path
+    return save_figure(figure, f"{up} over {along}", path)[0]
