@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 .DEFAULT_GOAL := help
 MINUTES ?= 20
 .PHONY: fuzz mutants soak help demo peers test test-interpreted test-gpu lint format clean \
-	bench bench-quick bench-cpu bench-report bench-regression rehearse
+	bench bench-quick bench-cpu bench-report bench-regression rehearse tune-verify
 
 help:
 	@echo "make demo    train on the Japanese Vowels recordings, then compare every backend with the oracle"
@@ -68,6 +68,10 @@ soak: $(VENV)/.installed
 
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m gpu
+
+# Compiles every entry of the shipped tables: minutes. For after a change of the kernels or of Triton.
+tune-verify: $(VENV)/.installed
+	for table in tritongru/data/tuning/*.json; do $(BIN)/python -m tritongru tune --verify $$table || exit 1; done
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m tritongru bench

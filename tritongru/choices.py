@@ -35,6 +35,7 @@ class Choice:
 @functools.lru_cache(maxsize=4096)
 def choose(key: Key, batch: int, device: Device) -> Choice:
     """Return the configuration for a problem on a device, and the reason for it."""
+    size = ITEM_SIZES[key.dtype]
     for source, path in (("user", user_path(device.name)), ("shipped", shipped_path(device))):
         table = None if path is None else load(path)
         if table is None:
@@ -44,9 +45,9 @@ def choose(key: Key, batch: int, device: Device) -> Choice:
             continue
         reasons = reasons_against(entry, key, batch, device)
         if not reasons:
-            return Choice(entry.config, source, _reason(table, entry))
+            why = configs.describe(entry.config, key.units, batch, size, device)
+            return Choice(entry.config, source, f"{why}; {_origin(table, entry)}")
         _warn_once(f"{path}: the entry for {entry} is passed over on this device: {'; '.join(reasons)}")
-    size = ITEM_SIZES[key.dtype]
     config = configs.choose(key.units, batch, size, device, "dropout" in key.flags)
     return Choice(config, "formula", configs.describe(config, key.units, batch, size, device))
 
@@ -131,7 +132,7 @@ def forget() -> None:
     choose.cache_clear()
 
 
-def _reason(table: Table, entry: Entry) -> str:
+def _origin(table: Table, entry: Entry) -> str:
     kind, date = (table.provenances[entry.provenance].get(name, "undated") for name in ("kind", "date"))
     return f"{entry.microseconds:.2f} us per step {kind} on {date}, for {entry}, in {Path(table.path).name}"
 
