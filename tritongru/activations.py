@@ -152,7 +152,17 @@ _CALLABLES: dict[object, str] = {
     torch.sigmoid: "sigmoid",
     torch.relu: "relu",
     F.relu: "relu",
-    torch.nn.functional.silu: "swish",
+    torch.exp: "exponential",
+    torch.selu: "selu",
+    torch.special.expit: "sigmoid",
+    F.tanh: "tanh",
+    F.sigmoid: "sigmoid",
+    F.elu: "elu",
+    F.selu: "selu",
+    F.softsign: "softsign",
+    F.silu: "swish",
+    F.gelu: "gelu",
+    F.mish: "mish",
     **{entry.function: entry.name for entry in TABLE.values()},
 }
 _MODULES: dict[type, str] = {
@@ -161,6 +171,9 @@ _MODULES: dict[type, str] = {
     torch.nn.ReLU: "relu",
     torch.nn.Identity: "linear",
     torch.nn.SiLU: "swish",
+    torch.nn.SELU: "selu",
+    torch.nn.Softsign: "softsign",
+    torch.nn.Mish: "mish",
 }
 
 
@@ -178,7 +191,9 @@ def resolve(identifier: str | Callable | dict | None, argument: str = "activatio
     if identifier is None:
         return TABLE["linear"]
     if isinstance(identifier, dict):
-        identifier = identifier.get("class_name", identifier.get("config"))
+        # Keras 3 writes a function as {"class_name": "function", "config": its name}.
+        config = identifier.get("config")
+        identifier = config if isinstance(config, str) else identifier.get("class_name")
     if isinstance(identifier, str):
         name = _ALIASES.get(identifier, identifier)
         if name not in TABLE:
@@ -206,10 +221,16 @@ def get(identifier: str | Callable | dict | None) -> Callable[[Tensor], Tensor]:
 
 def serialize(function: Callable | str | None) -> str:
     """Return the name of an activation; ValueError for a callable that has none in this module."""
-    entry = resolve(function)
-    if TABLE.get(entry.name) is not entry:
+    name = describe(function)
+    if not isinstance(name, str):
         raise ValueError(f"Cannot serialize the activation {function!r}: it is not one of {', '.join(TABLE)}")
-    return entry.name
+    return name
+
+
+def describe(function: Callable | str | None) -> str | Callable:
+    """Return the name of an activation of this module, else the callable itself: what a configuration holds."""
+    entry = resolve(function)
+    return entry.name if TABLE.get(entry.name) is entry else entry.function
 
 
 def deserialize(name: str | dict, custom_objects: dict[str, Callable] | None = None) -> Callable[[Tensor], Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,16 @@ def check_implementation(value: int, recurrent_dropout: float) -> int:
     return 1 if recurrent_dropout != 0 else value
 
 
+def clamp_rate(name: str, value) -> float:
+    """Return a dropout rate within [0, 1], as Keras does; TypeError unless it is a number, ValueError for NaN."""
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+        raise TypeError(f"`{name}` must be a number, got {value!r}")
+    rate = float(value)
+    if rate != rate:
+        raise ValueError(f"`{name}` must be a number, got {value!r}")
+    return min(1.0, max(0.0, rate))
+
+
 def parse_dtype(dtype) -> tuple[torch.dtype, str | None]:
     """Return the dtype of the weights and the mixed policy's name, if `dtype` names one.
 
@@ -38,6 +47,10 @@ def parse_dtype(dtype) -> tuple[torch.dtype, str | None]:
         name = torch.get_default_dtype()
     if isinstance(name, torch.dtype):
         name = str(name).removeprefix("torch.")
+    elif isinstance(name, np.dtype) or (isinstance(name, type) and issubclass(name, np.generic)):
+        name = np.dtype(name).name
+    if not isinstance(name, str):
+        raise TypeError(f"`dtype` must be a torch.dtype or a name, got {dtype!r}")
     if name in HALF_POLICIES:
         return torch.float32, name
     if name not in _FLOATS:
@@ -67,16 +80,6 @@ def take_options(options: dict, class_name: str, input_size: int | None):
         key, value = next(iter(options.items()))
         raise TypeError(f"Keyword argument not understood: `{key}`={value!r}")
     return name, trainable, weights, input_size
-
-
-def serialize_or_keep(serialize: Callable, value):
-    """Return the serialised form of `value`, or itself where it is a callable that has none."""
-    if value is None:
-        return None
-    try:
-        return serialize(value)
-    except (ValueError, TypeError):
-        return value
 
 
 def split_inputs(inputs: Any, initial_state):

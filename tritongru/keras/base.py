@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter, UninitializedParameter, is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from .. import activations, spec
 from . import constraints, initializers, regularizers
-from .arguments import HALF_POLICIES, check_implementation, parse_dtype, serialize_or_keep, take_options
+from .arguments import HALF_POLICIES, check_implementation, clamp_rate, parse_dtype, take_options
 from .dropout import DropoutMasks
+from .listing import WeightedLayer
 
 
-class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
+class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Module):
     """The weights of one GRU, built lazily, with everything Keras attaches to them.
 
     Attributes:
@@ -50,8 +52,8 @@ class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
         self.kernel_constraint = constraints.get(kernel_constraint)
         self.recurrent_constraint = constraints.get(recurrent_constraint)
         self.bias_constraint = constraints.get(bias_constraint)
-        self.dropout = min(1.0, max(0.0, float(dropout)))
-        self.recurrent_dropout = min(1.0, max(0.0, float(recurrent_dropout)))
+        self.dropout = clamp_rate("dropout", dropout)
+        self.recurrent_dropout = clamp_rate("recurrent_dropout", recurrent_dropout)
         self.implementation = check_implementation(implementation, self.recurrent_dropout)
         variable_dtype, self._policy = parse_dtype(dtype)
 
@@ -65,6 +67,10 @@ class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
             for hook in ("_initialize_hook", "_load_hook"):
                 getattr(self, hook).remove()
                 delattr(self, hook)
+
+    @property
+    def _parts(self) -> tuple[RecurrentWeights, ...]:
+        return (self,)
 
     @property
     def built(self) -> bool:
@@ -112,7 +118,19 @@ class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
             init = getattr(self, name.replace("_kernel", "") + "_initializer")
             # Orthogonal matrices need a QR factorisation, which has no half precision form.
             dtype = torch.float32 if parameter.dtype in (torch.float16, torch.bfloat16) else parameter.dtype
-            parameter.copy_(init(tuple(parameter.shape), dtype=dtype, device=parameter.device))
+            self._write(name, initializers.draw(init, tuple(parameter.shape), dtype, parameter.device))
+
+    def _write(self, name: str, value: Tensor) -> None:
+        """Make `value` the weight `name`, through the inverse of its parametrization where it has one."""
+        if not is_parametrized(self, name):
+            getattr(self, name).copy_(value)
+            return
+        try:
+            setattr(self, name, value.to(getattr(self, name)))
+        except (NotImplementedError, AttributeError) as error:
+            raise ValueError(
+                f"`{name}` of layer {self.name} cannot be set: its parametrization has no `right_inverse`"
+            ) from error
 
     def _named_weights(self) -> list[tuple[str, Parameter]]:
         if not self.built:
@@ -120,15 +138,14 @@ class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
         return [(name, getattr(self, name)) for name in ("kernel", "recurrent_kernel", "bias")[: 2 + self.use_bias]]
 
     @property
-    def trainable(self) -> bool:
-        """Whether the weights ask for a gradient; may be set."""
-        return self.kernel.requires_grad
+    def state_size(self) -> int:
+        """U."""
+        return self.units
 
-    @trainable.setter
-    def trainable(self, value: bool) -> None:
-        for parameter in (self.kernel, self.recurrent_kernel, self.bias):
-            if parameter is not None:
-                parameter.requires_grad = bool(value)
+    @property
+    def output_size(self) -> int:
+        """U."""
+        return self.units
 
     @property
     def variable_dtype(self) -> torch.dtype:
@@ -156,34 +173,6 @@ class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
             raise TypeError(f"`{name}` must be floating point, got {value.dtype}")
         return value.to(self.compute_dtype)
 
-    def get_weights(self) -> list[np.ndarray]:
-        """Return copies of [kernel, recurrent_kernel, bias] as arrays; empty before they are built."""
-        weights = [parameter.detach().cpu() for _, parameter in self._named_weights()]
-        return [np.array((w.float() if w.dtype == torch.bfloat16 else w).numpy()) for w in weights]
-
-    @torch.no_grad()
-    def set_weights(self, weights) -> None:
-        """Copy arrays or tensors [kernel, recurrent_kernel, bias] into the weights.
-
-        Raises:
-            ValueError: a wrong number of them (also before they are built) or a wrong shape.
-        """
-        named = self._named_weights()
-        if len(weights) != len(named):
-            raise ValueError(
-                f"You called `set_weights(weights)` on layer {self.name} with a weight list of length {len(weights)}, "
-                f"but the layer was expecting {len(named)} weights."
-            )
-        values = [w.detach() if isinstance(w, Tensor) else torch.as_tensor(np.asarray(w)) for w in weights]
-        for (name, parameter), value in zip(named, values, strict=True):
-            if parameter.shape != value.shape:
-                raise ValueError(
-                    f"Layer {self.name} weight shape {tuple(parameter.shape)} of `{name}` is not compatible with "
-                    f"provided weight shape {tuple(value.shape)}."
-                )
-        for (_, parameter), value in zip(named, values, strict=True):
-            parameter.copy_(value)
-
     @property
     def losses(self) -> list[Tensor]:
         """The regularization terms: of the kernel, the recurrent kernel and the bias, those that have one."""
@@ -191,12 +180,8 @@ class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
         for name, parameter in self._named_weights():
             regularizer = getattr(self, name.replace("_kernel", "") + "_regularizer")
             if regularizer is not None:
-                terms.append(regularizer(parameter))
+                terms.append(torch.as_tensor(regularizer(parameter), dtype=parameter.dtype, device=parameter.device))
         return terms
-
-    def regularization_loss(self) -> Tensor:
-        """Return the sum of `losses`, zero without any."""
-        return sum_losses(self.losses, self.recurrent_kernel)
 
     @torch.no_grad()
     def apply_constraints(self) -> None:
@@ -204,11 +189,7 @@ class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
         for name, parameter in self._named_weights():
             constraint = getattr(self, name.replace("_kernel", "") + "_constraint")
             if constraint is not None:
-                parameter.copy_(constraint(parameter))
-
-    def apply_constraints_after(self, optimizer: torch.optim.Optimizer):
-        """Apply the constraints after each step of `optimizer`; returns the hook's handle, to remove it."""
-        return optimizer.register_step_post_hook(lambda *_: self.apply_constraints())
+                self._write(name, constraint(parameter))
 
     def get_config(self) -> dict:
         """Return the constructor's arguments in Keras's names and forms.
@@ -222,14 +203,14 @@ class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
             "trainable": self.trainable,
             "dtype": dtype if policy is None else {"class_name": "Policy", "config": {"name": policy}},
             "units": self.units,
-            "activation": serialize_or_keep(activations.serialize, self.activation),
-            "recurrent_activation": serialize_or_keep(activations.serialize, self.recurrent_activation),
+            "activation": activations.describe(self.activation),
+            "recurrent_activation": activations.describe(self.recurrent_activation),
             "use_bias": self.use_bias,
         }
         for module, kind in ((initializers, "initializer"), (regularizers, "regularizer"), (constraints, "constraint")):
             for weight in ("kernel", "recurrent", "bias"):
                 key = f"{weight}_{kind}"
-                config[key] = serialize_or_keep(module.serialize, getattr(self, key))
+                config[key] = module.registry.describe(getattr(self, key))
         config |= {
             "dropout": self.dropout,
             "recurrent_dropout": self.recurrent_dropout,
@@ -275,8 +256,3 @@ class RecurrentWeights(LazyModuleMixin, DropoutMasks, torch.nn.Module):
     def extra_repr(self) -> str:
         """The sizes, for `repr`."""
         return f"{self.input_size}, {self.units}, reset_after={self.reset_after}"
-
-
-def sum_losses(terms: list[Tensor], like: Tensor) -> Tensor:
-    """Return the sum of scalar `terms`, a zero on the device of `like` without any."""
-    return torch.stack(terms).sum() if terms else torch.zeros((), dtype=like.dtype, device=like.device)

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from .. import ragged
 from .arguments import as_steps, split_inputs
-from .base import sum_losses
 from .layer import GRU
+from .listing import WeightedLayer
 
 MERGE_MODES = ("sum", "mul", "ave", "concat", None)
 
 
-class Bidirectional(torch.nn.Module):
+class Bidirectional(WeightedLayer, torch.nn.Module):
     """Runs a GRU forwards and another backwards over a sequence and merges their outputs.
 
     Args:
@@ -52,7 +52,7 @@ class Bidirectional(torch.nn.Module):
             self.backward_layer = backward_layer
         self._has_own_backward_layer = backward_layer is not None
         self._verify()
-        for each in self._layers:
+        for each in self._parts:
             each.zero_output_for_mask = each.return_sequences
         if not trainable:
             self.trainable = False
@@ -60,11 +60,11 @@ class Bidirectional(torch.nn.Module):
             self.set_weights(weights)
 
     @property
-    def _layers(self) -> tuple[GRU, GRU]:
+    def _parts(self) -> tuple[GRU, GRU]:  # type: ignore[override]
         return self.forward_layer, self.backward_layer
 
     def _verify(self) -> None:
-        forward, backward = self._layers
+        forward, backward = self._parts
         if forward.go_backwards == backward.go_backwards:
             raise ValueError(
                 "Forward layer and backward layer should have different `go_backwards` value. "
@@ -101,7 +101,7 @@ class Bidirectional(torch.nn.Module):
                 )
             half = len(states) // 2
             states = [list(states[:half]), list(states[half:])]
-        forward, backward = self._layers
+        forward, backward = self._parts
         shifted = None if resets is None else self._shift(as_steps(resets, forward.recurrent_kernel))
         y = forward(x, mask=mask, training=training, initial_state=states[0], resets=resets)
         y_rev = backward(x, mask=mask, training=training, initial_state=states[1], resets=shifted)
@@ -126,14 +126,9 @@ class Bidirectional(torch.nn.Module):
             return torch.cat([edge, resets.narrow(axis, 0, max(steps - 1, 0))], axis)
         return torch.cat([resets.narrow(axis, min(1, steps), max(steps - 1, 0)), edge], axis)
 
-    @property
-    def built(self) -> bool:
-        """Whether the weights of both layers exist."""
-        return all(layer.built for layer in self._layers)
-
     def build(self, input_shape) -> None:
         """Create the weights of both layers for an input size or shape."""
-        for layer in self._layers:
+        for layer in self._parts:
             layer.build(input_shape)
 
     @property
@@ -157,57 +152,14 @@ class Bidirectional(torch.nn.Module):
         return True
 
     @property
-    def trainable(self) -> bool:
-        """Whether the weights ask for a gradient; may be set."""
-        return all(layer.trainable for layer in self._layers)
-
-    @trainable.setter
-    def trainable(self, value: bool) -> None:
-        for layer in self._layers:
-            layer.trainable = value
-
-    def get_weights(self) -> list:
-        """Return the weights of the forward layer, then those of the backward layer, as arrays."""
-        return [weight for layer in self._layers for weight in layer.get_weights()]
-
-    def set_weights(self, weights) -> None:
-        """Copy arrays in the order of `get_weights`; ValueError for a wrong number or shape."""
-        counts = [len(layer._named_weights()) for layer in self._layers]
-        if len(weights) != sum(counts):
-            raise ValueError(
-                f"You called `set_weights(weights)` on layer {self.name} with a weight list of length {len(weights)}, "
-                f"but the layer was expecting {sum(counts)} weights."
-            )
-        self.forward_layer.set_weights(weights[: counts[0]])
-        self.backward_layer.set_weights(weights[counts[0] :])
-
-    @property
     def states(self) -> list[Tensor | None]:
         """[forward, backward] kept states."""
-        return [state for layer in self._layers for state in layer.states]
+        return [state for layer in self._parts for state in layer.states]
 
     def reset_states(self) -> None:
         """Set the kept states of both layers to zeros."""
-        for layer in self._layers:
+        for layer in self._parts:
             layer.reset_states()
-
-    @property
-    def losses(self) -> list[Tensor]:
-        """The losses of the forward layer, then those of the backward layer."""
-        return [term for layer in self._layers for term in layer.losses]
-
-    def regularization_loss(self) -> Tensor:
-        """Return the sum of `losses`, zero without any."""
-        return sum_losses(self.losses, self.forward_layer.recurrent_kernel)
-
-    def apply_constraints(self) -> None:
-        """Project each weight onto its constraint; to be called after `optimizer.step()`."""
-        for layer in self._layers:
-            layer.apply_constraints()
-
-    def apply_constraints_after(self, optimizer: torch.optim.Optimizer):
-        """Apply the constraints after each step of `optimizer`; returns the hook's handle, to remove it."""
-        return optimizer.register_step_post_hook(lambda *_: self.apply_constraints())
 
     @property
     def last_decision(self):

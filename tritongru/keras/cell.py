@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import functional, spec
+from .arguments import parse_dtype
 from .base import RecurrentWeights
 
 
@@ -40,23 +41,14 @@ class GRUCell(RecurrentWeights):
         spec.check_choice("backend", backend, ("auto", *spec.BACKENDS))
         self.backend = backend
 
-    @property
-    def state_size(self) -> int:
-        """U."""
-        return self.units
-
-    @property
-    def output_size(self) -> int:
-        """U."""
-        return self.units
-
     def get_initial_state(self, inputs: Tensor | None = None, batch_size: int | None = None, dtype=None) -> Tensor:
         """Return zeros (B,U), with B and the device of `inputs` if given."""
         if inputs is None and batch_size is None:
             raise ValueError("`inputs` or `batch_size` must be given, got None for both")
         batch = inputs.shape[0] if inputs is not None else batch_size
         device = inputs.device if inputs is not None else self.recurrent_kernel.device
-        return torch.zeros(batch, self.units, dtype=dtype or self.compute_dtype, device=device)
+        kind = self.compute_dtype if dtype is None else parse_dtype(dtype)[0]
+        return torch.zeros(batch, self.units, dtype=kind, device=device)
 
     def initialize_parameters(self, inputs, *args, **kwargs) -> None:
         """Create the weights for `inputs`; torch's lazy modules call this before the first forward."""

@@ -1,5 +1,8 @@
 """Projections of a weight after the optimizer's step: callables `w -> w`, under Keras's names.
 
+>>> get("unit_norm")
+UnitNorm(axis=0)
+
 The norms are over `axis` (0, the rows, by default), so every column of a kernel has its own.
 
 Source: `tf.keras.constraints` (v2.9).
@@ -7,13 +10,13 @@ Source: `tf.keras.constraints` (v2.9).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._identifiers import Configurable, build, describe
+from ._identifiers import Configurable, Registry, name_classes
 
 EPSILON = 1e-7  # Keras's backend.epsilon()
 
@@ -113,37 +116,10 @@ def _norm(w: Tensor, axis: int | list[int]) -> Tensor:
 max_norm, non_neg, unit_norm = MaxNorm, NonNeg, UnitNorm
 min_max_norm, radial_constraint = MinMaxNorm, RadialConstraint
 
-TABLE: dict[str, Callable[..., Constraint]] = {
-    "max_norm": MaxNorm,
-    "non_neg": NonNeg,
-    "unit_norm": UnitNorm,
-    "min_max_norm": MinMaxNorm,
-    "radial_constraint": RadialConstraint,
+TABLE = name_classes(
+    (MaxNorm, NonNeg, UnitNorm, MinMaxNorm, RadialConstraint),
     # Keras 1's spellings, which 2.9 still takes.
-    "maxnorm": MaxNorm,
-    "nonneg": NonNeg,
-    "unitnorm": UnitNorm,
-}
-TABLE |= {factory.__name__: factory for factory in TABLE.values()}
-
-
-def get(identifier: Any) -> Callable[[Tensor], Tensor] | None:
-    """Return the constraint that a name, dict, class or callable stands for; None stays None.
-
-    >>> get("unit_norm")
-    UnitNorm(axis=0)
-
-    Raises:
-        ValueError: "Unknown constraint: ..." for an unknown name.
-    """
-    return build(identifier, "constraint", TABLE)
-
-
-def serialize(constraint: Any) -> Any:
-    """Return `{"class_name", "config"}` of a constraint, or a plain function's name."""
-    return describe(constraint, "constraint")
-
-
-def deserialize(config: Any, custom_objects: Mapping[str, Any] | None = None) -> Callable[[Tensor], Tensor] | None:
-    """Return the constraint that `serialize` described; `custom_objects` is asked first."""
-    return build(config, "constraint", TABLE, custom_objects)
+    maxnorm=MaxNorm, nonneg=NonNeg, unitnorm=UnitNorm,
+)  # fmt: skip
+registry = Registry("constraint", TABLE)
+get, serialize, deserialize = registry.get, registry.serialize, registry.deserialize

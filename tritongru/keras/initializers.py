@@ -3,6 +3,9 @@
 An initializer is called as `init(shape, dtype, device, generator)` and returns a tensor in Keras's layout, where
 `fan_in = shape[-2]` and `fan_out = shape[-1]`: the transpose of what `torch.nn.init` assumes.
 
+>>> get("glorot_uniform")
+GlorotUniform(seed=None)
+
 Source: `tf.keras.initializers` (v2.9).
 """
 
@@ -12,10 +15,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ._identifiers import Configurable, build, describe
+from ._identifiers import Configurable, Registry, name_classes
 
 # The standard deviation of a unit normal cut at two deviations (Keras's constant, scipy.stats.truncnorm.std(-2, 2)).
 TRUNCATED_STDDEV = 0.87962566103423978
@@ -75,7 +79,11 @@ class Constant(Initializer):
         self.value = value
 
     def fill(self, tensor: Tensor, generator: torch.Generator | None) -> None:
-        values = torch.as_tensor(self.value, dtype=tensor.dtype, device=tensor.device)
+        value = self.value
+        if isinstance(value, Mapping):
+            # Keras 3 writes an array as {"class_name": "__numpy__", "config": {"value": ..., "dtype": ...}}.
+            value = value["config"]["value"]
+        values = torch.as_tensor(value, dtype=tensor.dtype, device=tensor.device)
         if values.numel() not in (1, tensor.numel()):
             raise ValueError(f"`value` has shape {tuple(values.shape)}, the weight has shape {tuple(tensor.shape)}")
         tensor.copy_(values if values.numel() == 1 else values.reshape(tensor.shape))
@@ -244,6 +252,24 @@ class Identity(Initializer):
         return {"gain": self.gain}
 
 
+def draw(init: Callable[..., Any] | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return what `init` gives for a weight: an `Initializer`, or a callable of (shape, dtype) as Keras has them.
+
+    None stands for `GlorotUniform`, as in Keras.
+
+    Raises:
+        ValueError: it gives another shape.
+    """
+    init = GlorotUniform() if init is None else init
+    if isinstance(init, Initializer):
+        return init(shape, dtype=dtype, device=device)
+    value = init(shape, dtype=dtype)
+    value = torch.as_tensor(value if isinstance(value, Tensor) else np.asarray(value), dtype=dtype, device=device)
+    if value.shape != shape:
+        raise ValueError(f"The initializer {init!r} gave shape {tuple(value.shape)} for a weight of shape {shape}")
+    return value
+
+
 def compute_fans(shape: Sequence[int]) -> tuple[int, int]:
     """Return (fan_in, fan_out) of a weight in Keras's layout; leading axes are a receptive field."""
     if len(shape) < 2:
@@ -267,31 +293,10 @@ orthogonal, identity, constant = Orthogonal, Identity, Constant
 zeros = zero = Zeros
 ones = one = Ones
 
-_NAMES = (
-    "glorot_uniform glorot_normal he_uniform he_normal lecun_uniform lecun_normal random_uniform uniform random_normal "
-    "normal truncated_normal variance_scaling orthogonal identity constant zeros zero ones one"
-)
-TABLE: dict[str, Callable[..., Initializer]] = {name: globals()[name] for name in _NAMES.split()}
-TABLE |= {factory.__name__: factory for factory in TABLE.values()}
-
-
-def get(identifier: Any) -> Callable[..., Tensor] | None:
-    """Return the initializer that a name, dict, class or callable stands for; None stays None.
-
-    >>> get("glorot_uniform")
-    GlorotUniform(seed=None)
-
-    Raises:
-        ValueError: "Unknown initializer: ..." for an unknown name.
-    """
-    return build(identifier, "initializer", TABLE)
-
-
-def serialize(initializer: Any) -> Any:
-    """Return `{"class_name", "config"}` of an initializer, or a plain function's name."""
-    return describe(initializer, "initializer")
-
-
-def deserialize(config: Any, custom_objects: Mapping[str, Any] | None = None) -> Callable[..., Tensor] | None:
-    """Return the initializer that `serialize` described; `custom_objects` is asked first."""
-    return build(config, "initializer", TABLE, custom_objects)
+TABLE = name_classes(
+    (GlorotUniform, GlorotNormal, HeUniform, HeNormal, LecunUniform, LecunNormal, RandomUniform, RandomNormal,
+     TruncatedNormal, VarianceScaling, Orthogonal, Identity, Constant, Zeros, Ones),
+    uniform=RandomUniform, normal=RandomNormal, zero=Zeros, one=Ones,
+)  # fmt: skip
+registry = Registry("initializer", TABLE)
+get, serialize, deserialize = registry.get, registry.serialize, registry.deserialize

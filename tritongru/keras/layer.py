@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import functional, ragged, spec
 from ..dispatch import Decision
 from . import regularizers
-from .arguments import as_steps, serialize_or_keep, split_inputs
+from .arguments import as_steps, split_inputs
 from .dropout import draw_masks
 from .state import KeptState
 
@@ -233,7 +233,7 @@ class GRU(KeptState):
         config = super().get_config()
         names = ("return_sequences", "return_state", "go_backwards", "stateful", "unroll", "time_major")
         config |= {name: getattr(self, name) for name in names}
-        config["activity_regularizer"] = serialize_or_keep(regularizers.serialize, self.activity_regularizer)
+        config["activity_regularizer"] = regularizers.registry.describe(self.activity_regularizer)
         if self._batch_size is not None and self._given_input_size is not None:
             steps = (None, self._batch_size) if self.time_major else (self._batch_size, None)
             config["batch_input_shape"] = (*steps, self._given_input_size)

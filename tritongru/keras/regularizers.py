@@ -1,19 +1,21 @@
 """Penalties on a weight or an output: callables `w -> scalar`, under Keras's names.
 
+>>> get("l2")
+L2(l2=0.009999999776482582)
+
 Source: `tf.keras.regularizers` (v2.9).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._identifiers import Configurable, build, describe
+from ._identifiers import Configurable, Registry, name_classes
 
 
 class Regularizer(Configurable):
@@ -114,35 +116,6 @@ def l1_l2(l1: float = 0.01, l2: float = 0.01) -> L1L2:
 l1, l2 = L1, L2
 orthogonal_regularizer = OrthogonalRegularizer
 
-TABLE: dict[str, Callable[..., Regularizer]] = {
-    "l1": L1,
-    "l2": L2,
-    "l1_l2": l1_l2,
-    "orthogonal_regularizer": OrthogonalRegularizer,
-    "L1": L1,
-    "L2": L2,
-    "L1L2": L1L2,
-    "OrthogonalRegularizer": OrthogonalRegularizer,
-}
-
-
-def get(identifier: Any) -> Callable[[Tensor], Tensor] | None:
-    """Return the regularizer that a name, dict, class or callable stands for; None stays None.
-
-    >>> get("l2")
-    L2(l2=0.009999999776482582)
-
-    Raises:
-        ValueError: "Unknown regularizer: ..." for an unknown name.
-    """
-    return build(identifier, "regularizer", TABLE)
-
-
-def serialize(regularizer: Any) -> Any:
-    """Return `{"class_name", "config"}` of a regularizer, or a plain function's name."""
-    return describe(regularizer, "regularizer")
-
-
-def deserialize(config: Any, custom_objects: Mapping[str, Any] | None = None) -> Callable[[Tensor], Tensor] | None:
-    """Return the regularizer that `serialize` described; `custom_objects` is asked first."""
-    return build(config, "regularizer", TABLE, custom_objects)
+TABLE = name_classes((L1, L2, OrthogonalRegularizer), l1_l2=l1_l2, L1L2=L1L2)
+registry = Registry("regularizer", TABLE)
+get, serialize, deserialize = registry.get, registry.serialize, registry.deserialize

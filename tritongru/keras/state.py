@@ -72,6 +72,11 @@ class KeptState(RecurrentWeights):
         """[the kept state (B,U)] of a stateful layer after its first call, else [None]."""
         return [self._state]
 
+    def get_initial_state(self, inputs) -> list[Tensor]:
+        """Return [zeros (B,U)] for `inputs` (B,T,I), (T,B,I) if `time_major`: what a call begins with by default."""
+        batch = inputs.shape[1 - self._time_axis]
+        return [torch.zeros(batch, self.units, dtype=self.compute_dtype, device=inputs.device)]
+
     @torch.no_grad()
     def reset_states(self, states=None) -> None:
         """Set the kept state to zeros, or to `states`: (B,U) or a list of it.

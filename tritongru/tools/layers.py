@@ -81,7 +81,6 @@ def fill_layer(entry: Entry, layer: GRU | Bidirectional) -> None:
     for half, target in zip(halves, targets, strict=True):
         if half.arrays[1].shape[0] != target.units:
             raise ValueError(f"the layer {half.name!r} has units={half.arrays[1].shape[0]}, `layer` {target.units}")
-    # Of both first the shapes, so that a misfit changes nothing.
     layer.build(halves[0].arrays[0].shape[0])
     layer.set_weights([array for half in halves for array in half.arrays])
 

@@ -175,8 +175,10 @@ def write_states(path: str | Path, tensors: Mapping[str, Tensor], configs: Mappi
 
 def keras_tensors(names: Sequence[str], layers: Sequence[Any]) -> dict[str, Tensor]:
     """Return the weights of layers under this package's names, each behind its layer's name if that is not empty."""
-    return {
-        f"{name}.{key}" if name else key: tensor
-        for name, layer in zip(names, layers, strict=True)
-        for key, tensor in layer.state_dict().items()
-    }
+    tensors = {}
+    for name, layer in zip(names, layers, strict=True):
+        sides = ("",) if len(layer._parts) == 1 else ("forward_layer", "backward_layer")
+        for side, part in zip(sides, layer._parts, strict=True):
+            for kind, tensor in part._named_weights():
+                tensors[".".join(word for word in (name, side, kind) if word)] = tensor
+    return tensors
