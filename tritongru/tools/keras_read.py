@@ -21,11 +21,10 @@ import numpy as np
 
 from ..weights import check_keras_shapes
 from .entries import Entry, half_configs, join_halves
+from .hdf5 import Source, to_text
 from .untrusted import (
     FAULTS,
-    MAX_FREE_BYTES,
     MAX_JSON_BYTES,
-    MAX_RATIO,
     check_file,
     check_heaps,
     list_members,
@@ -52,10 +51,8 @@ def read_entries(path: str | Path) -> list[Entry]:
             return _read_zip(path)
         if path.stat().st_size == 0:
             raise ValueError("the file is empty")
-        with path.open("rb") as file:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                check_heaps(data)
-            return _read_h5(file, path.stat().st_size, None)
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _read_h5(file, data, None)
 
 
 def _read_zip(path: Path) -> list[Entry]:
@@ -70,24 +67,26 @@ def _read_zip(path: Path) -> list[Entry]:
             metadata = parse_json(read_member(archive, members["metadata.json"], MAX_JSON_BYTES), "metadata.json")
             version = str(metadata.get("keras_version", version)) if isinstance(metadata, dict) else version
         weights = read_member(archive, members["model.weights.h5"], None)
-    check_heaps(weights)
-    return _read_h5(io.BytesIO(weights), len(weights), (config, version))
+    return _read_h5(io.BytesIO(weights), weights, (config, version))
 
 
-def _read_h5(file: IO[bytes], size: int, described: tuple[Any, str] | None) -> list[Entry]:
+def _read_h5(file: IO[bytes], data: bytes | mmap.mmap, described: tuple[Any, str] | None) -> list[Entry]:
     try:
         import h5py
     except ImportError as error:
         raise ImportError("reading Keras files needs h5py: pip install 'tritongru[convert]'") from error
+    check_heaps(data)
     with h5py.File(file, "r") as root:
+        source = Source(root, data)
         if described is None and "model_config" in root.attrs:
-            text = _text(root.attrs["model_config"])
-            described = parse_json(text, "the attribute 'model_config'"), _text(root.attrs.get("keras_version", "2"))
-        top = _child(root, "model_weights") if "model_weights" in root else root
+            text = to_text(source.attribute(root, "model_config"))
+            version = to_text(source.attribute(root, "keras_version")) if "keras_version" in root.attrs else "2"
+            described = parse_json(text, "the attribute 'model_config'"), version
+        top = source.child(root, "model_weights") if "model_weights" in root else root
         if "layer_names" in top.attrs or "layer_names0" in top.attrs:
-            entries = _read_legacy(top, size)
+            entries = _read_legacy(source, top)
         elif "layers" in root or "_layer_checkpoint_dependencies" in root or "vars" in root or "cell" in root:
-            entries = _read_v3(root, size)
+            entries = _read_v3(source)
         else:
             raise ValueError("it has neither the attribute 'layer_names' nor the group 'layers' of Keras weights")
     configs = {} if described is None else collect_configs(described[0])
@@ -103,19 +102,19 @@ def _read_h5(file: IO[bytes], size: int, described: tuple[Any, str] | None) -> l
     return join_halves(entries, {name: {**w, "keras_version": version} for name, w in collect_wrappers(model).items()})
 
 
-def _read_legacy(top: Any, size: int) -> list[Entry]:
+def _read_legacy(source: Source, top: Any) -> list[Entry]:
     entries = []
-    for layer in _read_names(top, "layer_names"):
-        group = _child(top, layer)
+    for layer in _read_names(source, top, "layer_names"):
+        group = source.child(top, layer)
         cells: dict[str, list[str]] = {}
-        for name in _read_names(group, "weight_names"):
+        for name in _read_names(source, group, "weight_names"):
             cells.setdefault(name.rpartition("/")[0], []).append(name)
         recurrent = {cell: names for cell, names in cells.items() if any("recurrent_kernel" in n for n in names)}
         for cell, names in recurrent.items():
             # `layer/forward_gru/gru_cell/kernel:0`: the part before the cell tells the two directions apart.
             *outer, inner, _ = ["", "", *cell.split("/")][-3:]
             name = f"{layer}/{inner}" if len(recurrent) > 1 and inner else layer
-            entry = _read_entry(name, [lambda n=n, g=group: _child(g, n) for n in names], size)
+            entry = _read_entry(source, name, [lambda n=n, g=group: source.child(g, n) for n in names])
             if entry is not None:
                 entry.aliases = (inner,) if inner else ()
                 # Of a layer within a model within the model, the group has the name of the outer one.
@@ -125,21 +124,21 @@ def _read_legacy(top: Any, size: int) -> list[Entry]:
     return entries
 
 
-def _read_v3(root: Any, size: int) -> list[Entry]:
+def _read_v3(source: Source) -> list[Entry]:
     entries = []
-    stack: list[tuple[str, Any, tuple[str, ...], int]] = [("", root, (), 0)]
+    stack: list[tuple[str, Any, tuple[str, ...], int]] = [("", source.root, (), 0)]
     while stack:
         path, group, names, depth = stack.pop()
         if depth > MAX_DEPTH:
             raise ValueError(f"the group {path!r} is nested more than {MAX_DEPTH} deep")
-        own = _child(group, "vars").attrs.get("name") if "vars" in group else None
-        name = _text(own) if own is not None else ""
-        if path.rpartition("/")[2] == "cell" and "vars" in group:
-            variables = _child(group, "vars")
+        variables = source.child(group, "vars") if "vars" in group else None
+        named = variables is not None and "name" in variables.attrs
+        name = to_text(source.attribute(variables, "name")) if named else ""
+        if path.rpartition("/")[2] == "cell" and variables is not None:
             # A directory listing sorts 10 before 2; a GRU has three.
             keys = sorted(variables, key=lambda k: (len(k), k))
             short = path.rpartition("/")[0].removeprefix("layers/") or "gru"
-            entry = _read_entry(names[-1] or short, [lambda k=k, v=variables: _child(v, k) for k in keys], size)
+            entry = _read_entry(source, names[-1] or short, [lambda k=k, v=variables: source.child(v, k) for k in keys])
             if entry is not None:
                 entry.aliases = (short,)
                 owner, _, last = short.rpartition("/")
@@ -149,12 +148,12 @@ def _read_v3(root: Any, size: int) -> list[Entry]:
                 entries.append(entry)
         # Keras numbers the layers of one class: gru, gru_1, ... gru_10, which the file sorts as text.
         for key in sorted(group, key=_natural, reverse=True):
-            if key != "vars" and not _is_dataset(group, key):
-                stack.append((f"{path}/{key}".strip("/"), _child(group, key), (*names, name), depth + 1))
+            if key != "vars" and not source.is_array(group, key):
+                stack.append((f"{path}/{key}".strip("/"), source.child(group, key), (*names, name), depth + 1))
     return entries
 
 
-def _read_entry(name: str, openers: list[Any], size: int) -> Entry | None:
+def _read_entry(source: Source, name: str, openers: list[Any]) -> Entry | None:
     # None: another kind of recurrent layer. A GRU that is damaged is kept, so that its error can be told.
     entry = Entry(name, [])
     try:
@@ -165,64 +164,32 @@ def _read_entry(name: str, openers: list[Any], size: int) -> Entry | None:
         if len(shapes) not in (2, 3):
             raise ValueError(f"{len(shapes)} arrays, expected kernel, recurrent_kernel and an optional bias")
         check_keras_shapes(shapes[0], shapes[1], shapes[2] if len(shapes) == 3 else None)
-        entry.arrays = [_read_array(dataset, size) for dataset in datasets]
+        entry.arrays = [source.array(dataset) for dataset in datasets]
     except (ValueError, *FAULTS) as error:
         entry.problem = str(error) or type(error).__name__
     return entry
-
-
-def _read_array(dataset: Any, size: int) -> np.ndarray:
-    if dataset.dtype.kind != "f" or dataset.dtype.itemsize > 8:
-        raise ValueError(f"the array {dataset.name!r} has dtype {dataset.dtype}, expected a float of at most 64 bits")
-    if dataset.is_virtual or dataset.external:
-        raise ValueError(f"the array {dataset.name!r} keeps its values in another file")
-    if dataset.nbytes > MAX_FREE_BYTES + MAX_RATIO * size:
-        raise ValueError(f"the array {dataset.name!r} claims {dataset.nbytes} bytes in a file of {size}")
-    return np.asarray(dataset[()], dtype=dataset.dtype.newbyteorder("="))
-
-
-def _child(group: Any, path: str) -> Any:
-    # Step by step, so that no link on the way leads out of the file or round in a circle.
-    import h5py
-
-    for part in path.strip("/").split("/"):
-        if not isinstance(group, h5py.Group):
-            raise ValueError(f"{group.name!r} is an array, expected a group on the way to {path!r}")
-        link = group.get(part, getlink=True)
-        if link is None:
-            raise ValueError(f"{group.name.rstrip('/')}/{part} is missing")
-        if not isinstance(link, h5py.HardLink):
-            raise ValueError(f"{group.name.rstrip('/')}/{part} is a link, which a Keras file has not")
-        group = group[part]
-    return group
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _is_dataset(group: Any, key: str) -> bool:
-    import h5py
-
-    return isinstance(_child(group, key), h5py.Dataset)
-
-
-def _read_names(group: Any, attribute: str) -> list[str]:
+def _read_names(source: Source, group: Any, attribute: str) -> list[str]:
     # HDF5 limits an attribute to 64 KiB, so Keras splits a long list into attribute0, attribute1, ...
     if attribute in group.attrs:
-        return [_text(name) for name in np.ravel(group.attrs[attribute])]
+        return _to_names(source.attribute(group, attribute))
     names: list[str] = []
     chunk = 0
     while f"{attribute}{chunk}" in group.attrs:
-        names += [_text(name) for name in np.ravel(group.attrs[f"{attribute}{chunk}"])]
+        names += _to_names(source.attribute(group, f"{attribute}{chunk}"))
         chunk += 1
     if chunk == 0:
         raise ValueError(f"the group {group.name!r} has no attribute {attribute!r}")
     return names
 
 
-def _text(value: Any) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+def _to_names(values: Any) -> list[str]:
+    return [to_text(name) for name in np.ravel(values)]
 
 
 def collect_configs(model: Any) -> dict[str, dict[str, Any]]:

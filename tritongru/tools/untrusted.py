@@ -7,6 +7,7 @@ import json
 import mmap
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ FAULTS = (
     EOFError,
     NotImplementedError,
     zipfile.BadZipFile,
+    zlib.error,
 )
 
 
