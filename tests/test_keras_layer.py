@@ -550,7 +550,10 @@ def test_cell_steps_equal_the_layer(arguments):
     for t in range(T):
         output, [state] = cell(x[:, t], [state], training=True)
         assert output is state
-    masks = {"input_dropout": cell._dropout_mask, "recurrent_dropout": cell._recurrent_dropout_mask}
+    masks = {
+        "input_dropout": cell.get_dropout_mask_for_cell(x[:, 0], True),
+        "recurrent_dropout": cell.get_recurrent_dropout_mask_for_cell(state, True),
+    }
     for key, mask in masks.items():
         if key == "input_dropout" and mask is not None:
             masks[key] = [m[:, None] for m in (mask if isinstance(mask, list) else [mask])]

@@ -230,10 +230,9 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
         return cls(**config)
 
     def __getstate__(self) -> dict:
-        # A kept activity loss or mask belongs to one call and may hold a graph, which cannot be copied.
+        # A kept activity loss belongs to one call and may hold a graph, which cannot be copied.
         state = self.__dict__.copy()
-        for name in ("_dropout_mask", "_recurrent_dropout_mask", "_activity_losses"):
-            state.pop(name, None)
+        state.pop("_activity_losses", None)
         if not self.built:
             state["_unbuilt"] = (self.kernel.device, self.kernel.dtype)
         return state

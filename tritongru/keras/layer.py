@@ -9,7 +9,6 @@ from .. import functional, ragged, spec
 from ..dispatch import Decision
 from . import regularizers
 from .arguments import as_steps, split_inputs
-from .dropout import draw_masks
 from .state import KeptState
 
 
@@ -183,15 +182,16 @@ class GRU(KeptState):
         if dry:
             ones = [x.new_ones(()) for _ in range(count)]
             return (ones if self.dropout else None), (ones if self.recurrent_dropout else None)
-        # Drawn here and kept only to be asked for: another thread's call must not use them, nor a compiled one.
-        ones = x.new_ones(x.shape[1 - self._time_axis], self.units)
-        masks = draw_masks(x, self.dropout, "dropout", True, count, self._time_axis) if self.dropout else None
-        state_masks = None
-        if self.recurrent_dropout:
-            state_masks = draw_masks(ones, self.recurrent_dropout, "recurrent_dropout", True, count)
         if not torch.compiler.is_compiling():
-            self._dropout_mask, self._recurrent_dropout_mask = masks, state_masks
-        return [masks] if isinstance(masks, Tensor) else masks, state_masks
+            self.reset_dropout_mask()
+            self.reset_recurrent_dropout_mask()
+        # By the public methods, so that whoever replaces one of them decides what is dropped.
+        masks = self.get_dropout_mask_for_cell(x, training, count=count)
+        if masks is not None:
+            masks = [masks] if isinstance(masks, Tensor) else masks
+            masks = [mask.unsqueeze(self._time_axis) if mask.dim() == 2 else mask for mask in masks]
+        ones = x.new_ones(x.shape[1 - self._time_axis], self.units)
+        return masks, self.get_recurrent_dropout_mask_for_cell(ones, training, count=count)
 
     def _check_rank(self, x) -> None:
         problem = f'Input 0 of layer "{self.name}" is incompatible with the layer: `inputs`:'

@@ -25,11 +25,13 @@ FAULTS = (
     AttributeError,
     UnicodeError,
     MemoryError,
-    OverflowError,
+    ArithmeticError,
+    AssertionError,
     EOFError,
     NotImplementedError,
     zipfile.BadZipFile,
     zlib.error,
+    struct.error,
 )
 
 
