@@ -59,6 +59,8 @@ class GRU(nn.RNNBase):
         *args,
         recurrent_dropout: float = 0.0,
         backend: str = "auto",
+        device=None,
+        dtype=None,
         **kwargs,
     ):
         if "proj_size" in kwargs:
@@ -69,6 +71,8 @@ class GRU(nn.RNNBase):
             raise ValueError(f"`recurrent_dropout` must be a number in [0, 1], got {recurrent_dropout!r}")
         # Positional arguments past `bidirectional` mean in nn.GRU what they mean in RNNBase.
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
+        # Named, so that `torch.nn.utils.skip_init` finds them; nn.GRU's signature hides them.
+        kwargs |= {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
         super().__init__("GRU", *sizes, *args, **kwargs)
         if self.proj_size:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
@@ -132,7 +136,7 @@ class GRU(nn.RNNBase):
         if isinstance(input, PackedSequence):
             _refuse_with_packed(lengths, resets)
             x, valid = _pad(input)
-            x, hx, _, _ = self._prepare(x, _permute(hx, input.sorted_indices), None, None, time_major=True)
+            x, hx, _, _ = self._prepare(x, _sort_states(hx, input), None, None, time_major=True)
         else:
             x, hx, lengths, resets = self._prepare(input, hx, lengths, resets)
             valid = _valid_steps(lengths, x)
@@ -172,7 +176,7 @@ class GRU(nn.RNNBase):
 
     def _forward_packed(self, packed: PackedSequence, hx, backend) -> tuple[PackedSequence, Tensor]:
         x, valid = _pad(packed)
-        x, hx, _, _ = self._prepare(x, _permute(hx, packed.sorted_indices), None, None, time_major=True)
+        x, hx, _, _ = self._prepare(x, _sort_states(hx, packed), None, None, time_major=True)
         output, h_n = self._run_layers(x, hx, valid, None, backend)
         data = pack_padded_sequence(output, _lengths_of(packed.batch_sizes)).data
         out = PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
@@ -302,5 +306,9 @@ def _pad(packed: PackedSequence) -> tuple[Tensor, Tensor | None]:
     return x, None if full else _valid_steps(lengths.to(x.device), x)
 
 
-def _permute(hx: Tensor | None, order: Tensor | None) -> Tensor | None:
-    return hx if hx is None or order is None else hx.index_select(1, order)
+def _sort_states(hx: Tensor | None, packed: PackedSequence) -> Tensor | None:
+    """Return hx (L*D,B,U) with its rows in packed order; one that does not fit as it is, for the checks to name."""
+    order = packed.sorted_indices
+    if hx is None or order is None or hx.dim() != 3 or hx.shape[1] != len(order) or hx.device != order.device:
+        return hx
+    return hx.index_select(1, order)
