@@ -80,11 +80,7 @@ bench-quick: $(VENV)/.installed
 	$(BIN)/python -m tritongru bench --quick
 
 bench-cpu: $(VENV)/.peers
-	$(BIN)/python -m tritongru bench cpu named --device cpu --backends auto aten eager nn.GRU --memory --seconds 1.5 \
-		--budget 240 --csv bench/results/bench-cpu.csv
-	$(BIN)/python -m tritongru bench features recurrent-rl --device cpu --memory --seconds 1.5 --budget 180 \
-		--backends auto eager reference loop nn.GRU nn.GRU-packed keras --csv bench/results/bench-cpu.csv
-	$(BIN)/python -m tritongru bench --report
+	$(BIN)/python bench/cpu.py
 
 bench-report: $(VENV)/.installed
 	$(BIN)/python -m tritongru bench --report

@@ -146,6 +146,31 @@ def test_two_writers_lose_nothing(tmp_path):
     assert sorted((r.backend, r.samples) for r in rows) == [(name, n) for name in "ab" for n in range(20)]
 
 
+def test_wrong_options_and_files_are_named_before_anything_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "bench", lambda *a, **k: pytest.fail("ran"))
+    foreign = tmp_path / "foreign.csv"
+    foreign.write_text("a,b\n")
+    for options, named in ((["nonsense"], "nonsense"), (["--sizes", "1,2,0,4"], "1,2,0,4"),
+                           (["tiny", "--csv", str(foreign)], "foreign.csv")):  # fmt: skip
+        assert main(["bench", "--csv", str(tmp_path / "b.csv"), *options]) == 2
+        assert named in capsys.readouterr().err
+    assert foreign.read_text() == "a,b\n"
+
+
+def test_an_interrupted_run_keeps_its_rows(tmp_path, capsys, monkeypatch):
+    right = bench.run_cell
+
+    def cut(work, direction, *rest):
+        if direction == TRAINING:
+            raise KeyboardInterrupt
+        return right(work, direction, *rest)
+
+    monkeypatch.setattr(bench, "run_cell", cut)
+    path = tmp_path / "b.csv"
+    assert main(["bench", "tiny", "--backends", "eager", "--seconds", "0", "--csv", str(path)]) == 130
+    assert len(results.read_results(path)) == 1 and "interrupted" in capsys.readouterr().out
+
+
 def test_the_command_line(tmp_path, capsys):
     path = tmp_path / "b.csv"
     sizes = ["bench", "--sizes", "3,2,1,4", "--backends", "eager", "--seconds", "0", "--csv", str(path)]

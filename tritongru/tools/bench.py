@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -211,23 +213,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the benchmark that `args` describe; 1 if a backend of this package failed."""
-    if args.report:
-        from .report import write_report
+    """Do what `args` describe; 1 if a backend of this package failed, 2 for wrong options or an unusable file."""
+    try:
+        if args.report:
+            from .report import write_report
 
-        print(f"wrote {write_report()}")
-        return 0
-    if args.plots is not None:
-        from .plots import draw
+            print(f"wrote {write_report()}")
+            return 0
+        if args.plots is not None:
+            from .plots import draw
 
-        for path in draw(read_results(args.csv), args.plots):
-            print(f"wrote {path}")
-        return 0
+            for path in draw(read_results(args.csv), args.plots):
+                print(f"wrote {path}")
+            return 0
+        return _measure(args)
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+
+
+def _measure(args: argparse.Namespace) -> int:
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    if device.type == "cpu" and is_interpreted():
-        print("TRITON_INTERPRET=1: times of the triton backend are those of its interpreter")
     if args.sizes:
         workloads = [parse_size(text) for text in args.sizes]
     else:
@@ -240,25 +248,41 @@ def main(args: argparse.Namespace) -> int:
         backends = [name for name in backends if name not in PEERS]
     seconds = args.seconds if args.seconds is not None else 0.25 if args.quick else 1.0
     budget = args.budget if args.budget is not None else QUICK_SECONDS if args.quick else None
+    _warn_of_noise(device)
+    append_results(args.csv, [])  # a file that cannot be written is better known before than after
     total = len(workloads) * len(dtypes) * len(args.directions)
+    rows: list[Result] = []
+    interrupted = False
     with show_progress("bench", total) as advance:
 
-        def report(rows: list[Result]) -> None:
-            append_results(args.csv, rows)
-            advance(f"{rows[0].workload} {rows[0].direction}")
+        def report(found: list[Result]) -> None:
+            append_results(args.csv, found)
+            rows.extend(found)
+            advance(f"{found[0].workload} {found[0].direction}")
 
-        rows = bench(
-            workloads, dtypes, args.directions, backends, device, seconds, budget, args.memory, report
-        )  # fmt: skip
+        try:
+            bench(workloads, dtypes, args.directions, backends, device, seconds, budget, args.memory, report)
+        except KeyboardInterrupt:
+            interrupted = True
     print_results(rows)
     done = len({row.cell for row in rows})
     if done < total:
-        print(f"{total - done} of {total} cells were left out: the budget of {budget:g} s was spent")
+        reason = "interrupted" if interrupted else f"the budget of {budget:g} s was spent"
+        print(f"{total - done} of {total} cells were left out: {reason}")
     print(f"{len(rows)} rows added to {args.csv}")
     if has_failed(rows):
         print("FAIL: a backend of this package failed, see the notes")
         return 1
-    return 0
+    return 130 if interrupted else 0
+
+
+def _warn_of_noise(device: torch.device) -> None:
+    if device.type == "cpu" and is_interpreted():
+        print("TRITON_INTERPRET=1: times of the triton backend are those of its interpreter")
+    if device.type == "cpu" and hasattr(os, "getloadavg"):
+        load, cores = os.getloadavg()[0], os.cpu_count() or 1
+        if load > 0.5 * cores:
+            print(f"the machine is busy (load {load:.1f} on {cores} cores): the times will be noisy")
 
 
 def _first_line(error: Exception) -> str:
