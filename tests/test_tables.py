@@ -308,3 +308,17 @@ def test_shipped_tables_fit_their_device(path):
     for one in table.entries:
         assert misfits(table, one) == [], str(one)
         assert 0 < one.shared <= device.shared_memory and 0 < one.registers <= 512, str(one)
+
+
+@pytest.mark.parametrize("kernel", tables.KERNELS)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_entry_compiles_to_what_it_says(path, kernel):
+    """One entry that is compiled fast; `make tune-verify` compiles all of them."""
+    pytest.importorskip("triton")
+    from tritongru.tools.tune_compile import Job, compile_job
+
+    table = tables.read(path)
+    quick = [one for one in table.entries if one.key.kernel == kernel and one.config.schedule == STEPS]
+    one = min(quick, key=lambda one: (one.key.dtype, one.key.units, one.batches))
+    compiled = compile_job(Job(table.device["target"], one.key, one.config))
+    assert compiled.wrong == () and compiled.shared <= one.shared, str(one)

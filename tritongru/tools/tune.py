@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -229,6 +230,8 @@ def main(args: argparse.Namespace) -> int:
     groups = [[] if name == "plain" else name.split("+") for name in args.flags]
     given = ("precision", "kernels", "target", "processors", "out", "jobs", "depth", "seconds", "minutes", "rehearse")
     same = {name: getattr(args, name) for name in given}
+    # What ends a job on a shared machine is to keep what was found, as Ctrl-C does.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if args.workloads is None:
             sizes = REHEARSED if args.rehearse else (UNITS, BATCHES)
@@ -243,6 +246,8 @@ def main(args: argparse.Namespace) -> int:
     except (OSError, ValueError, RuntimeError) as error:
         print(f"tune: {error}", file=sys.stderr)
         return 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
     for result in results:
         _print_winners(result)
     return 130 if results[-1].interrupted else 0
