@@ -35,20 +35,20 @@ def assert_gradients_equal(a: nn.Module, b: nn.Module, **tolerance):
 @torch._dynamo.config.patch(error_on_recompile=True)
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("extra", ["plain", "lengths", "resets", "hx"])
-def test_compile_without_breaks_or_recompiles(bidirectional, extra):
+def test_compile_without_breaks_or_recompiles(bidirectional, extra, device):
     torch._dynamo.reset()
-    layer = GRU(3, 5, 2, bidirectional=bidirectional)
+    layer = GRU(3, 5, 2, bidirectional=bidirectional, device=device)
     expected = copy.deepcopy(layer)
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
     for T, B in ((7, 6), (5, 3), (11, 4), (3, 9)):
-        x = torch.randn(T, B, 3)
+        x = torch.randn(T, B, 3, device=device)
         kwargs = {}
         if extra == "lengths":
-            kwargs["lengths"] = torch.randint(0, T + 1, (B,))
+            kwargs["lengths"] = torch.randint(0, T + 1, (B,), device=device)
         elif extra == "resets":
-            kwargs["resets"] = torch.rand(T, B) < 0.3
+            kwargs["resets"] = torch.rand(T, B, device=device) < 0.3
         elif extra == "hx":
-            kwargs["hx"] = torch.randn(2 * (1 + bidirectional), B, 5)
+            kwargs["hx"] = torch.randn(2 * (1 + bidirectional), B, 5, device=device)
         for module, run in ((layer, compiled), (expected, expected)):
             module.zero_grad()
             output, h_n = run(x, **kwargs)
@@ -59,13 +59,13 @@ def test_compile_without_breaks_or_recompiles(bidirectional, extra):
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_export_with_dynamic_axes(bidirectional):
-    layer = GRU(3, 5, 2, bidirectional=bidirectional, batch_first=True).eval()
+def test_export_with_dynamic_axes(bidirectional, device):
+    layer = GRU(3, 5, 2, bidirectional=bidirectional, batch_first=True, device=device).eval()
     B, T = torch.export.Dim("B", min=2, max=64), torch.export.Dim("T", min=2, max=512)
-    x = torch.randn(4, 7, 3)
+    x = torch.randn(4, 7, 3, device=device)
     program = torch.export.export(layer, (x,), dynamic_shapes=({0: B, 1: T},))
     for shape in ((4, 7, 3), (3, 12, 3)):
-        x = torch.randn(shape)
+        x = torch.randn(shape, device=device)
         torch.testing.assert_close(program.module()(x), layer(x))
 
 
@@ -112,11 +112,11 @@ def test_opcheck_of_the_backward_operators(mask):
 
 
 @pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16])
-def test_autocast(lower):
-    layer = GRU(3, 8, 2, bidirectional=True)
-    x = torch.randn(6, 4, 3)
-    with torch.autocast("cpu", dtype=lower):
-        output, h_n = layer(x, torch.zeros(4, 4, 8))
+def test_autocast(lower, device):
+    layer = GRU(3, 8, 2, bidirectional=True, device=device)
+    x = torch.randn(6, 4, 3, device=device)
+    with torch.autocast(device, dtype=lower):
+        output, h_n = layer(x, torch.zeros(4, 4, 8, device=device))
     assert output.dtype == h_n.dtype == lower
     (output.float().square().sum() + h_n.float().sum()).backward()
     half = [p.grad.clone() for p in layer.parameters()]
@@ -130,10 +130,10 @@ def test_autocast(lower):
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpoint(use_reentrant):
-    layer = GRU(3, 5, 2, dropout=0.5)
+def test_checkpoint(use_reentrant, device):
+    layer = GRU(3, 5, 2, dropout=0.5, device=device)
     twin = copy.deepcopy(layer)
-    x = torch.randn(6, 2, 3, requires_grad=True)
+    x = torch.randn(6, 2, 3, device=device, requires_grad=True)
     y = x.detach().clone().requires_grad_()
     torch.manual_seed(5)
     layer(x)[0].square().sum().backward()
@@ -161,10 +161,10 @@ def test_gradient_penalty_equals_torch():
     assert_gradients_equal(ours, theirs)
 
 
-def test_func_grad_and_per_sample_gradients():
-    layer = GRU(3, 5, 2, bidirectional=True, dtype=F64)
+def test_func_grad_and_per_sample_gradients(device):
+    layer = GRU(3, 5, 2, bidirectional=True, dtype=F64, device=device)
     parameters = dict(layer.named_parameters())
-    x = torch.randn(4, 3, 3, dtype=F64)
+    x = torch.randn(4, 3, 3, dtype=F64, device=device)
 
     def loss(parameters, x):
         return functional_call(layer, parameters, (x,))[0].square().sum()
@@ -178,11 +178,11 @@ def test_func_grad_and_per_sample_gradients():
         torch.testing.assert_close(each[name].sum(0), p.grad, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_func_ensemble_of_stacked_parameters():
-    members = [GRU(3, 5, 2, dtype=F64) for _ in range(3)]
+def test_func_ensemble_of_stacked_parameters(device):
+    members = [GRU(3, 5, 2, dtype=F64, device=device) for _ in range(3)]
     parameters, buffers = stack_module_state(members)
     skeleton = copy.deepcopy(members[0]).to("meta")
-    x = torch.randn(6, 2, 3, dtype=F64)
+    x = torch.randn(6, 2, 3, dtype=F64, device=device)
 
     def call(parameters, buffers, x):
         return functional_call(skeleton, (parameters, buffers), (x,))
@@ -276,9 +276,9 @@ def test_to_dtype_and_meta_and_shared_memory():
     assert empty(torch.randn(4, 2, 3))[0].isfinite().all()
 
 
-def test_weight_norm_and_parametrization():
-    layer = GRU(3, 5)
-    x = torch.randn(4, 2, 3)
+def test_weight_norm_and_parametrization(device):
+    layer = GRU(3, 5, device=device)
+    x = torch.randn(4, 2, 3, device=device)
     expected = layer(x)[0]
     nn.utils.parametrizations.weight_norm(layer, "weight_hh_l0")
     torch.testing.assert_close(layer(x)[0], expected)
@@ -293,17 +293,17 @@ def test_weight_norm_and_parametrization():
         def forward(self, w):
             return w * 0
 
-    plain = GRU(3, 5)
+    plain = GRU(3, 5, device=device)
     nn.utils.parametrize.register_parametrization(plain, "weight_ih_l0", Zero())
-    torch.testing.assert_close(plain(x)[0], plain(torch.randn(4, 2, 3))[0])
+    torch.testing.assert_close(plain(x)[0], plain(torch.randn(4, 2, 3, device=device))[0])
 
 
 @pytest.mark.parametrize("shape", ["U", "1U", "BU"])
-def test_learnable_initial_state(shape):
+def test_learnable_initial_state(shape, device):
     B, T, I, U = 3, 4, 2, 5
-    state = torch.randn({"U": (U,), "1U": (1, U), "BU": (B, U)}[shape], dtype=F64, requires_grad=True)
-    x, kernel = torch.randn(B, T, I, dtype=F64), torch.randn(I, 3 * U, dtype=F64)
-    recurrent = torch.randn(U, 3 * U, dtype=F64)
+    state = torch.randn({"U": (U,), "1U": (1, U), "BU": (B, U)}[shape], dtype=F64, device=device, requires_grad=True)
+    x, kernel = torch.randn(B, T, I, dtype=F64, device=device), torch.randn(I, 3 * U, dtype=F64, device=device)
+    recurrent = torch.randn(U, 3 * U, dtype=F64, device=device)
     outputs, last = tritongru.gru(x, kernel, recurrent, None, state)
     (outputs.square().sum() + last.sum()).backward()
     full = state.detach().expand(B, U).clone().requires_grad_()
@@ -312,16 +312,16 @@ def test_learnable_initial_state(shape):
     torch.testing.assert_close(state.grad, full.grad.sum_to_size(state.shape))
 
 
-def test_learnable_hx_of_a_deep_layer():
-    layer = GRU(3, 5, 2, bidirectional=True)
-    hx = nn.Parameter(torch.zeros(4, 1, 5))
-    layer(torch.randn(6, 3, 3), hx.expand(-1, 3, -1))[0].sum().backward()
+def test_learnable_hx_of_a_deep_layer(device):
+    layer = GRU(3, 5, 2, bidirectional=True, device=device)
+    hx = nn.Parameter(torch.zeros(4, 1, 5, device=device))
+    layer(torch.randn(6, 3, 3, device=device), hx.expand(-1, 3, -1))[0].sum().backward()
     assert hx.grad.shape == hx.shape and hx.grad.flatten(1).any(1).all()
 
 
-def test_deterministic_mode_repeats_bit_for_bit():
-    layer = GRU(3, 5, 2, bidirectional=True)
-    x, lengths = torch.randn(6, 4, 3), [6, 2, 5, 1]
+def test_deterministic_mode_repeats_bit_for_bit(device):
+    layer = GRU(3, 5, 2, bidirectional=True, device=device)
+    x, lengths = torch.randn(6, 4, 3, device=device), [6, 2, 5, 1]
     runs = []
     for _ in range(2):
         layer.zero_grad()
@@ -361,7 +361,7 @@ def test_two_processes_give_the_gradients_of_one(kind, tmp_path):
     torch.multiprocessing.spawn(_train_in_shards, (kind, str(tmp_path / "store")), nprocs=2)
 
 
-def test_a_sequential_model_trains():
+def test_a_sequential_model_trains(device):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -371,11 +371,11 @@ def test_a_sequential_model_trains():
         def forward(self, x):
             return self.head(self.gru(x)[1][-1])
 
-    model = Model()
+    model = Model().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
     losses = []
     for _ in range(60):
-        x = torch.randint(0, 2, (32, 6, 1)).float()
+        x = torch.randint(0, 2, (32, 6, 1), device=device).float()
         loss = (model(x) - x.mean(1)).square().mean()
         optimizer.zero_grad()
         loss.backward()

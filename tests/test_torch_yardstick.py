@@ -218,14 +218,14 @@ def test_a_wrong_state_dict_is_named():
 
 
 @pytest.mark.parametrize("lower", [torch.float16, torch.bfloat16])
-def test_gradient_scaler(lower):
-    layer = GRU(3, 8, 2)
+def test_gradient_scaler(lower, device):
+    layer = GRU(3, 8, 2, device=device)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    x, losses = torch.randn(6, 4, 3), []
+    scaler = torch.amp.GradScaler(device, init_scale=2.0**10)
+    x, losses = torch.randn(6, 4, 3, device=device), []
     for _ in range(5):
         optimizer.zero_grad()
-        with torch.autocast("cpu", dtype=lower):
+        with torch.autocast(device, dtype=lower):
             loss = layer(x)[0].float().square().mean()
         scaler.scale(loss).backward()
         scaler.step(optimizer)
