@@ -95,11 +95,13 @@ def gru_reference(
         return value if drop is None else value * drop
 
     h, y = h0, torch.zeros_like(h0)
+    # Taken apart at once: the gradient of one step picked at a time is as long as the sequence, for every step.
+    inputs = xs.unbind(0)
     outputs = []
     for t in reversed(range(T)) if go_backwards else range(T):
         if restart is not None:
             h = torch.where(restart[t, :, None], fresh[t], h)
-        x_z, x_r, x_n = (dropped(xs[t], m if m is None else m[t]) for m in drop_x)
+        x_z, x_r, x_n = (dropped(inputs[t], m if m is None else m[t]) for m in drop_x)
         h_z, h_r, h_n = (dropped(h, m) for m in drop_h)
 
         z = g(x_z @ w_z + b_z + h_z @ u_z + c_z)
