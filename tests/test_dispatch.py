@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tritongru
-from tritongru import UnsupportedError, dispatch, faults
+from tritongru import UnsupportedError, dispatch, faults, functional
 from tritongru.dispatch import Facts, decide
 from tritongru.spec import BACKENDS, Shape, Variant
 from tritongru.tools.cases import Case, make_arguments
@@ -94,6 +94,31 @@ def test_auto_never_raises_and_accounts_for_every_backend(**description) -> None
     assert decision.backend not in decision.rejected
     assert all(reasons and all(reasons) for reasons in decision.rejected.values())
     assert decide(facts(**description), decision.backend).backend == decision.backend
+
+
+def test_auto_on_a_cpu_takes_the_faster_of_eager_and_aten() -> None:
+    def chosen(time: int, batch: int, units: int, wants_gradients: bool, device: str = "cpu") -> str:
+        shape = Shape(batch, time, 8, units)
+        return decide(facts(device, units=units, shape=shape, wants_gradients=wants_gradients)).backend
+
+    assert chosen(1, 1, 256, False) == chosen(1, 64, 256, True) == "aten"
+    assert chosen(100, 1, 64, True) == chosen(100, 32, 128, False) == chosen(1000, 1, 64, False) == "eager"
+    assert chosen(64, 1, 64, False) == "aten"
+    assert chosen(100, 32, 128, False, "mps") == "aten"
+
+
+def test_a_call_that_wants_gradients_says_so() -> None:
+    arguments = make_arguments(Case(2, 64, 3, 4, layout="torch"))
+    assert gru_decision(arguments) == "aten"
+    biases = tuple(b.requires_grad_() for b in arguments["bias"])
+    assert gru_decision(arguments | {"bias": biases}) == "eager"
+    with torch.no_grad():
+        assert gru_decision(arguments | {"bias": biases}) == "aten"
+
+
+def gru_decision(arguments: dict) -> str:
+    rest = dict(reset_state=None, input_dropout=None, recurrent_dropout=None, mask=None, lengths=None, resets=None)
+    return functional.explain_call(rest | arguments).backend
 
 
 def test_decision_reads_well() -> None:

@@ -41,6 +41,35 @@ def test_grid(layout: str, reset_after: bool, go_backwards: bool, recompute: boo
         assert_equals_oracle(case)
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("layout, reset_after, go_backwards", VARIANTS)
+def test_chunks_of_steps(monkeypatch, layout: str, reset_after: bool, go_backwards: bool, steps: int) -> None:
+    """States, gradients and sums cross from one chunk of steps to the next, and the last one may be shorter."""
+    monkeypatch.setattr("tritongru.eager.layout.CHUNK", 0)
+    monkeypatch.setattr("tritongru.eager.layout.CHUNK_ROWS", 3 * steps)
+    for seed, (mask, reset_state, dropouts, zero) in enumerate(FLAGS):
+        case = Case(
+            3, 5, 4, 5, "float64", seed, reset_after=reset_after, layout=layout, go_backwards=go_backwards,
+            recompute=seed % 3 == 1, mask=mask, resets=bool(seed % 2), reset_state=reset_state if seed % 2 else None,
+            recurrent_dropouts=dropouts, input_dropouts=(0, 3, 1)[seed % 3], zero_output_for_mask=zero,
+            use_bias=seed % 5 > 0, time_major=seed % 4 == 3,
+        )  # fmt: skip
+        assert_equals_oracle(case)
+    half = Case(3, 5, 4, 5, "bfloat16", 1, reset_after=reset_after, layout=layout, mask=True, resets=True)
+    assert_equals_oracle(half)
+
+
+def test_one_call_is_one_chunk_or_many(monkeypatch) -> None:
+    from tritongru.eager.layout import chunks
+
+    monkeypatch.setattr("tritongru.eager.layout.CHUNK", 24)
+    monkeypatch.setattr("tritongru.eager.layout.CHUNK_ROWS", 2)
+    assert list(chunks(7, 2, 4, False)) == [(0, 3), (3, 6), (6, 7)]
+    assert list(chunks(7, 2, 4, True)) == [(4, 7), (1, 4), (0, 1)]
+    assert list(chunks(0, 2, 4, False)) == []
+    assert list(chunks(2, 0, 4, False)) == [(0, 2)]
+
+
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize(
     "name",

@@ -130,18 +130,32 @@ def preference(facts: Facts) -> tuple[str, ...]:
     return ("triton", "aten", "eager", "reference")
 
 
-# From how many steps, or how many steps and products (T B U U), the eager scan is ahead of torch's GRU on a CPU. It
-# costs more per call and less per step. Measured: docs/performance.md, from the rows "cpu" of its CSV.
-EAGER_STEPS = {"training": 32, "inference": 512}
-EAGER_PRODUCTS = {"training": (16, 1 << 24), "inference": (16, 1 << 24)}
+@dataclass(frozen=True)
+class Threshold:
+    """From which size the eager scan is faster than torch's GRU: from `steps` on, or where all the others are reached.
+
+    Attributes:
+        steps: T alone. least_steps: T. rows: T B. products: T B U U.
+    """
+
+    steps: int
+    least_steps: int
+    rows: int
+    products: int
+
+
+# The eager scan costs more per call and less per step: its weights are copied once, its calls pass an operator.
+# Measured on a CPU; docs/performance.md says how, and what was measured.
+EAGER_FROM = {"training": Threshold(32, 16, 512, 1 << 24), "inference": Threshold(512, 16, 512, 1 << 24)}
 
 
 def prefers_eager(shape: Shape, wants_gradients: bool) -> bool:
     """Return whether the eager scan is expected to be faster than torch's own GRU on a CPU."""
-    mode = "training" if wants_gradients else "inference"
-    steps, products = EAGER_PRODUCTS[mode]
-    done = shape.time * shape.batch * shape.units**2
-    return shape.time >= EAGER_STEPS[mode] or (shape.time >= steps and done >= products)
+    least = EAGER_FROM["training" if wants_gradients else "inference"]
+    rows = shape.time * shape.batch
+    if shape.time >= least.steps:
+        return True
+    return shape.time >= least.least_steps and rows >= least.rows and rows * shape.units**2 >= least.products
 
 
 def reasons_against_reference(facts: Facts) -> list[str]:
