@@ -88,7 +88,7 @@ def run_forward(
     last = h.to(h0.dtype, copy=True)
     if mask is None:
         return after, last, x.new_empty(0), gates
-    return read_outputs(after, mask, variant), last, after, gates
+    return read_outputs(after, mask, resets is not None, variant), last, after, gates
 
 
 def make_projection(w, bias_x, bias_h, variant: Variant, dtype: torch.dtype) -> Callable[[Tensor, Tensor], None]:
@@ -200,10 +200,12 @@ def last_valid(mask: Tensor, variant: Variant) -> Tensor:
     return torch.where(found == T, -1, found)
 
 
-def read_outputs(after: Tensor, mask: Tensor, variant: Variant) -> Tensor:
+def read_outputs(after: Tensor, mask: Tensor, has_resets: bool, variant: Variant) -> Tensor:
     """Return the outputs (T,B,U): the state at valid steps; elsewhere the last valid output, or zero if none."""
     if variant.zero_output_for_mask:
         return torch.where(mask[..., None], after, 0.0)
     source = last_valid(mask, variant)[..., None]
+    if not has_resets:  # the state then stays what the last valid output was
+        return after.masked_fill(source < 0, 0.0)
     repeated = after.gather(0, source.clamp(min=0).expand_as(after))
     return repeated.masked_fill_(source < 0, 0.0)
