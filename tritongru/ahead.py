@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .configs import PERSISTENT, SINGLE, STEPS, LaunchConfig
+from .configs import PERSISTENT, SINGLE, STEPS, LaunchConfig, chunks_in_flight, exchanges, polls
 from .kernels.backward import gru_backward_kernel
 from .kernels.forward import gru_forward_kernel
 
@@ -36,7 +36,7 @@ TARGETS = {
 _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 _FLOAT32 = {"carry", "y_carry", "z_carry"}
 _BYTES = {"mask", "resets"}
-_COUNTERS = {"counters", "faults"}
+_INTEGERS = {"stops": "i32", "faults": "i32", "rows": "i64"}
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,8 @@ def compile_scan(
         raise ValueError(f"`target` must be one of {', '.join(TARGETS)}, got {target!r}")
     kernel = gru_forward_kernel if direction == "forward" else gru_backward_kernel
     gpu, limit = TARGETS[target]
+    if config.schedule == PERSISTENT and config.exchange not in exchanges(gpu.backend):
+        raise ValueError(f"`config.exchange` {config.exchange!r} is not sound on target {target!r}")
     constants = _constants(direction, config, units, dtype, precision) | flags
     absent = _absent_pointers(constants)
     signature, values, attributes = {}, {}, {}
@@ -110,11 +112,13 @@ def compile_scan(
             signature[name] = "i32"
             if name == "s_u_g":
                 signature[name], values[(index,)] = "constexpr", 1
-            elif name in ("U", "s_u_k") and units % 16 == 0:
+            elif name == "s_tile" or (name in ("U", "s_u_k") and units % 16 == 0):
                 attributes[(index,)] = [["tt.divisibility", 16]]
         else:
-            element = "fp32" if name in _FLOAT32 else "i32" if name in _COUNTERS else _NAMES[dtype]
-            signature[name] = "*" + ("u8" if name in _BYTES else element)
+            element = "u8" if name in _BYTES else "fp32" if name in _FLOAT32 else _INTEGERS.get(name, _NAMES[dtype])
+            if name == "board":
+                element = "i64" if config.exchange == "tagged" and dtype == torch.float32 else "i32"
+            signature[name] = "*" + element
             attributes[(index,)] = [["tt.divisibility", 16]]
     options = {"num_warps": config.num_warps}
     compiled = triton.compile(ASTSource(kernel, signature, values, attributes), target=gpu, options=options)
@@ -126,12 +130,15 @@ def compile_scan(
 
 
 def _constants(direction: str, config: LaunchConfig, units: int, dtype: torch.dtype, precision: str) -> dict:
+    chunks = -(-units // config.block_k)
     shared = dict(
-        BLOCK_B=config.block_b, BLOCK_H=config.block_h, BLOCK_K=config.block_k, NK=-(-units // config.block_k),
+        BLOCK_B=config.block_b, BLOCK_H=config.block_h, BLOCK_K=config.block_k, NK=chunks,
+        GROUP=chunks_in_flight(config, chunks, dtype.itemsize, 1 if direction == "forward" else 3),
         SINGLE=config.schedule == SINGLE, PERSISTENT=config.schedule == PERSISTENT,
-        STREAM=config.schedule == STEPS, EXCHANGE=config.exchange, PHASE=0, ACT=1, REC_ACT=2,
+        STREAM=config.schedule == STEPS, EXCHANGE=config.exchange,
+        POLLS=polls(-(-units // config.block_h), config.num_warps), PTX=True, PHASE=0, ACT=1, REC_ACT=2,
         RESET_AFTER=True, ZERO_MASKED=False, REVERSE=False, GATE_Z=0, GATE_R=1, DROPS=0, HAS_MASK=False,
-        HAS_RESET=False, DOT=getattr(triton.language, str(dtype).removeprefix("torch.")),
+        HAS_RESET=False, HAS_ROWS=False, DOT=getattr(triton.language, str(dtype).removeprefix("torch.")),
         PRECISION=precision if dtype == torch.float32 else "ieee",
     )  # fmt: skip
     if direction == "forward":
@@ -139,13 +146,19 @@ def _constants(direction: str, config: LaunchConfig, units: int, dtype: torch.dt
     return shared | dict(HAS_OUT=True, FRESH_GRADIENT=False)
 
 
+def _is_tagged(c: dict) -> bool:
+    return c["PERSISTENT"] and c["EXCHANGE"] == "tagged"
+
+
 def _absent_pointers(c: dict) -> set[str]:
     absent = set()
     for name, present in (
-        ("mask", c["HAS_MASK"]), ("resets", c["HAS_RESET"]), ("drop", c["DROPS"]), ("counters", c["PERSISTENT"]),
-        ("faults", c["PERSISTENT"]), ("y_carry", c["HAS_MASK"]), ("d_gh_n", c["RESET_AFTER"]),
+        ("mask", c["HAS_MASK"]), ("resets", c["HAS_RESET"]), ("drop", c["DROPS"]), ("board", c["PERSISTENT"]),
+        ("faults", c["PERSISTENT"]), ("stops", c["HAS_MASK"]), ("rows", c["HAS_ROWS"]), ("y_carry", c["HAS_MASK"]),
+        ("d_gh_n", c["RESET_AFTER"]),
         ("bias_n", c.get("HAS_BIAS")), ("fresh", c.get("HAS_FRESH")), ("d_out", c.get("HAS_OUT")),
-        ("d_fresh", c.get("FRESH_GRADIENT")), ("middle", not c["RESET_AFTER"] and not c["SINGLE"]),
+        ("d_fresh", c.get("FRESH_GRADIENT")),
+        ("middle", not c["RESET_AFTER"] and not c["SINGLE"] and not _is_tagged(c)),
         ("z_carry", c["PHASE"] > 0),
     ):  # fmt: skip
         if not present:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 SINGLE, PERSISTENT, STEPS = "single", "persistent", "steps"
 # How the programs of a batch tile meet, kernels/exchange.py; a search space takes its choices from here.
-EXCHANGES = ("counter",)
+EXCHANGES = ("counter", "flags", "tagged")
 # float32 sums a thread may hold: three of them per output, beside operands and addresses, in at most 255 registers.
 MAX_SUMS_PER_THREAD = 48
 
@@ -43,6 +43,12 @@ class LaunchConfig:
             value = getattr(self, name)
             if value < 16 or value & (value - 1):
                 raise ValueError(f"`{name}` must be a power of two, at least 16, got {value}")
+        threads = 32 * self.num_warps
+        if self.exchange == "tagged" and self.block_b * self.block_k < threads:
+            raise ValueError(
+                f"exchange='tagged' needs `block_b * block_k` of at least one word for each of {threads} threads, got "
+                f"{self.block_b} * {self.block_k}"
+            )
 
     def weight_bytes(self, units: int, itemsize: int) -> int:
         """Return the bytes of recurrent weights one program keeps: three gates, all chunks of the product."""
@@ -63,6 +69,37 @@ class Device:
     warp_size: int = 32
     name: str = ""
     target: str = ""
+
+
+def exchanges(backend: str) -> tuple[str, ...]:
+    """Return the exchanges that are sound on Triton's `backend`, "cuda" or "hip".
+
+    On "hip" a load that passes the caches cannot be written in Triton, so polling loads could see an old line for ever.
+    """
+    return EXCHANGES if backend == "cuda" else EXCHANGES[:1]
+
+
+def signals_per_tile(programs: int) -> int:
+    """Return the 32-bit words a batch tile's signals take: one per program, tiles in cache lines of their own."""
+    return -(-programs // 32) * 32
+
+
+def polls(programs: int, num_warps: int) -> int:
+    """Return the length of a vector of polls: a power of two that covers the programs and every thread of one."""
+    return max(next_power_of_two(programs), 32 * num_warps)
+
+
+def chunks_in_flight(config: LaunchConfig, chunks: int, itemsize: int, planes: int) -> int:
+    """Return how many of a product's chunks are loaded before the first is multiplied.
+
+    Args:
+        chunks: of the product. itemsize: bytes of an element. planes: arrays multiplied at once, 1 forward, 3 backward.
+
+    As many as 64 registers of a thread hold.
+    """
+    words = 2 if config.exchange == "tagged" else 1
+    registers = config.block_b * config.block_k * itemsize * words * planes / (4 * 32 * config.num_warps)
+    return max(1, min(chunks, int(64 / registers)))
 
 
 def next_power_of_two(value: int) -> int:

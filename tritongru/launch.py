@@ -19,6 +19,7 @@ from .activations import TABLE
 from .configs import PERSISTENT, SINGLE, STEPS, Device, LaunchConfig
 from .kernels.backward import gru_backward_kernel
 from .kernels.forward import gru_forward_kernel
+from .kernels.stops import last_steps_kernel
 from .spec import ExchangeError, Variant, is_interpreted
 from .tables import Key
 
@@ -124,11 +125,14 @@ def scan_forward(
     config = choose_config("forward", u, B, variant, precision, drop, separate)
     middle = z_carry = None
     if not variant.reset_after and config.schedule != SINGLE:
-        middle = torch.empty_like(start)
+        # Tagged words carry it themselves.
+        middle = None if config.schedule == PERSISTENT and config.exchange == "tagged" else torch.empty_like(start)
         z_carry = torch.empty_like(carry) if config.schedule == STEPS else None
-    workspace = _Workspace(config, u, B)
+    workspace = _Workspace(config, u, B, planes=1)
+    rows, stops = plan_rows(mask, resets, variant, workspace)
     flags = dict(
         HAS_FRESH=fresh is not None, HAS_BIAS=bias_n is not None, SAVE_GATES=save_gates, SEPARATE=separate,
+        HAS_ROWS=rows is not None,
         **workspace.constants(variant, mask, resets, drop, precision),
     )  # fmt: skip
     s_fresh_t = B * U if fresh is not None and fresh.dim() == 3 else 0
@@ -136,7 +140,8 @@ def scan_forward(
     def launch(begin: int, end: int, phase: int, h_first: Tensor) -> None:
         gru_forward_kernel[workspace.grid](
             gx, u, bias_n, h_first, leaving, out, gates, carry, middle, z_carry, mask, resets, fresh, drop,
-            workspace.counters, workspace.faults, T, B, U, begin, end, PATIENCE, u.stride(0), u.stride(1), s_fresh_t,
+            rows, stops, workspace.board, workspace.faults, T, B, U, begin, end, PATIENCE, u.stride(0), u.stride(1),
+            s_fresh_t, workspace.s_tile,
             PHASE=phase, **flags, **workspace.options(),
         )  # fmt: skip
 
@@ -180,16 +185,18 @@ def scan_backward(
 
     masked = mask is not None or resets is not None
     config = choose_config("backward", u, B, variant, precision, drop, masked)
-    workspace = _Workspace(config, u, B)
+    workspace = _Workspace(config, u, B, planes=3)
+    rows, stops = plan_rows(mask, resets, variant, workspace)
     flags = dict(
-        HAS_OUT=d_out is not None, FRESH_GRADIENT=fresh_gradient,
+        HAS_OUT=d_out is not None, FRESH_GRADIENT=fresh_gradient, HAS_ROWS=rows is not None,
         **workspace.constants(variant, mask, resets, drop, precision),
     )  # fmt: skip
 
     def launch(begin: int, end: int, phase: int) -> None:
         gru_backward_kernel[workspace.grid](
             d_out, gates, entering, u, mask, resets, drop, d_gx, d_gh_n, d_fresh, carry, y_carry,
-            workspace.counters, workspace.faults, T, B, U, begin, end, PATIENCE, u.stride(0), u.stride(1),
+            rows, stops, workspace.board, workspace.faults, T, B, U, begin, end, PATIENCE, u.stride(0), u.stride(1),
+            workspace.s_tile,
             PHASE=phase, **flags, **workspace.options(),
         )  # fmt: skip
 
@@ -207,24 +214,39 @@ def scan_backward(
 class _Workspace:
     """The grid of one scan and what its programs share."""
 
-    def __init__(self, config: LaunchConfig, u: Tensor, batch: int):
-        self.config, self.u = config, u
+    def __init__(self, config: LaunchConfig, u: Tensor, batch: int, planes: int):
+        """`planes`: arrays (B,U) that programs exchange in a round."""
+        self.config, self.u, self.planes = config, u, planes
         U = u.shape[0]
         tiles = -(-batch // config.block_b)
         self.grid = (1 if config.schedule == SINGLE else -(-U // config.block_h), tiles)
         if config.schedule == SINGLE and (config.block_h < U or config.block_k != config.block_h):
             raise ValueError(f"`config` {config} does not hold all of units={U} in one program")
         self.persistent = config.schedule == PERSISTENT
-        self.counters = self.faults = None
+        self.board = self.faults = None
+        self.s_tile = configs.signals_per_tile(self.grid[0])
         if self.persistent:
-            self.counters, self.faults = torch.zeros(2, tiles, dtype=torch.int32, device=u.device).unbind(0)
+            self._check_exchange()
+            # Cleared at each launch: a graph may replay it, and then no round number of the host's would be new.
+            self.faults = torch.zeros(tiles, dtype=torch.int32, device=u.device)
+            if config.exchange == "tagged":
+                words = torch.int64 if u.element_size() == 4 else torch.int32
+                self.board = torch.zeros(2, planes, batch, U, dtype=words, device=u.device)
+            else:
+                self.board = torch.zeros(tiles, self.s_tile, dtype=torch.int32, device=u.device)
+
+    def _check_exchange(self) -> None:
+        if torch.version.hip is not None and self.config.exchange not in configs.exchanges("hip"):
+            raise ValueError(
+                f"`config.exchange` {self.config.exchange!r} is not sound on AMD devices, see docs/design.md"
+            )
 
     def constants(
         self, variant: Variant, mask: Tensor | None, resets: Tensor | None, drop: Tensor | None, precision: str
     ) -> dict:
         """Return the constants both kernels take."""
         config, U = self.config, self.u.shape[0]
-        interpreted = is_interpreted()
+        interpreted, chunks = is_interpreted(), -(-U // config.block_k)
         # The interpreter's half-precision products are wrong on some versions; float32 holds them exactly.
         dot = tl.float32 if interpreted else _TYPES[self.u.dtype]
         return dict(
@@ -232,9 +254,11 @@ class _Workspace:
             RESET_AFTER=variant.reset_after, ZERO_MASKED=variant.zero_output_for_mask, REVERSE=variant.reverse,
             GATE_Z=int(variant.reset_gate_first), GATE_R=1 - int(variant.reset_gate_first),
             DROPS=0 if drop is None else drop.shape[0], HAS_MASK=mask is not None, HAS_RESET=resets is not None,
-            BLOCK_B=config.block_b, BLOCK_H=config.block_h, BLOCK_K=config.block_k, NK=-(-U // config.block_k),
+            BLOCK_B=config.block_b, BLOCK_H=config.block_h, BLOCK_K=config.block_k, NK=chunks,
+            GROUP=configs.chunks_in_flight(config, chunks, self.u.element_size(), self.planes),
             SINGLE=config.schedule == SINGLE, PERSISTENT=self.persistent, STREAM=config.schedule == STEPS,
-            EXCHANGE=config.exchange, DOT=dot,
+            EXCHANGE=config.exchange, POLLS=configs.polls(self.grid[0], config.num_warps), PTX=not interpreted,
+            DOT=dot,
             PRECISION="ieee" if interpreted or self.u.dtype != torch.float32 else precision,
         )  # fmt: skip
 
@@ -267,6 +291,29 @@ def _raise_fault(faults: Tensor) -> None:
             f"programs of batch tiles {faults.nonzero().flatten().tolist()} waited too long for each other; "
             "the results of that call are NaN from that step on"
         )
+
+
+def plan_rows(
+    mask: Tensor | None, resets: Tensor | None, variant: Variant, workspace: _Workspace
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the order in which batch tiles take the rows, or None for theirs, and each row's stop; without a mask,
+    none.
+
+    Sorted by length, rows of one tile end together. That is worth a sort only where tiles wait for a free
+    multiprocessor, since tiles that all run at once end with the longest row anyway.
+    """
+    if mask is None:
+        return None, None
+    T, B = mask.shape
+    stops = torch.empty(B, dtype=torch.int32, device=mask.device)
+    with _on(mask.device):
+        last_steps_kernel[(-(-B // 16),)](
+            mask, resets, stops, T, B, REVERSE=variant.reverse, HAS_RESET=resets is not None, BLOCK_T=128, BLOCK_B=16
+        )
+    programs, tiles = workspace.grid
+    if tiles == 1 or programs * tiles <= device_limits(mask.device).processors:
+        return None, stops
+    return torch.argsort(stops, descending=True, stable=True), stops
 
 
 def _contiguous(value: Tensor | None) -> Tensor | None:

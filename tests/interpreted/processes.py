@@ -23,15 +23,20 @@ class ProgramFailed(RuntimeError):
 
 
 @contextlib.contextmanager
-def process_per_program(delay: float = 0.0, seed: int = 0, timeout: float = 120.0, on_start=None):
+def process_per_program(
+    delay: float = 0.0, seed: int = 0, timeout: float = 120.0, on_start=None, together: bool = False
+):
     """Inside the block, kernels launch one process per program.
 
     Args:
         delay: longest pause in seconds, drawn for one in eight memory operations. seed: of the pauses.
         timeout: seconds until the processes are killed and ProgramFailed is raised.
-        on_start: called in each process with (x, y) of the grid, before the program: to inject faults.
+        together: launches do not wait for their programs; the end of the block does. So several run at once.
+        on_start: called in each process with (x, y) of the grid, before the program: to inject faults. A program that
+            has been stopped (SIGSTOP) is killed when all others have ended.
     """
     original = interpreter.GridExecutor.__call__
+    pending: dict[int, tuple[int, int]] = {}
 
     def call(self, *args, **kwargs):
         names = inspect.getfullargspec(self.fn).args
@@ -40,18 +45,20 @@ def process_per_program(delay: float = 0.0, seed: int = 0, timeout: float = 120.
             if isinstance(value, torch.Tensor):
                 value.untyped_storage().share_memory_()
         grid = tuple(self.grid) + (1,) * (3 - len(self.grid))
-        children = {}
+        children = pending if together else {}
         for x in range(grid[0]):
             for y in range(grid[1]):
                 child = os.fork()
                 if child == 0:
                     _run_program(self, args, kwargs, grid, x, y, delay, seed, on_start)
                 children[child] = (x, y)
-        _wait_for(children, timeout)
+        if not together:
+            _wait_for(children, timeout)
 
     interpreter.GridExecutor.__call__ = call
     try:
         yield
+        _wait_for(pending, timeout)
     finally:
         interpreter.GridExecutor.__call__ = original
 
@@ -103,9 +110,17 @@ def _paused(operation, delay: float, generator: random.Random):
 def _wait_for(children: dict[int, tuple[int, int]], timeout: float) -> None:
     deadline = time.monotonic() + timeout
     failed = []
+    stopped: set[int] = set()
     while children:
-        done, status = os.waitpid(-1, os.WNOHANG)
-        if done:
+        if stopped == children.keys():
+            for child in children:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+            break
+        done, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
+        if done and os.WIFSTOPPED(status):
+            stopped.add(done)
+        elif done:
             program = children.pop(done)
             if status:
                 failed.append(program)

@@ -2,17 +2,23 @@
 
 import os
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from processes import process_per_program
 
 from tritongru import eager, launch
-from tritongru.configs import LaunchConfig
-from tritongru.kernels import backward, forward
+from tritongru.configs import EXCHANGES, LaunchConfig
+from tritongru.kernels import backward, forward, product
 from tritongru.spec import ExchangeError, Variant
 
 CONFIG = LaunchConfig("persistent", 16, 16, 16)
+EXCHANGE = pytest.mark.parametrize("exchange", EXCHANGES)
+
+
+def config(exchange):
+    return replace(CONFIG, exchange=exchange)
 
 
 def draw(reset_after, B=3, T=5, U=37, masked=False, seed=0):
@@ -49,50 +55,66 @@ def both_scans(module, arguments, variant, *extra):
     }
 
 
-@pytest.mark.parametrize("seed", range(3))
+def agree(actual, expected):
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            actual[name], value, rtol=2e-5, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}"
+        )  # fmt: skip
+
+
+@EXCHANGE
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "mask-resets"])
 @pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
-def test_programs_agree_with_eager_under_delays(reset_after, masked, seed):
+def test_programs_agree_with_eager_under_delays(reset_after, masked, exchange):
     variant = Variant(reset_after=reset_after)
-    arguments = draw(reset_after, masked=masked, seed=seed)
+    arguments = draw(reset_after, masked=masked, seed=EXCHANGES.index(exchange))
     expected = both_scans(eager, arguments, variant)
-    with launch.use_config(CONFIG), process_per_program(delay=0.002, seed=seed):
+    with launch.use_config(config(exchange)), process_per_program(delay=0.002, seed=masked):
         actual = both_scans(launch, arguments, variant, "ieee")
-    for name, value in expected.items():
-        torch.testing.assert_close(actual[name], value, rtol=2e-5, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
+    agree(actual, expected)
 
 
-def test_several_tiles_wait_only_for_their_own_programs():
+@EXCHANGE
+def test_several_tiles_wait_only_for_their_own_programs(exchange):
+    """Tiles that end at different steps, their rows taken in the order of their lengths."""
     variant = Variant()
-    arguments = draw(True, B=19, T=3, U=20)
+    arguments = list(draw(True, B=19, T=4, U=20))
+    arguments[4] = torch.arange(4)[:, None] < torch.tensor([1, 4] + [2] * 15 + [3, 0])
     expected = both_scans(eager, arguments, variant)
-    with launch.use_config(CONFIG), process_per_program(delay=0.001):
+    with launch.use_config(config(exchange)), process_per_program(delay=0.001):
         actual = both_scans(launch, arguments, variant, "ieee")
-    for name, value in expected.items():
-        torch.testing.assert_close(actual[name], value, rtol=2e-5, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
+    valid = arguments[4]
+    expected["gates"], actual["gates"] = expected["gates"] * valid[..., None], actual["gates"] * valid[..., None]
+    agree(actual, expected)
 
 
-@pytest.mark.parametrize("module", [forward, backward], ids=["forward", "backward"])
-def test_without_the_wait_the_result_is_wrong(module, monkeypatch):
+@pytest.mark.parametrize("exchange, module", [("counter", forward), ("flags", backward), ("tagged", product)])
+def test_without_the_wait_the_result_is_wrong(exchange, module, monkeypatch):
     """The harness sees a missing wait; otherwise the tests above would prove nothing."""
     variant = Variant()
     arguments = draw(True)
     expected = both_scans(eager, arguments, variant)
-    monkeypatch.setattr(module, "await_round", lambda p_counter, target, patience: patience)
-    with launch.use_config(CONFIG), process_per_program(on_start=lambda x, y: time.sleep(0.2 * (x == 1))):
+    if exchange == "tagged":
+        collect = product.collect
+        monkeypatch.setattr(product, "collect", lambda *a: (collect(*a)[0], collect(*a)[1] & 0))
+    else:
+        monkeypatch.setattr(module, "await_round", lambda p, round, programs, patience, *_: patience)
+    with launch.use_config(config(exchange)), process_per_program(on_start=lambda x, y: time.sleep(0.2 * (x == 1))):
         actual = both_scans(launch, arguments, variant, "ieee")
     assert any(not torch.allclose(actual[name], expected[name], atol=1e-4) for name in expected)
 
 
-def test_a_program_that_dies_becomes_an_error(monkeypatch):
+@EXCHANGE
+def test_a_program_that_dies_becomes_an_error(exchange, monkeypatch):
     monkeypatch.setattr(launch, "PATIENCE", 200)
 
     def die(x, y):
         if x == 1:
             os._exit(0)
 
-    with launch.use_config(CONFIG), process_per_program(on_start=die), pytest.raises(ExchangeError, match="too long"):
-        launch.scan_forward(*draw(True), Variant(), False)
+    with launch.use_config(config(exchange)), process_per_program(on_start=die):
+        with pytest.raises(ExchangeError, match="too long"):
+            launch.scan_forward(*draw(True), Variant(), False)
 
 
 def test_programs_in_one_process_cannot_wait_and_say_so(monkeypatch):
