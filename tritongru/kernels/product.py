@@ -78,7 +78,8 @@ def multiply_once(
                 if k < NK:
                     k_z, k_r, k_n, stale = load_rows(
                         p_z, p_r, p_n, s_zr, s_n, words_z, words_r, words_n, stale, round, own_z, own_r, own_n, drop,
-                        k, U, o_b, m_b, step_size, ZR, N, SAME, SINGLE, TAGGED, PTX, DROPS, GATE_Z, GATE_R, BLOCK_K, DOT,
+                        k, U, o_b, m_b, step_size, ZR, N, SAME, SINGLE, TAGGED, PTX, DROPS, GATE_Z, GATE_R, BLOCK_K,
+                        DOT,
                     )  # fmt: skip
                     rows_z, rows_r, rows_n = rows_z + (k_z,), rows_r + (k_r,), rows_n + (k_n,)
             for k in tl.static_range(first, first + GROUP):
