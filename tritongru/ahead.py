@@ -18,9 +18,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from . import probe
 from .configs import PERSISTENT, SINGLE, STEPS, LaunchConfig, chunks_in_flight, exchanges, polls
 from .kernels.backward import gru_backward_kernel
 from .kernels.forward import gru_forward_kernel
+from .kernels.probe import exchange_kernel
 
 # Targets by name, with the shared memory one program may use, in bytes (CUDA C++ Programming Guide, table "Technical
 # Specifications per Compute Capability"; CDNA3 ISA reference: 64 KiB of LDS per workgroup).
@@ -127,6 +129,27 @@ def compile_scan(
         direction, target, _NAMES[dtype], units, config, registers, spills, compiled.metadata.shared, limit,
         _matrix_instruction(compiled), weights_read_in_loop(compiled.asm["ttgir"]),
     )  # fmt: skip
+
+
+def compile_probe(target: str, method: str, programs: int, dtype: torch.dtype, num_warps: int = 4) -> tuple[int, int]:
+    """Compile the exchange alone (`probe.Probe`) for `target`; return registers per thread and spilled bytes."""
+    gpu, _ = TARGETS[target]
+    signature: dict[str, str] = {}
+    values, attributes = {}, {}
+    constants = probe.constants(method, programs, num_warps)
+    for index, name in enumerate(exchange_kernel.arg_names):
+        if name in constants:
+            signature[name], values[(index,)] = "constexpr", constants[name]
+        elif name in ("first", "rounds", "patience", "U", "s_tile"):
+            signature[name] = "i32"
+        else:
+            signature[name] = "*" + (_NAMES[dtype] if name == "blocks" else "i32")
+            if name == "board" and method == "tagged" and dtype == torch.float32:
+                signature[name] = "*i64"
+        if name not in ("first", "rounds", "patience", *constants):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(exchange_kernel, signature, values, attributes)
+    return _resources(triton.compile(source, target=gpu, options={"num_warps": num_warps}), gpu)
 
 
 def _constants(direction: str, config: LaunchConfig, units: int, dtype: torch.dtype, precision: str) -> dict:

@@ -17,6 +17,14 @@ METHODS = (*EXCHANGES, "launch")
 BLOCK_B, BLOCK_H, BLOCK_K = 16, 16, 64
 
 
+def constants(method: str, programs: int, num_warps: int) -> dict:
+    """Return the kernel's constants."""
+    return dict(
+        BLOCK_B=BLOCK_B, BLOCK_H=BLOCK_H, BLOCK_K=BLOCK_K, NK=-(-programs * BLOCK_H // BLOCK_K), EXCHANGE=method,
+        POLLS=configs.polls(programs, num_warps), PTX=not is_interpreted(),
+    )  # fmt: skip
+
+
 class Probe:
     """Programs that exchange blocks of 16 rows by 16 units, in tiles of `programs`.
 
@@ -53,7 +61,9 @@ class Probe:
         steps = [1] * rounds if self.method == "launch" else [rounds]
         for step in steps:
             exchange_kernel[(self.programs, self.tiles)](
-                *self.arguments(step, patience), **self.constants(), **self._options()
+                *self.arguments(step, patience),
+                **constants(self.method, self.programs, self.num_warps),
+                **self._options(),
             )
             self.round += step
 
@@ -63,13 +73,6 @@ class Probe:
         first = (self.round + (1 << 31)) % (1 << 32) - (1 << 31)
         return (
             self.blocks, self.board, self.gathered, self.faults, first, rounds, patience, self.units, self.s_tile,
-        )  # fmt: skip
-
-    def constants(self) -> dict:
-        """Return the kernel's constants."""
-        return dict(
-            BLOCK_B=BLOCK_B, BLOCK_H=BLOCK_H, BLOCK_K=BLOCK_K, NK=-(-self.units // BLOCK_K), EXCHANGE=self.method,
-            POLLS=configs.polls(self.programs, self.num_warps), PTX=not is_interpreted(),
         )  # fmt: skip
 
     def values(self, round: int) -> Tensor:
