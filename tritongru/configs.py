@@ -163,6 +163,8 @@ def reasons_against(config: LaunchConfig, units: int, batch: int, itemsize: int,
     if config.schedule == PERSISTENT:
         if not device.cooperative:
             reasons.append("the device cannot run programs that wait for each other")
+        if config.exchange not in exchanges("hip" if device.target.startswith("gfx") else "cuda"):
+            reasons.append(f"exchange={config.exchange!r} is not sound on {device.target}")
         if (programs := count_programs(config, units, batch)) > device.processors:
             reasons.append(f"{programs} programs must run at once on {device.processors} multiprocessors")
     return reasons

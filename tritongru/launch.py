@@ -14,12 +14,12 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from . import choices, faults
+from . import choices, configs, faults
 from .activations import TABLE
 from .configs import PERSISTENT, SINGLE, STEPS, Device, LaunchConfig
 from .kernels.backward import gru_backward_kernel
 from .kernels.forward import gru_forward_kernel
-from .kernels.stops import last_steps_kernel
+from .rows import plan_rows
 from .spec import ExchangeError, Variant, is_interpreted
 from .tables import Key
 
@@ -129,7 +129,7 @@ def scan_forward(
         middle = None if config.schedule == PERSISTENT and config.exchange == "tagged" else torch.empty_like(start)
         z_carry = torch.empty_like(carry) if config.schedule == STEPS else None
     workspace = _Workspace(config, u, B, planes=1)
-    rows, stops = plan_rows(mask, resets, variant, workspace)
+    rows, stops = plan_rows(mask, resets, variant.reverse, workspace.grid, device_limits(u.device).processors)
     flags = dict(
         HAS_FRESH=fresh is not None, HAS_BIAS=bias_n is not None, SAVE_GATES=save_gates, SEPARATE=separate,
         HAS_ROWS=rows is not None,
@@ -186,7 +186,7 @@ def scan_backward(
     masked = mask is not None or resets is not None
     config = choose_config("backward", u, B, variant, precision, drop, masked)
     workspace = _Workspace(config, u, B, planes=3)
-    rows, stops = plan_rows(mask, resets, variant, workspace)
+    rows, stops = plan_rows(mask, resets, variant.reverse, workspace.grid, device_limits(u.device).processors)
     flags = dict(
         HAS_OUT=d_out is not None, FRESH_GRADIENT=fresh_gradient, HAS_ROWS=rows is not None,
         **workspace.constants(variant, mask, resets, drop, precision),
@@ -291,29 +291,6 @@ def _raise_fault(faults: Tensor) -> None:
             f"programs of batch tiles {faults.nonzero().flatten().tolist()} waited too long for each other; "
             "the results of that call are NaN from that step on"
         )
-
-
-def plan_rows(
-    mask: Tensor | None, resets: Tensor | None, variant: Variant, workspace: _Workspace
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return the order in which batch tiles take the rows, or None for theirs, and each row's stop; without a mask,
-    none.
-
-    Sorted by length, rows of one tile end together. That is worth a sort only where tiles wait for a free
-    multiprocessor, since tiles that all run at once end with the longest row anyway.
-    """
-    if mask is None:
-        return None, None
-    T, B = mask.shape
-    stops = torch.empty(B, dtype=torch.int32, device=mask.device)
-    with _on(mask.device):
-        last_steps_kernel[(-(-B // 16),)](
-            mask, resets, stops, T, B, REVERSE=variant.reverse, HAS_RESET=resets is not None, BLOCK_T=128, BLOCK_B=16
-        )
-    programs, tiles = workspace.grid
-    if tiles == 1 or programs * tiles <= device_limits(mask.device).processors:
-        return None, stops
-    return torch.argsort(stops, descending=True, stable=True), stops
 
 
 def _contiguous(value: Tensor | None) -> Tensor | None:

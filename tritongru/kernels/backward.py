@@ -125,7 +125,8 @@ def gru_backward_kernel(
         if PHASE <= 1:
             nothing = tl.zeros((BLOCK_B, BLOCK_H), io)
             for step in range(step_begin, begin):
-                o_t = (step if REVERSE else T - 1 - step).to(tl.int64) * step_size
+                t = step if REVERSE else T - 1 - step
+                o_t = t.to(tl.int64) * step_size
                 for gate in tl.static_range(3):
                     tl.store(d_gx + o_t * 3 + o_bg + gate * U, nothing, mask=m_bh)
                 if RESET_AFTER:

@@ -239,7 +239,8 @@ def gru_forward_kernel(
         if PHASE != 1:
             b_y = tl.where(m_bh, 0.0 if ZERO_MASKED else b_y, 0.0)
             for step in range(tl.maximum(stop, step_begin), step_end):
-                o_t = (T - 1 - step if REVERSE else step).to(tl.int64) * step_size
+                t = T - 1 - step if REVERSE else step
+                o_t = t.to(tl.int64) * step_size
                 tl.store(out + o_t + o_bh, b_y.to(io), mask=m_bh)
                 tl.store(leaving + o_t + o_bh, b_h.to(io), mask=m_bh)
                 if SAVE_GATES:

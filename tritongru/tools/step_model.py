@@ -56,7 +56,7 @@ MACHINES = {
     "gfx942": Machine(clock=2.1, cache_latency=500, matrix_latency=32, matrix_rate=2048),
 }
 # Passes through the second-level cache that an exchange takes, and whether all programs meet at one address. Estimates.
-EXCHANGE_PASSES = {"counter": (3.0, True), "flags": (2.5, False), "data": (1.5, False)}
+EXCHANGE_PASSES = {"counter": (3.0, True), "flags": (2.5, False), "tagged": (1.5, False)}
 ROWS, COLUMNS = 16, 8  # of the smallest matrix instruction
 GATE_INSTRUCTIONS = 60  # per unit and row: three activations, loads, stores; counted in the forward's machine code
 GATE_LATENCY = 200  # clocks: two exponentials and a reciprocal in a row
