@@ -515,7 +515,7 @@ def test_verify_finds_what_a_table_hides(tmp_path, capsys):
     good = Entry(
         Key("forward", "bfloat16", "ieee", 64), (1, 16), LaunchConfig(SINGLE, 16, 64, 64, 4), 1.0, "p", 1 << 17
     )
-    crowd = Entry(replace(KEY, units=64), (4096, 4096), LaunchConfig(PERSISTENT, 16, 32, 64, 4), 1.0, "p", 1 << 17)
+    crowd = Entry(replace(KEY, units=64), (4096, 4096), LaunchConfig(PERSISTENT, 16, 32, 64, 8), 1.0, "p", 1 << 17)
     path = tmp_path / "sm_90-132.json"
     tune_store.save_entries(path, H100, PROVENANCE, [good, crowd])
     assert main(["tune", "--verify", str(path), "--jobs", "1"]) == 1
