@@ -127,9 +127,9 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
             return
         try:
             setattr(self, name, value.to(getattr(self, name)))
-        except (NotImplementedError, AttributeError) as error:
+        except (RuntimeError, AttributeError) as error:
             raise ValueError(
-                f"`{name}` of layer {self.name} cannot be set: its parametrization has no `right_inverse`"
+                f"`{name}` of layer {self.name} cannot be set through its parametrization: {error}"
             ) from error
 
     def _named_weights(self) -> list[tuple[str, Parameter]]:

@@ -1,0 +1,30 @@
+"""The table of Keras's own tests (`keras_upstream.md`) names only tests that are there."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+ROWS = [line for line in (FOLDER / "keras_upstream.md").read_text().splitlines() if line.startswith("| ")][1:]
+NAME = re.compile(r"(test_\w+\.py)::(test_\w+)")
+
+
+def names_in(file):
+    """The names of the test functions of a file."""
+    tree = ast.parse((FOLDER / file).read_text())
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.split("|")[1].strip())
+def test_the_tests_of_a_row_exist(row):
+    named = NAME.findall(row.split("|")[3])
+    assert named, row
+    assert [f"{file}::{test}" for file, test in named] == row.split("|")[3].strip().split(", ")
+    for file, test in named:
+        assert test in names_in(file), f"{file}::{test}"
+
+
+def test_the_table_is_read():
+    assert len(ROWS) > 40
