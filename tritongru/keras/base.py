@@ -128,9 +128,7 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
         try:
             setattr(self, name, value.to(getattr(self, name)))
         except (RuntimeError, AttributeError) as error:
-            raise ValueError(
-                f"`{name}` of layer {self.name} cannot be set through its parametrization: {error}"
-            ) from error
+            raise ValueError(f"`{name}` of {self.name} cannot be set through its parametrization: {error}") from error
 
     def _named_weights(self) -> list[tuple[str, Parameter]]:
         if not self.built:
