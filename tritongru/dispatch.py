@@ -135,18 +135,18 @@ class Threshold:
     """From which size the eager scan is faster than torch's GRU: from `steps` on, or where all the others are reached.
 
     Attributes:
-        steps: T alone. least_steps: T. rows: T B. products: T B U U.
+        steps: T alone. least_steps: T. products: T B U U. rows_per_unit: T B / U, which pays for copying weights.
     """
 
     steps: int
     least_steps: int
-    rows: int
     products: int
+    rows_per_unit: float
 
 
 # The eager scan costs more per call and less per step: its weights are copied once, its calls pass an operator.
 # Measured on a CPU; docs/performance.md says how, and what was measured.
-EAGER_FROM = {"training": Threshold(32, 16, 512, 1 << 24), "inference": Threshold(512, 16, 512, 1 << 24)}
+EAGER_FROM = {"training": Threshold(32, 16, 1 << 24, 0.5), "inference": Threshold(512, 48, 1 << 23, 0.5)}
 
 
 def prefers_eager(shape: Shape, wants_gradients: bool) -> bool:
@@ -155,7 +155,8 @@ def prefers_eager(shape: Shape, wants_gradients: bool) -> bool:
     rows = shape.time * shape.batch
     if shape.time >= least.steps:
         return True
-    return shape.time >= least.least_steps and rows >= least.rows and rows * shape.units**2 >= least.products
+    is_large = rows * shape.units**2 >= least.products and rows >= least.rows_per_unit * shape.units
+    return shape.time >= least.least_steps and is_large
 
 
 def reasons_against_reference(facts: Facts) -> list[str]:
