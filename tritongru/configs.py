@@ -89,6 +89,15 @@ def polls(programs: int, num_warps: int) -> int:
     return max(next_power_of_two(programs), 32 * num_warps)
 
 
+def compiler_options(config: LaunchConfig, backend: str) -> dict:
+    """Return the options a kernel is compiled with on Triton's `backend`, "cuda" or "hip"."""
+    options = {"num_warps": config.num_warps}
+    if backend == "cuda" and config.schedule != STEPS:
+        # The weights leave no room for a second program, for which the assembler would keep registers free, and spill.
+        options["maxnreg"] = min(255, 65536 // (32 * config.num_warps))
+    return options
+
+
 def chunks_in_flight(config: LaunchConfig, chunks: int, itemsize: int, planes: int) -> int:
     """Return how many of a product's chunks are loaded before the first is multiplied.
 
