@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from tritongru import gru
 from tritongru.configs import LaunchConfig, next_power_of_two
+from tritongru.eager import layout
 from tritongru.functional import explain_call
 from tritongru.spec import UnsupportedError, is_interpreted
 from tritongru.tools.tolerance import check, largest_error, tolerance
@@ -36,7 +38,12 @@ WANTED = {
 def check_backends(c: Configuration) -> int:
     """Compare every CPU backend that accepts the call with the oracle in float64; return how many did."""
     # torch's own GRU sums in half precision on a CPU, which the tolerance's floor does not stand for.
-    return check_against_oracle(c, ("eager", "aten") if c.torch_dtype().itemsize > 2 else ("eager",))
+    backends = ("eager", "aten") if c.torch_dtype().itemsize > 2 else ("eager",)
+    if c.seed % 2:
+        return check_against_oracle(c, backends)
+    # Two steps at a time, so that short sequences cross from chunk to chunk as well.
+    with mock.patch.multiple(layout, CHUNK=1, CHUNK_ROWS=2 * max(c.batch, 1)):
+        return check_against_oracle(c, backends)
 
 
 def check_kernels(c: Configuration) -> int:
@@ -143,7 +150,12 @@ def accepts(arguments: dict, backend: str) -> bool:
 
 def run(c: Configuration, leaves: dict[str, Leaf], dtype: torch.dtype, backend: str) -> dict[str, Tensor]:
     """Return outputs, state and the wanted gradients, by name."""
-    wanted = WANTED[c.wanted]
+    # The gradient of one mask for all steps and rows is a sum that cancels; it is autograd's own sum besides.
+    shared = c.input_dropout_form == "shared"
+
+    def wanted(name: str) -> bool:
+        return WANTED[c.wanted](name) and not (shared and name.startswith("input_dropout"))
+
     tensors = {
         name: leaf.view(leaf.base.to(dtype, copy=True).requires_grad_(wanted(name))) for name, leaf in leaves.items()
     }

@@ -15,6 +15,9 @@ class Mutant(NamedTuple):
 
 
 EAGER = "test_eager.py -k grid"
+SHAPES = "test_eager.py -k shapes_and_dtypes"
+LENGTHS = "test_compat.py -k lengths_equal"
+CHUNKS = "test_eager.py -k chunk"
 HALF = "test_eager.py -k half"
 NO_STEPS = "test_eager.py -k no_steps"
 ATEN = "test_eager.py -k aten"
@@ -33,20 +36,28 @@ EXCHANGE = "interpreted/test_exchange.py"
 
 MUTANTS = [
     # The eager scan.
-    Mutant("eager.py", "(second, first, n) if variant.reset", "(first, second, n) if variant.reset", EAGER),
-    Mutant("eager.py", "torch.where(resets[t, :, None], new", "torch.where(resets[max(t - 1, 0), :, None], new", EAGER),
-    Mutant("eager.py", "range(T - 1, -1, -1)", "range(T - 1, 0, -1)", EAGER),
-    Mutant("eager.py", "(drop[1], drop[0], drop[2]) if", "(drop[1], drop[0], drop[1]) if", EAGER),
-    Mutant("eager.py", "gh_n = gh_n + bias_n", "gx_n = gx_n + bias_n", EAGER),
-    Mutant("eager.py", "y = torch.where(keep, new, torch.zeros_like(y)", "y = torch.where(keep, new, h", EAGER),
-    Mutant("eager.py", "        out[t] = y\n", "        out[t] = new\n", EAGER),
-    Mutant("eager.py", "new = torch.addcmul(z * h, 1 - z, n)", "new = torch.addcmul(z * n, 1 - z, h)", EAGER),
-    Mutant("eager.py", "(h if d is None else h * d for d in", "(h if d is None else h * d_z for d in", EAGER),
-    Mutant("eager.py", "dy = torch.where(keep, 0.0, dy)", "dy = dy * 1.0", EAGER),
-    Mutant("eager.py", "d_fresh[t] = torch.where(restart, dh, 0.0)", "d_fresh[t] = 0.0", EAGER),
-    Mutant("eager.py", "dh = torch.where(restart, 0.0, dh)", "dh = dh * 1.0", EAGER),
-    Mutant("eager.py", "(gradient @ ut) * m", "gradient @ ut", EAGER),
-    Mutant("eager.py", "torch.float64 if dtype == torch.float64 else torch.float32", "dtype", HALF),
+    Mutant("eager/layout.py", "(second, first) if variant.reset", "(first, second) if variant.reset", EAGER),
+    Mutant("eager/layout.py", "(drop[1], drop[0], drop[2]) if", "(drop[1], drop[0], drop[1]) if", EAGER),
+    Mutant("eager/layout.py", "torch.float64 if dtype == torch.float64 else torch.float32", "dtype", HALF),
+    Mutant("eager/layout.py", "before.masked_fill(resets[begin:end, :, None], 0.0)", "before", EAGER),
+    Mutant("eager/layout.py", "T else after[begin + 1 : end + 1]", "T else after[begin:end]", CHUNKS),
+    Mutant("eager/layout.py", "yield (T - end, T - begin) if reverse", "yield (begin, end) if reverse", CHUNKS),
+    Mutant("eager/forward.py", "h = torch.where(resets[t, :, None]", "h = torch.where(resets[t - 1, :, None]", EAGER),
+    Mutant("eager/forward.py", "torch.where(mask[t, :, None], new, h", "torch.where(mask[t, :, None], new, new", EAGER),
+    Mutant("eager/forward.py", "torch.lerp(n, h, z", "torch.lerp(h, n, z", EAGER),
+    Mutant("eager/forward.py", "torch.cat((early[: 2 * U], torch.zeros_like(bias_n)))", "early", EAGER),
+    Mutant("eager/forward.py", "f(n.addmm_(r * h_n, u_n))", "f(n.addmm_(r * h, u_n))", EAGER),
+    Mutant("eager/forward.py", "gh_n.addmm_(dropped(h, d_n), u_n)", "gh_n.addmm_(dropped(h, d_z), u_n)", EAGER),
+    Mutant("eager/forward.py", "torch.where(mask[..., None], after, 0.0)", "after", EAGER),
+    Mutant("eager/forward.py", "torch.where(found == T, -1, found)", "found", EAGER),
+    Mutant("eager/backward.py", "self.dh = torch.where(restart, 0.0, self.dh)", "pass", EAGER),
+    Mutant("eager/backward.py", "add_(torch.where(restart, self.dh, 0.0))", "mul_(1.0)", EAGER),
+    Mutant("eager/backward.py", "z.masked_fill(masked, 1.0)", "z.masked_fill(masked, 0.0)", EAGER),
+    Mutant("eager/backward.py", "da_r @ ut_r, d_r).addcmul_(dgh", "da_r @ ut_r, d_z).addcmul_(dgh", EAGER),
+    Mutant("eager/backward.py", "given = d_out.masked_fill(source < 0, 0.0)", "given = d_out", EAGER),
+    Mutant("eager/backward.py", "1 if self.variant.reverse else -1", "-1", EAGER),
+    Mutant("eager/sums.py", "h if self.variant.reset_after else h * r)", "h)", EAGER),
+    Mutant("eager/sums.py", "rows.n if rows.gh_n is None else rows.gh_n", "rows.n", EAGER),
     # The kernels and their launch.
     Mutant("kernels/weights.py", "u + o_k[:, None].to(tl.int64) * s_chunk", "u + o_k[:, None].to(tl.int64) * U", SIZES),
     Mutant("kernels/weights.py", "m_kh = (o_k < U)", "m_kh = (o_k < U - 1)", SIZES),
@@ -71,10 +82,11 @@ MUTANTS = [
     Mutant("kernels/backward.py", "a_r = a_r * d_r", "a_r = a_r * d_z", FLAGS),
     Mutant("kernels/backward.py", "tl.store(y_carry + o_bh, b_dy", "tl.store(y_carry + o_bh, b_dh", FLAGS),
     Mutant("kernels/gates.py", "d = y * (1.0 - y)", "d = 1.0 - y", ACTIVATIONS),
-    Mutant("kernels/gates.py", "tl.where((y > 0.0) & (y < 1.0), 0.2", "tl.where(y > 0.0, 0.2", ACTIVATIONS),
+    Mutant("kernels/gates.py", "tl.where((y > 0.0) & (y < 1.0), 0.2", "tl.where(y > 0.0, 0.2", RECORDED),
     Mutant("kernels/gates.py", "s < 0.0625", "s < 0.0", RECORDED),
     Mutant("kernels/product.py", "k_n = k_n.to(DOT) * load_factor(drop, k, U, o_b, m_b, BLOCK_K).to(DOT)",
            "k_n = k_n * load_factor(drop, k, U, o_b, m_b, BLOCK_K)", RECORDED),
+    Mutant("launch.py", "dot = tl.float32 if interpreted", "dot = tl.float32 if not interpreted", RECORDED),
     Mutant("launch.py", "_contiguous(bias_n)", "bias_n", RECORDED),
     Mutant("launch.py", "first = T - 1 if variant.reverse else 0", "first = 0", FLAGS),
     Mutant("launch.py", "states[T if variant.reverse else 0]", "states[0]", FLAGS),
@@ -94,12 +106,12 @@ MUTANTS = [
     Mutant("kernels/backward.py", "tl.store(faults + i_b, 1)", "tl.store(faults + i_b, 0)", EXCHANGE),
     # From arguments to the canonical form.
     Mutant("padding.py", "return torch.ops.tritongru.valid_steps(lengths, steps)\n    return torch.arange(steps,",
-           "return torch.ops.tritongru.valid_steps(lengths, steps)\n    return torch.arange(-1, steps - 1,", FUZZ),
-    Mutant("sequence.py", "within if mask is None else mask & within", "within", FUZZ),
-    Mutant("sequence.py", "drops = [drops[1], drops[0], drops[2]]", "drops = list(drops)", FUZZ),
-    Mutant("sequence.py", "masks = (masks[1], masks[0], masks[2])", "masks = tuple(masks)", FUZZ),
-    Mutant("sequence.py", "            fresh = h0\n", "            fresh = None\n", FUZZ),
-    Mutant("sequence.py", "fresh = by_time(fresh)", "fresh = fresh[0].expand(x.shape[0], -1, -1)", FUZZ),
+           "return torch.ops.tritongru.valid_steps(lengths, steps)\n    return torch.arange(-1, steps - 1,", LENGTHS),
+    Mutant("sequence.py", "within if mask is None else mask & within", "within", EAGER),
+    Mutant("sequence.py", "drops = [drops[1], drops[0], drops[2]]", "drops = list(drops)", EAGER),
+    Mutant("sequence.py", "masks = (masks[1], masks[0], masks[2])", "masks = tuple(masks)", EAGER),
+    Mutant("sequence.py", "            fresh = h0\n", "            fresh = None\n", SHAPES),
+    Mutant("sequence.py", "fresh = by_time(fresh)", "fresh = fresh[0].expand(x.shape[0], -1, -1)", SHAPES),
     Mutant("sequence.py", "bias_x, bias_h = bias_x.unbind(0)", "bias_h, bias_x = bias_x.unbind(0)", EAGER),
     Mutant("sequence.py", "torch.bool else value != 0", "torch.bool else value == 1", FUZZ),
     Mutant("sequence.py", "low < 0 or high > time", "low < 0 or high > time + 1", "test_errors.py"),
@@ -110,9 +122,8 @@ MUTANTS = [
     Mutant("ops.py", "d_n = d_gh_n if v.reset_after else", "d_n = d_gx[..., 2 * U :] if v.reset_after else", EAGER),
     Mutant("ops.py", "else entering * gates[1]", "else entering * gates[0]", EAGER),
     Mutant("ops.py", "_product_like((h * m).flatten(0, 1)", "_product_like(h.flatten(0, 1)", EAGER),
-    Mutant("ops.py", "gh_n if bias_n is None else gh_n + bias_n", "gh_n", EAGER),
-    Mutant("ops.py", "p.h0, p.fresh, p.drop)\n", "p.h0)\n", FUZZ),
-    Mutant("ops.py", "t if t is None else t.view_as(t)", "t", "test_torch_home.py -k double"),
+    Mutant("ops.py", "p.h0, p.fresh, p.drop)\n", "p.h0)\n", "test_graphs.py -k only_one"),
+    Mutant("ops.py", "t if t is None else t.view_as(t)", "t", "test_graphs.py -k counted_once"),
     # The dispatcher.
     Mutant("dispatch.py", 'reasons.append("mask or lengths given")', "pass", DISPATCH),
     Mutant("dispatch.py", "if facts.recurrent_dropouts:", "if facts.recurrent_dropouts > 1:", DISPATCH),
@@ -141,7 +152,7 @@ MUTANTS = [
     Mutant("compat.py", "hx[layer * directions + direction]", "hx[direction * self.num_layers + layer]", COMPAT),
     Mutant("compat.py", "resets = torch.cat((resets[1:], torch.zeros_like(resets[:1])))", "pass", COMPAT),
     Mutant("compat.py", "resets = resets & valid", "pass", COMPAT),
-    Mutant("compat.py", "layer + 1 < self.num_layers", "layer < self.num_layers", COMPAT),
+    Mutant("compat.py", "layer + 1 < self.num_layers", "layer < self.num_layers", "test_compat.py -k dropped"),
     Mutant("compat.py", "h_n if order is None else h_n.index_select(1, order)", "h_n", COMPAT),
     Mutant("compat.py", "zero_output_for_mask=True, go_backwards", "zero_output_for_mask=False, go_backwards", COMPAT),
     # Jagged inputs, layouts of weights, streams, the tolerance.
@@ -151,7 +162,7 @@ MUTANTS = [
            "test_convert.py -k layouts"),
     Mutant("weights.py", "swap_gates(torch.stack((b_ih, b_hh)), 1)", "swap_gates(torch.stack((b_hh, b_ih)), 1)",
            "test_convert.py -k layouts"),
-    Mutant("stream.py", "self.state, self._masks = None, None", "self.state = None", STREAM),
+    Mutant("stream.py", "            self._masks = None\n", "            pass\n", STREAM),
     Mutant("stream.py", "w.data_ptr(), w._version", "w.data_ptr()", STREAM),
     Mutant("stream.py", "        self.state = new\n", "        self.state = x.new_zeros(new.shape)\n", STREAM),
     Mutant("tools/tolerance.py", "if not error <= allowed", "if error > allowed", "test_tools.py -k tolerance"),

@@ -256,6 +256,11 @@ def test_dropout_between_layers(p):
     torch.testing.assert_close(ours(x)[0], theirs(x)[0])
 
 
+def test_the_last_layer_is_not_dropped():
+    output, h_n = GRU(3, 5, 2, dropout=0.9)(torch.randn(7, 4, 3))
+    assert output.ne(0).all() and torch.equal(output[-1], h_n[-1])
+
+
 def test_dropout_follows_the_seed():
     ours = GRU(4, 6, 2, dropout=0.5, recurrent_dropout=0.3)
     x = torch.randn(5, 3, 4)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tritongru import gru
+from tritongru.eager import layout
 from tritongru.tools.cases import Case, differentiated, in_dtype, make_arguments, run_case
 from tritongru.tools.tolerance import check
 
@@ -94,6 +95,7 @@ def test_activations(name: str, reset_after: bool) -> None:
         Case(4, 12, 7, 31, "bfloat16", mask=True, reset_after=False),
         Case(3, 8, 0, 4, "float64"),
         Case(3, 8, 2, 4, "float64", initial_state=False, resets=True, reset_state="initial"),
+        Case(3, 8, 2, 4, "float64", resets=True, reset_state="initial"),
     ],
     ids=str,
 )
@@ -157,3 +159,15 @@ def test_the_state_of_a_half_precision_scan_is_kept_in_float32() -> None:
     outputs, _ = gru(torch.zeros(1, T, 1).bfloat16(), *weights, torch.stack((bias, bias * 0)), backend="eager")
     end = torch.tensor(1.0).tanh() * (1 - torch.tensor(5.0).sigmoid().pow(T))
     torch.testing.assert_close(outputs[0, -1].float(), end.expand(U), rtol=4e-3, atol=0)
+
+
+@pytest.mark.parametrize("rows", [1, 6, 9])
+@pytest.mark.parametrize("go_backwards", [False, True])
+def test_chunks_of_steps_make_no_difference(monkeypatch, go_backwards: bool, rows: int) -> None:
+    """No sequence of the other tests is long enough to be cut."""
+    monkeypatch.setattr(layout, "CHUNK", 1)
+    monkeypatch.setattr(layout, "CHUNK_ROWS", rows)
+    case = Case(3, 7, 4, 5, "float64", go_backwards=go_backwards, mask=True, resets=True, reset_state="steps")
+    for changes in ({}, {"mask": False}, {"resets": False, "reset_state": None}, {"recompute": True},
+                    {"reset_after": False, "recurrent_dropouts": 3}):  # fmt: skip
+        assert_equals_oracle(replace(case, **changes))

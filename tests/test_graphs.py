@@ -137,3 +137,16 @@ def test_half_weights_cast_in_inference_mode_are_not_trained_with() -> None:
     stream.reset()
     stream.step(x).sum().backward()
     assert torch.isfinite(layer.kernel.grad).all()
+
+
+def test_an_input_computed_from_another_is_counted_once_under_create_graph() -> None:
+    a = make_arguments(Case(2, 3, 4, 4, "float64", time_major=True))
+
+    def penalty(backend: str) -> tuple[torch.Tensor, ...]:
+        x = a["x"].clone().requires_grad_()
+        outputs, _ = gru(**(a | {"x": x, "initial_state": 2 * x[0]}), backend=backend)
+        (gradient,) = torch.autograd.grad(outputs.square().sum(), x, create_graph=True)
+        return gradient, *torch.autograd.grad(gradient.square().sum(), x)
+
+    for actual, right in zip(penalty("eager"), penalty("reference"), strict=True):
+        torch.testing.assert_close(actual, right)

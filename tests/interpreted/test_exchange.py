@@ -121,3 +121,13 @@ def test_programs_in_one_process_cannot_wait_and_say_so(monkeypatch):
     monkeypatch.setattr(launch, "PATIENCE", 50)
     with launch.use_config(CONFIG), pytest.raises(ExchangeError, match="batch tiles \\[0\\]"):
         launch.scan_forward(*draw(True), Variant(), False)
+
+
+@pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
+def test_the_backward_scan_says_so_too(monkeypatch, reset_after):
+    monkeypatch.setattr(launch, "PATIENCE", 50)
+    variant, arguments = Variant(reset_after=reset_after), draw(reset_after)
+    out, _, _, gates = eager.scan_forward(*arguments, variant, True)
+    entering = torch.cat((arguments[3][None], out[:-1]))
+    with launch.use_config(CONFIG), pytest.raises(ExchangeError, match="batch tiles \\[0\\]"):
+        launch.scan_backward(out, None, gates, entering, arguments[1], None, None, None, variant, False)
