@@ -7,8 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tritongru import gru
 from tritongru.eager import layout
@@ -116,21 +114,6 @@ def test_aten_equals_oracle(layout: str, go_backwards: bool) -> None:
     case = Case(3, 7, 5, 9, "float64", layout=layout, go_backwards=go_backwards, input_dropouts=1)
     assert_equals_oracle(case, "aten")
     assert_equals_oracle(replace(case, use_bias=False, dtype="float32"), "aten")
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    st.builds(
-        Case, batch=st.integers(1, 4), time=st.integers(1, 6), input_size=st.integers(1, 4), units=st.integers(1, 6),
-        seed=st.integers(0, 10**6), dtype=st.sampled_from(["float32", "float64"]), reset_after=st.booleans(),
-        mask=st.booleans(), lengths=st.booleans(), resets=st.booleans(), go_backwards=st.booleans(),
-        time_major=st.booleans(), layout=st.sampled_from(["keras", "torch"]), recompute=st.booleans(),
-        zero_output_for_mask=st.booleans(), use_bias=st.booleans(), initial_state=st.booleans(),
-        recurrent_dropouts=st.sampled_from([0, 1, 3]),
-    )
-)  # fmt: skip
-def test_any_case(case: Case) -> None:
-    assert_equals_oracle(case)
 
 
 def test_second_derivatives() -> None:
