@@ -72,9 +72,11 @@ def multiply_once(
         stale = tl.zeros((BLOCK_B, BLOCK_K), tl.int32)
         # All chunks of a group are asked for before the first is multiplied: a product waits at a block barrier, which
         # no load passes, and each would cost the full latency of the second-level cache.
-        for first in tl.static_range(0, NK, GROUP):
+        # Dropout masks want the registers, so with them the chunks come one by one.
+        AHEAD: tl.constexpr = 1 if DROPS > 0 else GROUP
+        for first in tl.static_range(0, NK, AHEAD):
             rows_z, rows_r, rows_n = (), (), ()
-            for k in tl.static_range(first, first + GROUP):
+            for k in tl.static_range(first, first + AHEAD):
                 if k < NK:
                     k_z, k_r, k_n, stale = load_rows(
                         p_z, p_r, p_n, s_zr, s_n, words_z, words_r, words_n, stale, round, own_z, own_r, own_n, drop,
@@ -82,7 +84,7 @@ def multiply_once(
                         DOT,
                     )  # fmt: skip
                     rows_z, rows_r, rows_n = rows_z + (k_z,), rows_r + (k_r,), rows_n + (k_n,)
-            for k in tl.static_range(first, first + GROUP):
+            for k in tl.static_range(first, first + AHEAD):
                 if k < NK:
                     if ZR:
                         a_z = tl.dot(rows_z[k - first].to(DOT), w_z[k], a_z, input_precision=PRECISION)
