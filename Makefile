@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 .DEFAULT_GOAL := help
 MINUTES ?= 20
-.PHONY: fuzz mutants soak help demo peers test test-interpreted test-gpu lint format clean \
+.PHONY: help demo peers fuzz fuzz-files mutants soak test test-interpreted test-gpu lint format clean \
 	bench bench-quick bench-cpu bench-report bench-regression rehearse tune-verify
 
 help:
@@ -57,6 +57,10 @@ test: $(VENV)/.installed test-interpreted
 fuzz: $(VENV)/.installed
 	$(BIN)/python tests/fuzz.py --minutes $(MINUTES)
 	TRITON_INTERPRET=1 $(BIN)/python tests/fuzz.py --minutes $(MINUTES)
+
+# Damaged weight files, for MINUTES: each is read, or refused with a ValueError.
+fuzz-files: $(VENV)/.installed
+	$(BIN)/python tests/fuzz_files.py --seconds $$(( $(MINUTES) * 60 ))
 
 # Applies each bug of tests/mutant_list.py to a copy and requires that a test catches it.
 mutants: $(VENV)/.installed

@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 try:
@@ -15,26 +15,35 @@ except ImportError:  # Windows
     fcntl = None
 
 
-def replace_file(path: str | os.PathLike, text: str) -> None:
-    """Write `text` to `path` in one step: at every moment the file is the old one or the new one, whole.
+def replace_file(path: str | os.PathLike, content: str | bytes | Callable[[Path], object]) -> None:
+    """Write `path` in one step: at every moment the file is the old one or the new one, whole.
+
+    Args:
+        content: text (UTF-8), bytes, or a function that fills the file whose path it is given.
 
     Raises:
+        FileNotFoundError: the folder does not exist.
         OSError: the new file could not be written; the old one is as it was.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target}: the folder {target.parent} does not exist")
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
+        if callable(content):
+            content(temporary)
+        else:
+            temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         # A temporary file is the owner's alone; keep what the old file allowed, or what the user's mask allows.
         os.chmod(temporary, target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask())
         os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+            temporary.unlink()
         raise
 
 

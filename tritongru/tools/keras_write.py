@@ -7,12 +7,9 @@ Source: `keras/saving/hdf5_format.py` (v2.9), `keras/src/saving/saving_lib.py` (
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import json
-import os
-import secrets
 import zipfile
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
@@ -23,25 +20,11 @@ import numpy as np
 import torch.nn.functional as F
 
 from .entries import Entry, half_configs
+from .files import replace_file
 
 # What a reader takes the configs to mean: `hard_sigmoid` changed its formula in Keras 3.
 H5_VERSION = "2.9.0"
 ZIP_VERSION = "3.0.0"
-
-
-def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Have `write` fill a new file beside `path`, then move it there; on an error nothing of it stays."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
 
 
 def write_entries(path: str | Path, entries: Sequence[Entry]) -> None:
@@ -54,11 +37,11 @@ def write_entries(path: str | Path, entries: Sequence[Entry]) -> None:
     path = Path(path)
     entries = _with_unique_names(entries)
     if path.name.endswith(".weights.h5"):
-        replace_file(path, lambda temporary: temporary.write_bytes(_v3_bytes(entries)))
+        replace_file(path, _v3_bytes(entries))
     elif path.suffix == ".keras":
         replace_file(path, lambda temporary: _write_zip(temporary, entries))
     elif path.suffix in (".h5", ".hdf5"):
-        replace_file(path, lambda temporary: temporary.write_bytes(_legacy_bytes(entries)))
+        replace_file(path, _legacy_bytes(entries))
     else:
         raise ValueError(f"{path}: the suffix {path.suffix!r} names no Keras format: .keras, .weights.h5, .h5, .hdf5")
 
@@ -166,7 +149,7 @@ def _write_zip(path: Path, entries: Sequence[Entry]) -> None:
     }
     metadata = {"keras_version": ZIP_VERSION, "date_saved": datetime.now(timezone.utc).strftime("%Y-%m-%d@%H:%M:%S")}
     described, weights = _to_json(model), _v3_bytes(entries)
-    with zipfile.ZipFile(path, "x") as archive:
+    with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("metadata.json", json.dumps(metadata))
         archive.writestr("config.json", described)
         archive.writestr("model.weights.h5", weights)

@@ -18,7 +18,7 @@ from .. import activations, ops  # noqa: F401  (ops registers the operator)
 from ..compat import GRU as TorchGRU
 from ..keras import GRU, Bidirectional
 from ..padding import valid_steps
-from .keras_write import replace_file
+from .files import replace_file
 
 
 def translation_table() -> dict[Callable, Callable]:
@@ -81,7 +81,7 @@ def export(
     optimizer.fold_constants(program.model, input_size_limit=1 << 40, output_size_limit=1 << 40)
     optimizer.remove_unused_nodes(program.model)
     ClearMetadataAndDocStringPass()(program.model)
-    replace_file(path, lambda temporary: temporary.write_bytes(program.model_proto.SerializeToString()))
+    replace_file(path, program.model_proto.SerializeToString())
 
 
 class _Call(nn.Module):

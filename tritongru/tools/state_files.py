@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..weights import check_keras_shapes, torch_to_keras
 from .entries import Entry, join_halves
-from .keras_write import replace_file
+from .files import replace_file
 from .untrusted import MAX_FREE_BYTES, MAX_RATIO, check_file, naming
 
 SUFFIXES = (".pt", ".pth", ".safetensors")
@@ -170,7 +170,7 @@ def write_states(path: str | Path, tensors: Mapping[str, Tensor], configs: Mappi
         metadata = {"format": "pt"} | ({"tritongru": json.dumps(configs)} if configs else {})
     except TypeError as error:
         raise ValueError(f"{path}: the layer's configuration cannot be written as JSON: {error}") from error
-    replace_file(path, lambda temporary: temporary.write_bytes(save(plain, metadata)))
+    replace_file(path, save(plain, metadata))
 
 
 def keras_tensors(names: Sequence[str], layers: Sequence[Any]) -> dict[str, Tensor]:

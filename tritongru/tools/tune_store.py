@@ -77,7 +77,8 @@ def save_entries(path: Path, device: Device, provenance: tuple[str, dict[str, An
 
 
 def save_rows(path: Path, rows: Iterable[dict]) -> None:
-    """Write a CSV of candidates in one step."""
+    """Write a CSV of candidates in one step, and its folder where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
     writer.writeheader()
