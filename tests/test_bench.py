@@ -187,7 +187,7 @@ def test_the_command_line(tmp_path, capsys):
 def test_saved_bytes_are_what_the_formula_says(workload, recompute):
     work = Work(workload, "float32")
     contender = contenders.own(work, "eager", recompute=recompute)
-    parts = memory.kept_bytes(workload, "float32", recompute)
+    parts = memory.kept_bytes(workload, "float32", recompute, "eager")
     assert (parts["gates"] == 0) == recompute
     assert memory.saved_bytes(make_call(contender, work, FORWARD)) == sum(parts.values())
 

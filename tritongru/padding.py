@@ -31,6 +31,11 @@ def _(lengths, steps):
     return lengths.new_empty(steps, lengths.shape[0], dtype=torch.bool)
 
 
+def is_exporting_to_onnx() -> bool:
+    """Return whether `torch.onnx.export` is at work."""
+    return _is_exporting() and torch.onnx.is_in_onnx_export()
+
+
 def _is_exporting() -> bool:
     # torch 2.6 cannot say; there an exported model keeps the plain comparison.
     return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import activations, spec
-from .padding import valid_steps
+from .padding import is_exporting_to_onnx, valid_steps
 from .spec import Shape, Variant
 
 
@@ -125,9 +125,10 @@ def canonicalize(a: dict) -> Problem:
     if a["lengths"] is not None:
         within = valid_steps(a["lengths"], x.shape[0])
         mask = within if mask is None else mask & within
-    if mask is not None:
-        # What stands in the padding must not matter, not even a NaN: in the weights' gradient it meets a zero.
-        x = torch.where(mask[:, :, None], x, 0.0)
+    if mask is not None and not is_exporting_to_onnx():
+        # What stands in the padding must not matter, not even a NaN: in the weights' gradient it meets a zero. An ONNX
+        # file has no gradients.
+        x = x.masked_fill(~mask[:, :, None], 0.0)
 
     drops = [by_time(m.expand(a["x"].shape)) for m in a["input_dropout"]]
     if len(drops) == 1:

@@ -2,7 +2,7 @@
 
     gates      4 T B U  (z, r, n and the candidate's recurrent side), 3 T B U without reset_after
     outputs    T B U
-    states     T B U, only with a mask or resets: without them they are the outputs
+    states     T B U, only with a mask, and in Triton's kernels with resets: otherwise they are the outputs
     input      T B I
     weights    3U I + 3U U + 6U (both biases of the torch layout); initial state B U
     recompute  all of these without the gates
@@ -24,11 +24,12 @@ from .work import DTYPES
 from .workloads import Workload
 
 
-def kept_bytes(workload: Workload, dtype: str, recompute: bool = False) -> dict[str, int]:
-    """Return the bytes that the scan of triton and eager keeps between forward and backward, by what they are.
+def kept_bytes(workload: Workload, dtype: str, recompute: bool = False, backend: str = "triton") -> dict[str, int]:
+    """Return the bytes that the scan keeps between forward and backward, by what they are.
 
     Args:
         workload: sizes and features. dtype: of `work.DTYPES`. recompute: as in `tritongru.gru`.
+        backend: "triton" or "eager".
 
     >>> sizes = kept_bytes(Workload("", 100, 2, 3, 4), "float32")
     >>> sizes["gates"], sizes["outputs"], kept_bytes(Workload("", 100, 2, 3, 4), "float32", recompute=True)["gates"]
@@ -36,7 +37,7 @@ def kept_bytes(workload: Workload, dtype: str, recompute: bool = False) -> dict[
     """
     w, size = workload, DTYPES[dtype].itemsize
     step = w.time * w.batch * w.units * size
-    separate = w.lengths or w.resets
+    separate = w.lengths or (w.resets and backend != "eager")
     parts = {
         "input": w.time * w.batch * w.input_size * size,
         "outputs": step,
