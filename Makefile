@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 .DEFAULT_GOAL := help
 MINUTES ?= 20
-.PHONY: help demo peers fuzz fuzz-files mutants soak test test-interpreted test-gpu lint format clean \
+.PHONY: help demo peers fuzz fuzz-files mutants soak test test-interpreted test-compiled test-gpu lint format clean \
 	bench bench-quick bench-cpu bench-report bench-regression rehearse tune-verify
 
 help:
@@ -43,15 +43,15 @@ peers: $(VENV)/.peers
 demo: $(VENV)/.installed
 	$(BIN)/python -m tritongru demo
 
-# The interpreter is chosen when triton is imported, so its tests need a process of their own.
-test-interpreted: $(VENV)/.installed
-	@if ls tests/interpreted/test_*.py >/dev/null 2>&1; then \
-		echo TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/interpreted tests/test_keras_goldens.py; \
-		TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/interpreted tests/test_keras_goldens.py; \
-	fi
+# The interpreter is chosen when triton is imported, so its tests need a process of their own; both run side by side.
+test: $(VENV)/.installed
+	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-O) test-interpreted test-compiled
 
-test: $(VENV)/.installed test-interpreted
-	$(BIN)/python -m pytest -q
+test-interpreted: $(VENV)/.installed
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/interpreted tests/test_keras_goldens.py
+
+test-compiled: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 # The deep profile of the property tests: MINUTES for the CPU backends and layers, MINUTES for the interpreted kernels.
 fuzz: $(VENV)/.installed

@@ -89,15 +89,6 @@ def polls(programs: int, num_warps: int) -> int:
     return max(next_power_of_two(programs), 32 * num_warps)
 
 
-def compiler_options(config: LaunchConfig, backend: str) -> dict:
-    """Return the options a kernel is compiled with on Triton's `backend`, "cuda" or "hip"."""
-    options = {"num_warps": config.num_warps}
-    if backend == "cuda" and config.schedule != STEPS:
-        # The weights leave no room for a second program, for which the assembler would keep registers free, and spill.
-        options["maxnreg"] = min(255, 65536 // (32 * config.num_warps))
-    return options
-
-
 def chunks_in_flight(config: LaunchConfig, chunks: int, itemsize: int, planes: int) -> int:
     """Return how many of a product's chunks are loaded before the first is multiplied.
 
@@ -134,8 +125,10 @@ def choose(units: int, batch: int, itemsize: int, device: Device, has_dropout: b
     single = LaunchConfig(SINGLE, 16, whole, whole, 4 if whole <= 64 else 8)
     if single.weight_bytes(units, itemsize) <= budget and (aligned or whole <= 64):
         return single
+    # Chunks twice as wide cost a few registers more than there are in float32, and on Ampere and older.
+    block_k = 32 if itemsize == 4 or device.shared_memory < 200 * 1024 else 64
     for block_h, warps in _persistent_blocks(itemsize, aligned, device.warp_size, has_dropout):
-        config = LaunchConfig(PERSISTENT, 16, block_h, 64, warps)
+        config = LaunchConfig(PERSISTENT, 16, block_h, block_k, warps)
         programs = -(-units // block_h) * tiles
         if config.weight_bytes(units, itemsize) <= budget and programs <= device.processors and device.cooperative:
             return config

@@ -266,8 +266,7 @@ class _Workspace:
         """Return the launch options; a cooperative launch fails where its grid cannot be resident at once."""
         if is_interpreted():
             return {}
-        backend = "cuda" if torch.version.hip is None else "hip"
-        return configs.compiler_options(self.config, backend) | dict(launch_cooperative_grid=self.persistent)
+        return dict(num_warps=self.config.num_warps, launch_cooperative_grid=self.persistent)
 
     def check(self) -> None:
         """Raise ExchangeError for a fault of this scan (CPU) or an earlier one (GPU, without waiting for it)."""
