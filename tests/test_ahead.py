@@ -99,6 +99,29 @@ def test_chunks_are_loaded_before_the_first_is_multiplied(monkeypatch):
     assert max(loads) < next(i for i, line in enumerate(lines) if "tt.dot " in line)
 
 
+def test_the_check_sees_spills_in_the_loop():
+    report = ahead.compile_scan("forward", "sm_90", configs.LaunchConfig("persistent", 64, 64, 64, 2), 128)
+    assert report.spills > 100 and report.in_loop > 10
+    assert any("inside the time loop" in reason for reason in report.violations())
+
+
+def test_spills_outside_of_loops_do_not_count():
+    text = """
+        /*0010*/ STL [R1], R6 ;
+.L_x_0:
+        /*0020*/ LDG.E R6, [R2] ;
+        /*0030*/ @P0 BRA `(.L_x_1) ;
+        /*0040*/ {} ;
+.L_x_1:
+        /*0050*/ @!P1 BRA P2, `(.L_x_0) ;
+        /*0060*/ LDL.LU R8, [R1] ;
+.L_x_2:
+        /*0070*/ BRA `(.L_x_2);
+"""
+    assert ahead.count_spills_in_loops(text.format("NOP")) == 0
+    assert ahead.count_spills_in_loops(text.format("LDL R7, [R1+0x8]")) == 1
+
+
 def test_the_check_sees_weights_in_the_loop():
     """The streaming schedule reads its weights at every step, and the report says so."""
     config = configs.LaunchConfig("steps", 16, 32, 32, 4)

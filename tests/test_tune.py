@@ -521,6 +521,10 @@ def test_verify_finds_what_a_table_hides(tmp_path, capsys):
     assert main(["tune", "--verify", str(path), "--jobs", "1"]) == 1
     shown = capsys.readouterr().out
     assert "2 entries, 1 broken" in shown and "512 programs must run at once" in shown
+    assert main(["tune", "--verify", str(path), "--repair", "--jobs", "1"]) == 1
+    (kept,) = tables.read(path).entries
+    assert kept.config == good.config and 0 < kept.shared < good.shared and kept.registers
+    assert main(["tune", "--verify", str(path), "--jobs", "1"]) == 0
 
 
 def test_info_says_which_tables_are_asked(tmp_path, monkeypatch):

@@ -46,7 +46,8 @@ class Report:
     """What the compiler made of one kernel.
 
     Attributes:
-        registers: per thread. spills: bytes of local memory (NVIDIA) or spilled registers (AMD). shared: bytes.
+        registers: per thread. spills: bytes of local memory (NVIDIA) or spilled registers (AMD). in_loop: the
+            instructions that spill or fetch inside a loop, where they cost time at every step. shared: bytes.
         matrix: the matrix instruction found, or "". weights_in_loop: whether the recurrent weights are read from global
             memory inside the time loop.
     """
@@ -58,6 +59,7 @@ class Report:
     config: LaunchConfig
     registers: int
     spills: int
+    in_loop: int
     shared: int
     shared_limit: int
     matrix: str
@@ -66,8 +68,8 @@ class Report:
     def violations(self) -> list[str]:
         """Return what breaks the budget every shipped configuration keeps; one step per launch streams its weights."""
         broken = []
-        if self.spills:
-            broken.append(f"spills {self.spills}")
+        if self.in_loop:
+            broken.append(f"spills {self.spills}, with {self.in_loop} instructions inside the time loop")
         if self.shared > self.shared_limit:
             broken.append(f"shared memory {self.shared} of {self.shared_limit} bytes")
         if not self.matrix:
@@ -125,9 +127,9 @@ def compile_scan(
     # No `maxnreg`: with a limit of its own the assembler spills where without one it does not.
     options = {"num_warps": config.num_warps}
     compiled = triton.compile(ASTSource(kernel, signature, values, attributes), target=gpu, options=options)
-    registers, spills = _resources(compiled, gpu)
+    registers, spills, in_loop = _resources(compiled, gpu)
     return Report(
-        direction, target, _NAMES[dtype], units, config, registers, spills, compiled.metadata.shared, limit,
+        direction, target, _NAMES[dtype], units, config, registers, spills, in_loop, compiled.metadata.shared, limit,
         _matrix_instruction(compiled), weights_read_in_loop(compiled.asm["ttgir"]),
     )  # fmt: skip
 
@@ -150,7 +152,7 @@ def compile_probe(target: str, method: str, programs: int, dtype: torch.dtype, n
         if name not in ("first", "rounds", "patience", *constants):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(exchange_kernel, signature, values, attributes)
-    return _resources(triton.compile(source, target=gpu, options={"num_warps": num_warps}), gpu)
+    return _resources(triton.compile(source, target=gpu, options={"num_warps": num_warps}), gpu)[:2]
 
 
 def _constants(direction: str, config: LaunchConfig, units: int, dtype: torch.dtype, precision: str) -> dict:
@@ -195,19 +197,38 @@ def _tool(name: str) -> str:
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
 
 
-def _resources(compiled, gpu: GPUTarget) -> tuple[int, int]:
-    """Return (registers per thread, spilled bytes or registers)."""
+def _resources(compiled, gpu: GPUTarget) -> tuple[int, int, int]:
+    """Return (registers per thread, spilled bytes or registers, instructions that spill or fetch inside a loop)."""
     if gpu.backend == "hip":
         text = compiled.asm["amdgcn"]
         registers = int(re.search(r"\.vgpr_count:\s*(\d+)", text)[1])  # type: ignore[index]
-        return registers, int(re.search(r"\.vgpr_spill_count:\s*(\d+)", text)[1])  # type: ignore[index]
+        spills = int(re.search(r"\.vgpr_spill_count:\s*(\d+)", text)[1])  # type: ignore[index]
+        return registers, spills, spills  # where they stand is not looked for: each counts
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        shown = subprocess.run(
-            [_tool("cuobjdump"), "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    return int(re.search(r"REG:(\d+)", shown)[1]), int(re.search(r"STACK:(\d+)", shown)[1])  # type: ignore[index]
+        shown = _run("cuobjdump", "-res-usage", file.name)
+        registers = int(re.search(r"REG:(\d+)", shown)[1])  # type: ignore[index]
+        spills = int(re.search(r"STACK:(\d+)", shown)[1])  # type: ignore[index]
+        return registers, spills, spills and count_spills_in_loops(_run("nvdisasm", "-c", file.name))
+
+
+def _run(tool: str, *arguments: str) -> str:
+    return subprocess.run([_tool(tool), *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def count_spills_in_loops(text: str) -> int:
+    """Return how many accesses to local memory stand in a loop of NVIDIA's assembly: before a jump back, after its aim.
+
+    A value that is put away before the time loop and fetched after it costs nothing, so it does not count.
+    """
+    lines = text.splitlines()
+    places = {match[1]: i for i, line in enumerate(lines) if (match := re.match(r"(\.L_x_\d+):", line))}
+    inside: set[int] = set()
+    for i, line in enumerate(lines):
+        if (match := re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)) and places[match[1]] < i:
+            inside.update(range(places[match[1]], i))
+    return sum(bool(re.search(r"\b(?:STL|LDL)\b", lines[i])) for i in inside)
 
 
 def _matrix_instruction(compiled) -> str:

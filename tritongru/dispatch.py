@@ -146,7 +146,7 @@ class Threshold:
 
 # The eager scan costs more per call and less per step: its weights are copied once, its calls pass an operator.
 # Measured on a CPU; docs/performance.md says how, and what was measured.
-EAGER_FROM = {"training": Threshold(32, 16, 1 << 24, 0.5), "inference": Threshold(512, 48, 1 << 23, 0.5)}
+EAGER_FROM = {"training": Threshold(32, 16, 1 << 24, 0.5), "inference": Threshold(512, 48, 1 << 27, 0.5)}
 
 
 def prefers_eager(shape: Shape, wants_gradients: bool) -> bool:

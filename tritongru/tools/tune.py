@@ -209,6 +209,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, help="folder of the table and the CSV; default: the user's cache, or out with --target")
     add("--rehearse", action="store_true", help="run the way of a GPU in Triton's interpreter, on tiny sizes")
     add("--verify", type=Path, metavar="TABLE", help="compile every entry of a table and check it, nothing else")
+    add("--repair", action="store_true", help="with --verify: write the table again without the entries that fail")
     add("--plot", type=Path, metavar="CSV", help="draw the plots of a sweep's CSV beside it, nothing else")
 
 
@@ -223,7 +224,7 @@ def main(args: argparse.Namespace) -> int:
     if args.verify is not None:
         from .tune_verify import verify_table
 
-        return verify_table(args.verify, args.jobs or os.cpu_count() or 1, args.seconds or 120.0)
+        return verify_table(args.verify, args.jobs or os.cpu_count() or 1, args.seconds or 120.0, args.repair)
     if args.rehearse:
         # Triton settles on its interpreter when it is imported, which is later than this.
         os.environ["TRITON_INTERPRET"] = "1"

@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
+import datetime
+from dataclasses import replace
 from pathlib import Path
 
 from .. import choices, tables
 from ..configs import Device
 from ..tables import Entry, Table
 from . import show
+from .files import replace_file
 from .tune_compile import Compilers, Job
+from .tune_store import fingerprint_kernels
 
 
-def verify_table(path: Path, jobs: int, seconds: float) -> int:
-    """Print every entry that its device cannot run or that breaks the compiler's budget; return 1 if there is one."""
+def verify_table(path: Path, jobs: int, seconds: float, repair: bool = False) -> int:
+    """Print every entry that its device cannot run or that breaks the compiler's budget; return 1 if there is one.
+
+    With `repair` the table is written again without those entries, which the formula then serves, and the others say
+    what the kernels of today take of registers and shared memory.
+    """
     table = tables.read(path)
     broken = [f"{path}: {problem}" for problem in table.problems]
-    broken += [f"{entry}: {reason}" for entry in table.entries for reason in misfits(table, entry)]
+    kept: list[Entry] = []
     wanted: dict[Job, list[Entry]] = {}
     for entry in table.entries:
-        wanted.setdefault(Job(table.device["target"], entry.key, entry.config), []).append(entry)
+        if reasons := misfits(table, entry):
+            broken += [f"{entry}: {reason}" for reason in reasons]
+        else:
+            wanted.setdefault(Job(table.device["target"], entry.key, entry.config), []).append(entry)
     with show.show_steps("verify") as report, Compilers(jobs, seconds) as compilers:
         for done, (job, compiled) in enumerate(compilers.run(wanted), 1):
             for entry in wanted[job]:
                 broken += [f"{entry}: {reason}" for reason in compiled.wrong]
-                if entry.shared and compiled.shared > entry.shared and not compiled.wrong:
+                if compiled.wrong:
+                    continue
+                kept.append(replace(entry, registers=compiled.registers, shared=compiled.shared))
+                if entry.shared and compiled.shared > entry.shared:
                     broken.append(f"{entry}: {compiled.shared} bytes of shared memory, {entry.shared} in the table")
             report(done, len(wanted), f"{len(broken)} broken")
     print("\n".join([*broken, f"{path}: {len(table.entries)} entries, {len(broken)} broken"]))
+    if repair and not table.problems:
+        today = f"{datetime.date.today().isoformat()} with kernels {fingerprint_kernels()}"
+        used = {entry.provenance for entry in kept}
+        table.provenances = {k: v | {"verified": today} for k, v in table.provenances.items() if k in used}
+        table.entries = tables.merge([], kept)
+        replace_file(path, tables.dump(table))
+        print(f"{path}: written again with {len(kept)} entries")
     return int(bool(broken))
 
 
