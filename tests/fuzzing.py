@@ -21,11 +21,13 @@ from tritongru import gru
 from tritongru.configs import LaunchConfig, next_power_of_two
 from tritongru.eager import layout
 from tritongru.functional import explain_call
+from tritongru.reference import gru_reference
 from tritongru.spec import UnsupportedError, is_interpreted
 from tritongru.tools.tolerance import check, largest_error, tolerance
 
 # How many random roundings of the inputs stand for all of them, where the oracle's own error says too little.
 DISTURBED = 8
+ORACLE = "oracle"  # no backend: see `call`
 REGRESSIONS = Path(__file__).parent / "regressions.json"
 WANTED = {
     "all": lambda name: True,
@@ -38,7 +40,7 @@ WANTED = {
 def check_backends(c: Configuration) -> int:
     """Compare every CPU backend that accepts the call with the oracle in float64; return how many did."""
     # torch's own GRU sums in half precision on a CPU, which the tolerance's floor does not stand for.
-    backends = ("eager", "aten") if c.torch_dtype().itemsize > 2 else ("eager",)
+    backends = ("reference", "eager", "aten") if c.torch_dtype().itemsize > 2 else ("reference", "eager")
     if c.seed % 2:
         return check_against_oracle(c, backends)
     # Two steps at a time, so that short sequences cross from chunk to chunk as well.
@@ -91,8 +93,8 @@ def launch_config(c: Configuration) -> LaunchConfig:
 def check_against_oracle(c: Configuration, backends: tuple[str, ...]) -> int:
     """Assert outputs, state and gradients by name, for each of `backends` that accepts the call."""
     leaves = make_leaves(c)
-    truth = run(c, leaves, torch.float64, "reference")
-    oracle = run(c, leaves, c.torch_dtype(), "reference")
+    truth = run(c, leaves, torch.float64, ORACLE)
+    oracle = run(c, leaves, c.torch_dtype(), ORACLE)
     if not all(float(value.abs().max()) < 1000 for r in (truth, oracle) for value in r.values() if value.numel()):
         return 0  # An explosive activation left what the dtype resolves; there is nothing to compare.
     arguments = call_arguments(c, {name: leaf.view(leaf.base) for name, leaf in leaves.items()})
@@ -118,9 +120,9 @@ def further_measures(c: Configuration, leaves: dict[str, Leaf], truth: dict[str,
     On a handful of numbers the oracle may be exact by luck, and in float64 it is the truth. So the measure is also what
     one rounding of every input changes, and for float64 what float32 gets wrong, in proportion to the epsilons.
     """
-    measures = [run(c, disturb(leaves, c, number), torch.float64, "reference") for number in range(DISTURBED)]
+    measures = [run(c, disturb(leaves, c, number), torch.float64, ORACLE) for number in range(DISTURBED)]
     if c.dtype == "float64":
-        coarse, ratio = run(c, leaves, torch.float32, "reference"), 2.0 ** (23 - 52)
+        coarse, ratio = run(c, leaves, torch.float32, ORACLE), 2.0 ** (23 - 52)
         measures.append({name: right + (coarse[name].double() - right) * ratio for name, right in truth.items()})
     return measures
 
@@ -148,6 +150,16 @@ def accepts(arguments: dict, backend: str) -> bool:
     return True
 
 
+def call(arguments: dict, backend: str) -> tuple[Tensor, Tensor]:
+    """Return outputs and state of one call.
+
+    The oracle gets its arguments as they were drawn: what checks and rewrites them for every backend is tested too.
+    """
+    if backend != ORACLE:
+        return gru(**arguments, backend=backend)
+    return gru_reference(**{name: value for name, value in arguments.items() if name != "recompute"})
+
+
 def run(c: Configuration, leaves: dict[str, Leaf], dtype: torch.dtype, backend: str) -> dict[str, Tensor]:
     """Return outputs, state and the wanted gradients, by name."""
     # The gradient of one mask for all steps and rows is a sum that cancels; it is autograd's own sum besides.
@@ -159,7 +171,7 @@ def run(c: Configuration, leaves: dict[str, Leaf], dtype: torch.dtype, backend: 
     tensors = {
         name: leaf.view(leaf.base.to(dtype, copy=True).requires_grad_(wanted(name))) for name, leaf in leaves.items()
     }
-    outputs, state = gru(**call_arguments(c, tensors), backend=backend)
+    outputs, state = call(call_arguments(c, tensors), backend)
     results = {"outputs": outputs.detach(), "state": state.detach()}
     generator = torch.Generator().manual_seed(c.seed + 2)
     pairs = []
