@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 
 import torch
 from hypothesis import strategies as st
+from strategies import choose
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -14,7 +15,7 @@ from tritongru import compat
 
 F64 = torch.float64
 PRECISE = dict(rtol=1e-9, atol=1e-10)
-some = st.sampled_from
+EITHER = (False, True)
 
 
 class _Changes:
@@ -46,10 +47,13 @@ class DropInCall(_Changes):
 
 
 drop_in_calls = st.builds(
-    DropInCall, batch=some((1, 2, 3, 5)), time=some((1, 2, 3, 7)), input_size=some((1, 2, 5)), units=some((1, 3, 9)),
-    layers=some((1, 2, 3)), bias=st.booleans(), batch_first=st.booleans(), bidirectional=st.booleans(),
-    form=some(("padded", "packed", "lengths", "unbatched")), has_state=st.booleans(),
-    backend=some(("auto", "eager", "reference")), seed=st.integers(0, 10**6),
+    DropInCall, batch=choose("batch", (1, 2, 3, 5)), time=choose("time", (1, 2, 3, 7)),
+    input_size=choose("input_size", (1, 2, 5)),
+    units=choose("units", (1, 3, 9)),
+    layers=choose("layers", (1, 2, 3)), bias=choose("bias", EITHER), batch_first=choose("batch_first", EITHER),
+    bidirectional=choose("bidirectional", EITHER),
+    form=choose("form", ("padded", "packed", "lengths", "unbatched")), has_state=choose("has_state", EITHER),
+    backend=choose("backend", ("auto", "eager", "reference")), seed=st.integers(0, 10**6),
 )  # fmt: skip
 
 
@@ -111,12 +115,16 @@ class LayerCall(_Changes):
 
 
 layer_calls = st.builds(
-    LayerCall, batch=some((1, 2, 3, 5)), time=some((1, 2, 3, 7)), input_size=some((1, 2, 5)), units=some((1, 3, 9)),
-    reset_after=st.booleans(), use_bias=st.booleans(), activation=some(("tanh", "softsign", "gelu", "relu")),
-    recurrent_activation=some(("sigmoid", "hard_sigmoid")), time_major=st.booleans(),
-    zero_output_for_mask=st.booleans(), masked=st.booleans(), cut=st.integers(0, 7),
-    law=some(("split", "reset", "padding", "permute", "stateful", "stream", "backwards")),
-    backend=some(("auto", "eager", "reference")), seed=st.integers(0, 10**6),
+    LayerCall, batch=choose("batch", (1, 2, 3, 5)), time=choose("time", (1, 2, 3, 7)),
+    input_size=choose("input_size", (1, 2, 5)),
+    units=choose("units", (1, 3, 9)),
+    reset_after=choose("reset_after", EITHER), use_bias=choose("use_bias", EITHER),
+    activation=choose("activation", ("tanh", "softsign", "gelu", "relu")),
+    recurrent_activation=choose("recurrent_activation", ("sigmoid", "hard_sigmoid")),
+    time_major=choose("time_major", EITHER),
+    zero_output_for_mask=choose("zero_output_for_mask", EITHER), masked=choose("masked", EITHER), cut=st.integers(0, 7),
+    law=choose("law", ("split", "reset", "padding", "permute", "stateful", "stream", "backwards")),
+    backend=choose("backend", ("auto", "eager", "reference")), seed=st.integers(0, 10**6),
 )  # fmt: skip
 
 

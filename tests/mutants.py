@@ -4,7 +4,8 @@
     python tests/mutants.py --only compat.py    those whose file or number matches
 
 A test must fail because of the bug: a mutant whose tests pass survives, and one whose tests cannot be collected, or
-whose text does not occur exactly once, is an error of the list.
+whose text does not occur exactly once, is an error of the list. So is one whose tests fail without the bug, which each
+choice of tests is run for once.
 """
 
 from __future__ import annotations
@@ -75,12 +76,22 @@ def _run_pytest(mutant: Mutant, root: Path, log: Path) -> None:
         os._exit(status)
 
 
-def judge(mutant: Mutant, root: Path) -> tuple[str, str]:
-    """Apply one mutant in `root`, run its tests, undo it; return "caught", "survived" or "error", and the output."""
+def judge(mutant: Mutant, root: Path, sound: dict[str, bool]) -> tuple[str, str]:
+    """Apply one mutant in `root`, run its tests, undo it; return "caught", "survived" or "error", and the output.
+
+    `sound` keeps which choices of tests pass without a bug.
+    """
     path = root / "tritongru" / mutant.file
     text = path.read_text()
     if text.count(mutant.old) != 1:
         return "error", f"its text occurs {text.count(mutant.old)} times"
+    if mutant.tests not in sound:
+        status, output = run_tests(mutant, root)
+        sound[mutant.tests] = status == 0
+        if status != 0:
+            return "error", f"without the bug:\n{output}"
+    if not sound[mutant.tests]:
+        return "error", "its tests fail without the bug"
     path.write_text(text.replace(mutant.old, mutant.new))
     try:
         status, output = run_tests(mutant, root)
@@ -100,6 +111,7 @@ def main() -> int:
         numbers = {int(n) for n in args.only.split(",")} if args.only.replace(",", "").isdigit() else None
         chosen = [(n, m) for n, m in chosen if (n in numbers if numbers is not None else args.only in m.file)]
     counts: dict[str, int] = {}
+    sound: dict[str, bool] = {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for name in ("tritongru", "tests"):
@@ -107,7 +119,7 @@ def main() -> int:
         shutil.copy(ROOT / "pyproject.toml", root)
         for number, mutant in chosen:
             begin = time.monotonic()
-            verdict, output = judge(mutant, root)
+            verdict, output = judge(mutant, root, sound)
             counts[verdict] = counts.get(verdict, 0) + 1
             seconds = time.monotonic() - begin
             print(f"{number:3} {verdict:8} {seconds:5.0f} s  {mutant.file}: {mutant.new.strip()!r}", flush=True)

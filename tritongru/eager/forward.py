@@ -146,7 +146,8 @@ def make_gates(
     u_n, u_zr = u_packed[:, :U], u_packed[:, U:]
 
     def dropped(h: Tensor, m: Tensor | None) -> Tensor:
-        return h if m is None else (h.view(-1, *m.shape) * m).view(h.shape)
+        # A batch of no rows does not say how many steps there are.
+        return h if m is None or not h.numel() else (h.view(-1, *m.shape) * m).view(h.shape)
 
     def after(h: Tensor, n: Tensor, z: Tensor, r: Tensor, zr: Tensor, gh_n: Tensor, recurrent: Tensor) -> None:
         recurrent.addmm_(h, u_packed)
