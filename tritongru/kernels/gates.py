@@ -40,6 +40,20 @@ def tanh(a):
 
 
 @triton.jit
+def expm1(a):
+    """exp(a) - 1 for a <= 0, with all digits near 0."""
+    return tanh(0.5 * a) * (tl.exp(a) + 1.0)
+
+
+@triton.jit
+def log1p(e):
+    """log(1 + e) for e >= 0, with all digits near 0: what 1 + e rounds away is put right by the factor."""
+    u = 1.0 + e
+    rounded = u - 1.0
+    return tl.where(rounded == 0.0, e, tl.log(u) * (e / tl.where(rounded == 0.0, 1.0, rounded)))
+
+
+@triton.jit
 def activate(a, KIND: tl.constexpr):
     """f(a). Comparisons are written so that NaN stays NaN, as in torch."""
     y = a
@@ -54,11 +68,11 @@ def activate(a, KIND: tl.constexpr):
         y = tl.where(y < 0.0, 0.0, y)
         y = tl.where(y > 1.0, 1.0, y)
     elif KIND == ELU:
-        y = tl.where(a > 0.0, a, tl.exp(tl.where(a > 0.0, 0.0, a)) - 1.0)
+        y = tl.where(a > 0.0, a, expm1(tl.where(a > 0.0, 0.0, a)))
     elif KIND == SELU:
-        y = SELU_SCALE * tl.where(a > 0.0, a, SELU_ALPHA * (tl.exp(tl.where(a > 0.0, 0.0, a)) - 1.0))
+        y = SELU_SCALE * tl.where(a > 0.0, a, SELU_ALPHA * expm1(tl.where(a > 0.0, 0.0, a)))
     elif KIND == SOFTPLUS:
-        y = tl.where(a < 0.0, 0.0, a) + tl.log(1.0 + tl.exp(-tl.abs(a)))
+        y = tl.where(a < 0.0, 0.0, a) + log1p(tl.exp(-tl.abs(a)))
     elif KIND == SOFTSIGN:
         y = a / (1.0 + tl.abs(a))
     elif KIND == EXPONENTIAL:
@@ -85,7 +99,7 @@ def slope(y, KIND: tl.constexpr):
     elif KIND == SELU:
         d = tl.where(y > 0.0, SELU_SCALE, y + SELU_SCALE * SELU_ALPHA)
     elif KIND == SOFTPLUS:
-        d = 1.0 - tl.exp(-y)
+        d = -expm1(-y)
     elif KIND == SOFTSIGN:
         d = (1.0 - tl.abs(y)) * (1.0 - tl.abs(y))
     elif KIND == EXPONENTIAL:
