@@ -72,15 +72,17 @@ def _fuzz_once(target: Target, number: int, tally: Tally, deadline: float):
             if c in failing:
                 raise failing[c]
             return
-        tally.tried[target.name] += 1
         try:
-            tally.compared[target.name] += target.check(c)
+            compared = target.check(c)
         except Exception as error:
             if not failing:
                 give_up = min(deadline, time.monotonic() + SHRINK_S)
             failing[c] = error
             smallest[:] = [c, f"{type(error).__name__}: {error}"]
             raise
+        if not failing:  # what is tried while a failure is shrunk is not a draw
+            tally.tried[target.name] += 1
+            tally.compared[target.name] += compared
 
     try:
         check()
