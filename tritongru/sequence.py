@@ -127,8 +127,8 @@ def canonicalize(a: dict) -> Problem:
         mask = within if mask is None else mask & within
     if mask is not None and not is_exporting_to_onnx():
         # What stands in the padding must not matter, not even a NaN: in the weights' gradient it meets a zero. An ONNX
-        # file has no gradients.
-        x = x.masked_fill(~mask[:, :, None], 0.0)
+        # file has no gradients. (A zero on the device: a host waits while its own is copied.)
+        x = torch.where(mask[:, :, None], x, x.new_zeros(()))
 
     drops = [by_time(m.expand(a["x"].shape)) for m in a["input_dropout"]]
     if len(drops) == 1:
