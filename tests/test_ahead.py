@@ -1,5 +1,7 @@
 """Every configuration the formula chooses, compiled for real targets without a device, within its budget."""
 
+import re
+
 import pytest
 import torch
 
@@ -132,6 +134,49 @@ def test_the_check_sees_too_much_shared_memory():
     config = configs.LaunchConfig("persistent", 16, 64, 64, 8)
     broken = ahead.compile_scan("backward", "sm_90", config, 1024).violations()
     assert any("shared memory" in reason for reason in broken)
+
+
+def narrow_products(ttir: str) -> list[str]:
+    """Return the 32-bit products of what grows with T or B and another size: offsets that wrap past 2^31."""
+    long, found = {"%T", "%B", "%step_begin", "%step_end"}, []
+    for line in ttir.splitlines():
+        if match := re.search(r"scf\.for (%\w+) = ", line):
+            long.add(match[1])
+        if match := re.match(r"\s*(%[\w:]+)(?:, %[\w:]+)* = (.*)", line):
+            operands = set(re.findall(r"%\w+", match[2]))
+            # A value that is 64 bits wide is safe, whatever it came from.
+            if operands & long and re.search(r"(: |x|-> )i32\b[>)]*(?: loc.*)?$", match[2]):
+                long.add(match[1].split(":")[0])
+                if match[2].startswith("arith.muli") and not re.search(r"%c\d", match[2]):
+                    found.append(line.strip())
+    return found
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("exchange", ["counter", "tagged"])
+def test_offsets_pass_2_to_the_31(direction, exchange, monkeypatch):
+    """B * T * U of real batches passes 2^31, where a product of 32 bits would wrap."""
+    texts, compile_ = [], ahead.triton.compile
+    monkeypatch.setattr(ahead.triton, "compile", lambda *a, **k: texts.append(compile_(*a, **k)) or texts[-1])
+    config = configs.LaunchConfig("persistent", 16, 16, 64, 8, exchange)
+    flags = {"HAS_MASK": True, "HAS_RESET": True, "HAS_ROWS": True, "DROPS": 3}
+    flags |= {"HAS_FRESH": True, "SEPARATE": True} if direction == "forward" else {"FRESH_GRADIENT": True}
+    ahead.compile_scan(direction, "sm_90", config, 64, torch.bfloat16, **flags)
+    ttir = texts[0].asm["ttir"]
+    assert "%T: i32" in ttir and "arith.extsi" in ttir
+    assert narrow_products(ttir) == []
+
+
+def test_a_narrow_product_is_seen():
+    text = """
+    %t = arith.subi %T, %c1 : i32 loc(#loc1)
+    %wide = arith.extsi %t : i32 to i64 loc(#loc2)
+    %fine = arith.muli %wide, %size : i64 loc(#loc3)
+    scf.for %step = %c0 to %n step %c1  : i32 {
+      %o = arith.muli %step, %size : i32 loc(#loc4)
+      %p = arith.muli %U, %size : i32 loc(#loc4)
+    """
+    assert len(narrow_products(text)) == 1
 
 
 @pytest.mark.parametrize("name, value", [("direction", "sideways"), ("target", "sm_1")])
