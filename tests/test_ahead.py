@@ -32,7 +32,7 @@ def config_for(target, units, dtype, batch=16, has_dropout=False):
 )
 def test_budget(target, units, dtype, direction):
     report = ahead.compile_scan(direction, target, config_for(target, units, dtype), units, dtype)
-    assert report.violations() == []
+    assert report.violations() == [] and report.spills == 0
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])

@@ -125,8 +125,10 @@ def choose(units: int, batch: int, itemsize: int, device: Device, has_dropout: b
     single = LaunchConfig(SINGLE, 16, whole, whole, 4 if whole <= 64 else 8)
     if single.weight_bytes(units, itemsize) <= budget and (aligned or whole <= 64):
         return single
+    # In float32, and on Ampere and older, chunks twice as wide need a few registers more than there are.
+    block_k = 32 if itemsize == 4 or device.shared_memory < 200 * 1024 else 64
     for block_h, warps in _persistent_blocks(itemsize, aligned, device.warp_size, has_dropout):
-        config = LaunchConfig(PERSISTENT, 16, block_h, 64, warps)
+        config = LaunchConfig(PERSISTENT, 16, block_h, block_k, warps)
         programs = -(-units // block_h) * tiles
         if config.weight_bytes(units, itemsize) <= budget and programs <= device.processors and device.cooperative:
             return config
