@@ -145,7 +145,7 @@ class Threshold:
 
 
 # The eager scan costs more per call and less per step: its weights are copied once, its calls pass an operator.
-# Measured on a CPU; docs/performance.md says how, and what was measured.
+# The sizes come from trials on a CPU; docs/performance.md has what the choice gives beside torch's own GRU.
 EAGER_FROM = {"training": Threshold(32, 16, 1 << 24, 0.5), "inference": Threshold(512, 48, 1 << 27, 0.5)}
 
 

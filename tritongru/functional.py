@@ -177,11 +177,8 @@ def describe(checked: dict) -> Facts:
 
 
 def _wants_gradients(checked: dict) -> bool:
-    if not torch.is_grad_enabled():
-        return False
     values = (checked[name] for name in ("x", "kernel", "recurrent_kernel", "bias", "initial_state", "reset_state"))
-    tensors = (t for value in values for t in (value if isinstance(value, tuple) else (value,)))
-    return any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
+    return ops.wants_gradients(t for value in values for t in (value if isinstance(value, tuple) else (value,)))
 
 
 def _run_reference(checked: dict) -> tuple[Tensor, Tensor]:

@@ -63,9 +63,10 @@ def device_limits(device: torch.device) -> Device:
 
 
 def choose_config(
-    kernel: str, u: Tensor, batch: int, variant: Variant, precision: str, drop: Tensor | None, masked: bool
-) -> LaunchConfig:
-    """Return the configuration of `kernel` for recurrent weights `u (U,3U)` and `batch` rows."""
+    kernel: str, u: Tensor, batch: int, variant: Variant, precision: str, drop: Tensor | None, masked: bool,
+    device: Device,
+) -> LaunchConfig:  # fmt: skip
+    """Return the configuration of `kernel` on `device` for recurrent weights `u (U,3U)` and `batch` rows."""
     forced = getattr(_forced, "config", None)
     if isinstance(forced, Mapping):
         forced = forced.get(kernel)
@@ -76,7 +77,7 @@ def choose_config(
         kernel, str(u.dtype).removeprefix("torch."), precision if u.dtype == torch.float32 else "ieee", u.shape[0],
         tuple(flag for flag, holds in applies if holds),
     )  # fmt: skip
-    return choices.choose(key, batch, device_limits(u.device)).config
+    return choices.choose(key, batch, device).config
 
 
 def scan_forward(
@@ -122,14 +123,15 @@ def scan_forward(
         leaving, entering = (states[:T], states[1:]) if variant.reverse else (states[1:], states[:T])
     carry = start.to(torch.float32, copy=True)
 
-    config = choose_config("forward", u, B, variant, precision, drop, separate)
+    device = device_limits(u.device)
+    config = choose_config("forward", u, B, variant, precision, drop, separate, device)
     middle = z_carry = None
     if not variant.reset_after and config.schedule != SINGLE:
         # Tagged words carry it themselves.
         middle = None if config.schedule == PERSISTENT and config.exchange == "tagged" else torch.empty_like(start)
         z_carry = torch.empty_like(carry) if config.schedule == STEPS else None
     workspace = _Workspace(config, u, B, planes=1)
-    rows, stops = plan_rows(mask, resets, variant.reverse, workspace.grid, device_limits(u.device).processors)
+    rows, stops = plan_rows(mask, resets, variant.reverse, workspace.grid, device.processors)
     flags = dict(
         HAS_FRESH=fresh is not None, HAS_BIAS=bias_n is not None, SAVE_GATES=save_gates, SEPARATE=separate,
         HAS_ROWS=rows is not None,
@@ -184,9 +186,10 @@ def scan_backward(
     y_carry = None if mask is None else torch.zeros_like(carry)
 
     masked = mask is not None or resets is not None
-    config = choose_config("backward", u, B, variant, precision, drop, masked)
+    device = device_limits(u.device)
+    config = choose_config("backward", u, B, variant, precision, drop, masked, device)
     workspace = _Workspace(config, u, B, planes=3)
-    rows, stops = plan_rows(mask, resets, variant.reverse, workspace.grid, device_limits(u.device).processors)
+    rows, stops = plan_rows(mask, resets, variant.reverse, workspace.grid, device.processors)
     flags = dict(
         HAS_OUT=d_out is not None, FRESH_GRADIENT=fresh_gradient, HAS_ROWS=rows is not None,
         **workspace.constants(variant, mask, resets, drop, precision),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -35,14 +35,18 @@ def run_scan(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:
     """
     p, v = problem, problem.variant
     differentiable = (p.x, p.w, p.bias_x, p.u, p.bias_h, p.h0, p.fresh, p.drop)
-    wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)
-    save = SAVE_NOTHING if not wants_grad else RECOMPUTE if p.recompute else SAVE_GATES
+    save = SAVE_NOTHING if not wants_gradients(differentiable) else RECOMPUTE if p.recompute else SAVE_GATES
     out, last, _, _ = torch.ops.tritongru.scan(
         p.x, p.w, p.bias_x, p.u, p.bias_h, p.h0, p.mask, p.resets, p.fresh, p.drop,
         v.activation, v.recurrent_activation, v.reset_after, v.zero_output_for_mask, v.reverse, v.reset_gate_first,
         p.precision, save, backend,
     )  # fmt: skip
     return out, last
+
+
+def wants_gradients(values: Iterable[Any]) -> bool:
+    """Return whether autograd will ask for the gradient of one of `values`, of which only tensors can have one."""
+    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
 
 
 @torch.library.custom_op("tritongru::scan", mutates_args=())
@@ -254,7 +258,8 @@ def _gradients(ctx, a: _Inputs, needs: _Inputs, out, states, gates, d_out, d_las
     """The gradients of `scan`: the reverse scan, then one product or sum for each input."""
     v: Variant = ctx.variant
     U = a.u.shape[0]
-    entering = entering_states(out, states, a.h0, v)
+    # Saved, or the outputs moved by one step.
+    entering = states if states.dim() == 3 else eager.entering_states(out, 0, out.shape[0], a.h0, None, None, v)
     if ctx.save == RECOMPUTE:
         gates = torch.ops.tritongru.rebuild_gates(
             a.x, a.w, a.bias_x, a.u, a.bias_h, entering, a.drop,
@@ -372,15 +377,6 @@ def project_input(x, w, bias_x, bias_h, variant: Variant) -> tuple[Tensor, Tenso
     if bias is None:
         return gx, bias_n
     return (gx + bias if w is None else gx.add_(bias)), bias_n
-
-
-def entering_states(out: Tensor, states: Tensor, h0: Tensor, variant: Variant) -> Tensor:
-    """Return the state entering each step, (T,B,U): saved, or the outputs moved by one step."""
-    if states.dim() == 3:
-        return states
-    if variant.reverse:
-        return torch.cat((out[1:], h0[None]))[: out.shape[0]] if out.shape[0] else out
-    return torch.cat((h0[None], out[:-1])) if out.shape[0] else out
 
 
 @torch.library.custom_op("tritongru::rebuild_gates", mutates_args=())

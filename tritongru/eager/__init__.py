@@ -8,8 +8,10 @@ the processor's cache. `scan_forward` and `scan_backward` are the same computati
 from .backward import run_backward
 from .forward import rebuild, run_forward
 from .launched import pack_gates, scan_backward, scan_forward, unpack_gates
+from .layout import entering_states
 from .sums import Wanted
 
 __all__ = [
-    "Wanted", "pack_gates", "rebuild", "run_backward", "run_forward", "scan_backward", "scan_forward", "unpack_gates",
+    "Wanted", "entering_states", "pack_gates", "rebuild", "run_backward", "run_forward", "scan_backward",
+    "scan_forward", "unpack_gates",
 ]  # fmt: skip

@@ -146,8 +146,8 @@ class Reverse:
             if restarts:
                 restart = self.resets[t, :, None]
                 if d_fresh is not None:
-                    (d_fresh[t] if d_fresh.dim() == 3 else d_fresh).add_(torch.where(restart, self.dh, 0.0))
-                self.dh = torch.where(restart, 0.0, self.dh)
+                    (d_fresh[t] if d_fresh.dim() == 3 else d_fresh).add_(self.dh.masked_fill(~restart, 0.0))
+                self.dh = self.dh.masked_fill(restart, 0.0)
                 self.dh = self.dh if d_before is None else self.dh + d_before
 
 
@@ -211,7 +211,7 @@ def fold_outputs(d_out: Tensor, mask: Tensor | None, variant: Variant) -> Tensor
     if mask is None:
         return d_out
     if variant.zero_output_for_mask:
-        return torch.where(mask[..., None], d_out, 0.0)
+        return d_out.masked_fill(~mask[..., None], 0.0)
     source = last_valid(mask, variant)[..., None]
     given = d_out.masked_fill(source < 0, 0.0)
     return torch.zeros_like(given).scatter_add_(0, source.clamp(min=0).expand_as(given), given)

@@ -204,7 +204,7 @@ def last_valid(mask: Tensor, variant: Variant) -> Tensor:
 def read_outputs(after: Tensor, mask: Tensor, has_resets: bool, variant: Variant) -> Tensor:
     """Return the outputs (T,B,U): the state at valid steps; elsewhere the last valid output, or zero if none."""
     if variant.zero_output_for_mask:
-        return torch.where(mask[..., None], after, 0.0)
+        return after.masked_fill(~mask[..., None], 0.0)
     source = last_valid(mask, variant)[..., None]
     if not has_resets:  # the state then stays what the last valid output was
         return after.masked_fill(source < 0, 0.0)

@@ -44,7 +44,7 @@ def scan_forward(
     )
     if mask is not None or resets is not None:
         after = out if mask is None else states
-        states = entering_states(after, 0, after.shape[0], h0, resets, fresh, variant) if after.shape[0] else after
+        states = entering_states(after, 0, after.shape[0], h0, resets, fresh, variant)
     return out, last, states, unpack_gates(gates, variant) if save_gates else gates
 
 

@@ -92,6 +92,8 @@ def entering_states(
     after: Tensor, begin: int, end: int, h0: Tensor, resets: Tensor | None, fresh: Tensor | None, variant: Variant
 ) -> Tensor:
     """Return the states entering steps begin..end, (K,B,U), of the states leaving each step, `after` (T,B,U)."""
+    if begin == end:
+        return after[begin:end]
     T = after.shape[0]
     h0 = h0[None].to(after.dtype)
     if variant.reverse:
