@@ -96,7 +96,7 @@ def use_tuned_table(out: Path) -> None:
     import torch
 
     from tritongru import choices
-    from tritongru.launch import device_limits
+    from tritongru.devices import device_limits
 
     device = device_limits(torch.device("cuda"))
     table = out / f"{device.target}-{device.processors}.json"

@@ -28,6 +28,7 @@ STATE = "test_keras_layer.py -k state"
 COMPAT = "test_compat.py"
 STREAM = "test_stream.py"
 DISPATCH = "test_dispatch.py"
+TORCH_CALLS = "test_aten.py"
 FLAGS = "interpreted/test_kernels.py -k flags"
 SIZES = "interpreted/test_kernels.py -k sizes"
 ACTIVATIONS = "interpreted/test_kernels.py -k activations"
@@ -122,22 +123,26 @@ MUTANTS = [
     # Autograd around the scan.
     Mutant("eager/layout.py", "torch.cat((after[begin + 1 : end], h0))", "torch.cat((h0, after[: end - 1]))", FLAGS),
     Mutant("ops.py", "early = torch.cat((bias_h[: 2 * U], torch.zeros_like(bias_n)))", "early = bias_h", FLAGS),
-    Mutant("ops.py", "d_fresh = d_fresh.sum(0)", "d_fresh = d_fresh[0]", FLAGS),
-    Mutant("ops.py", "d_n = d_gh_n if v.reset_after else", "d_n = d_gx[..., 2 * U :] if v.reset_after else", FLAGS),
-    Mutant("ops.py", "else entering * gates[1]", "else entering * gates[0]", FLAGS),
-    Mutant("ops.py", "_product_like((h * m).flatten(0, 1)", "_product_like(h.flatten(0, 1)", FLAGS),
+    Mutant("gradients.py", "d_fresh = d_fresh.sum(0)", "d_fresh = d_fresh[0]", FLAGS),
+    Mutant("gradients.py", "d_n = d_gh_n if v", "d_n = d_gx[..., 2 * U :] if v", FLAGS),
+    Mutant("gradients.py", "else entering * gates[1]", "else entering * gates[0]", FLAGS),
+    Mutant("gradients.py", "_product_like((h * m).flatten(0, 1)", "_product_like(h.flatten(0, 1)", FLAGS),
     Mutant("ops.py", "p.h0, p.fresh, p.drop)\n", "p.h0)\n", "test_graphs.py -k only_one"),
-    Mutant("ops.py", "t if t is None else t.view_as(t)", "t", "test_graphs.py -k counted_once"),
+    Mutant("gradients.py", "t if t is None else t.view_as(t)", "t", "test_graphs.py -k counted_once"),
+    Mutant("aten.py", "inner[2:], train=True)", "inner[2:], train=False)", TORCH_CALLS),
+    Mutant("aten.py", "(d.x, d.h0, *transposed", "(d.x, d.h0, *reversed(transposed)", TORCH_CALLS),
     # The dispatcher.
+    Mutant("choices.py", "if race.triton <= race.aten:", "if race.triton >= race.aten:", "test_races.py"),
+    Mutant("dispatch.py", "or facts.shape.time == 1 or", "or", "test_races.py"),
     Mutant("dispatch.py", 'reasons.append("mask or lengths given")', "pass", DISPATCH),
     Mutant("dispatch.py", "if facts.recurrent_dropouts:", "if facts.recurrent_dropouts > 1:", DISPATCH),
     Mutant("dispatch.py", "if not known:", "if known is None:", DISPATCH),
     Mutant("dispatch.py", "(torch.float32, torch.float16, torch.bfloat16)", "(torch.float64, torch.float32)", DISPATCH),
     Mutant("dispatch.py", "0 in (facts.shape.time, facts.shape.batch)", "facts.shape.time == 0", DISPATCH),
     # torch's own GRU.
-    Mutant("functional.py", "torch.cat((r, z, n), dim=-1)", "torch.cat((z, r, n), dim=-1)", ATEN),
-    Mutant("functional.py", "(outputs.flip(0) if p.variant.reverse else outputs)", "outputs", ATEN),
-    Mutant("functional.py", "x = p.x.flip(0) if p.variant.reverse else p.x", "x = p.x", ATEN),
+    Mutant("aten.py", "torch.cat((r, z, n), dim=-1)", "torch.cat((z, r, n), dim=-1)", ATEN),
+    Mutant("aten.py", "(outputs.flip(0) if p.variant.reverse else outputs)", "outputs", ATEN),
+    Mutant("aten.py", "x = p.x.flip(0) if p.variant.reverse else p.x", "x = p.x", ATEN),
     # The layer.
     Mutant("keras/layer.py", "self._state = state.detach()", "self._state = outputs[:, 0].detach()", STATE),
     Mutant("keras/layer.py", "0 if self.go_backwards else steps - 1", "steps - 1", f"{LAYER} -k backwards"),

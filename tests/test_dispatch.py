@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import tritongru
 from tritongru import UnsupportedError, dispatch, faults, functional
+from tritongru.configs import Device
 from tritongru.dispatch import Facts, decide
 from tritongru.spec import BACKENDS, Shape, Variant
 from tritongru.tools.cases import Case, make_arguments
@@ -22,6 +23,8 @@ def facts(device: str = "cuda", dtype: torch.dtype = torch.float32, **changes) -
     defaults = dict(units=9, shape=Shape(3, 7, 5, 9))
     return Facts(device, dtype, Variant(**variant), **(defaults | changes))
 
+
+H100 = Device(132, 227 * 1024, name="Test GPU", target="sm_90")
 
 REJECTED_BY_ATEN = [
     (dict(activation="relu"), "activation='relu'"),
@@ -64,6 +67,7 @@ def test_triton_names_dtype_and_device(monkeypatch) -> None:
     assert any("float64" in reason for reason in decide(facts(dtype=torch.float64)).rejected["triton"])
     assert any("device='cpu'" in reason for reason in decide(facts("cpu")).rejected["triton"])
     assert any("device='mps'" in reason for reason in decide(facts("mps")).rejected["triton"])
+    monkeypatch.setattr(dispatch, "device_limits", lambda device: H100)
     assert decide(facts("cuda")).backend == "triton"
 
 

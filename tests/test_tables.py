@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tritongru.configs
-from tritongru import choices, configs, tables
+from tritongru import choices, configs, table_files, tables
 from tritongru.configs import PERSISTENT, SINGLE, STEPS, Device, LaunchConfig
 from tritongru.tables import Entry, Key, Table
 
@@ -45,7 +45,7 @@ def places(tmp_path, monkeypatch):
 
 def test_what_is_written_is_read():
     table = make_table(entry(), entry(replace(KEY, flags=("dropout", "masked")), (16, 64), shared=7, registers=9))
-    again = tables.parse(json.loads(tables.dump(table)))
+    again = table_files.parse(json.loads(table_files.dump(table)))
     assert sorted(map(str, again.entries)) == sorted(map(str, table.entries))
     assert set(again.entries) == set(table.entries) and again.provenances == table.provenances and not again.problems
 
@@ -103,13 +103,13 @@ def test_float16_takes_the_entries_of_bfloat16_in_a_shipped_table():
 def test_the_order_of_the_sources(places):
     user, shipped = places
     assert choices.choose(KEY, 16, H100).source == "formula"
-    shipped.write_text(tables.dump(make_table(entry())))
+    shipped.write_text(table_files.dump(make_table(entry())))
     choices.forget()
     choice = choices.choose(KEY, 16, H100)
     assert (choice.source, choice.config) == ("shipped", CONFIG)
     assert "1.50 us per step modelled on 2026-01-02" in choice.reason and "sm_90-132.json" in choice.reason
     mine = replace(CONFIG, block_h=64)
-    user.write_text(tables.dump(make_table(entry(batches=(16, 16), config=mine))))
+    user.write_text(table_files.dump(make_table(entry(batches=(16, 16), config=mine))))
     choices.forget()
     assert choices.choose(KEY, 9, H100).config == mine
     assert choices.choose(KEY, 17, H100).config == CONFIG  # the user's table serves what was tuned, and nothing near it
@@ -121,7 +121,7 @@ def test_the_nearest_device_of_the_target(places):
     _, shipped = places
     for count, rows in ((132, 16), (60, 32)):
         config = replace(CONFIG, block_b=rows)
-        shipped.with_name(f"sm_90-{count}.json").write_text(tables.dump(make_table(entry(config=config))))
+        shipped.with_name(f"sm_90-{count}.json").write_text(table_files.dump(make_table(entry(config=config))))
     assert choices.choose(KEY, 1, replace(H100, processors=114)).config.block_b == 16
     assert choices.choose(KEY, 1, replace(H100, processors=64)).config.block_b == 32
 
@@ -137,7 +137,7 @@ def test_the_nearest_device_of_the_target(places):
     ],
 )
 def test_an_entry_that_does_not_fit_is_named_once(places, bad, word):
-    places[1].write_text(tables.dump(make_table(bad)))
+    places[1].write_text(table_files.dump(make_table(bad)))
     batch = bad.batches[1]
     with pytest.warns(RuntimeWarning, match=f"sm_90-132.json.*units={bad.key.units}.*{word}"):
         assert choices.choose(bad.key, batch, H100).source == "formula"
@@ -155,17 +155,17 @@ def test_an_entry_that_does_not_fit_is_named_once(places, bad, word):
 def test_a_damaged_table_is_named_once_and_ignored(places, content):
     places[0].write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(str(places[0]))):
-        tables.read(places[0])
+        table_files.read(places[0])
     with pytest.warns(RuntimeWarning, match="test-gpu.json.*ignored"):
         assert choices.choose(KEY, 16, H100).source == "formula"
     assert places[0].read_bytes() == content
 
 
 def test_a_huge_file_is_not_read(places, monkeypatch):
-    monkeypatch.setattr(tables, "LARGEST_FILE", 10)
-    places[0].write_text(tables.dump(make_table(entry())))
+    monkeypatch.setattr(table_files, "LARGEST_FILE", 10)
+    places[0].write_text(table_files.dump(make_table(entry())))
     with pytest.raises(ValueError, match="more than the 10 allowed"):
-        tables.read(places[0])
+        table_files.read(places[0])
 
 
 @pytest.mark.parametrize(
@@ -190,9 +190,9 @@ def test_a_huge_file_is_not_read(places, monkeypatch):
     ids=lambda change: json.dumps(change)[:60],
 )  # fmt: skip
 def test_hostile_entries_are_left_out(change):
-    content = json.loads(tables.dump(make_table(entry(), entry(replace(KEY, units=512)))))
+    content = json.loads(table_files.dump(make_table(entry(), entry(replace(KEY, units=512)))))
     content["entries"][0] |= change
-    table = tables.parse(content)
+    table = table_files.parse(content)
     assert [e.key.units for e in table.entries] == [512]
     assert len(table.problems) == 1 and table.problems[0].startswith("entry 0: ")
 
@@ -202,7 +202,7 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-LINE = json.loads(tables.dump(make_table(entry())))["entries"][0]
+LINE = json.loads(table_files.dump(make_table(entry())))["entries"][0]
 
 
 @settings(deadline=None)
@@ -211,11 +211,11 @@ LINE = json.loads(tables.dump(make_table(entry())))["entries"][0]
     st.dictionaries(st.sampled_from(list(LINE["config"])), anything),
 )
 def test_no_value_does_more_than_leave_its_entry_out(change, config):
-    content = json.loads(tables.dump(make_table(entry())))
+    content = json.loads(table_files.dump(make_table(entry())))
     content["entries"][0] |= change
     if isinstance(content["entries"][0].get("config"), dict):
         content["entries"][0]["config"] |= config
-    table = tables.parse(content)
+    table = table_files.parse(content)
     assert len(table.entries) + len(table.problems) == 1
 
 
@@ -223,7 +223,7 @@ def test_no_value_does_more_than_leave_its_entry_out(change, config):
 @given(anything)
 def test_what_is_no_table_is_a_value_error(content):
     with pytest.raises(ValueError):
-        tables.parse(content)
+        table_files.parse(content)
 
 
 def test_the_place_of_the_users_tables(monkeypatch, tmp_path):
@@ -299,7 +299,7 @@ def test_tables_are_shipped():
 def test_shipped_tables_fit_their_device(path):
     from tritongru.tools.tune_verify import misfits, table_device
 
-    table = tables.read(path)
+    table = table_files.read(path)
     assert not table.problems
     device = table_device(table)
     assert path.name == f"{device.target}-{device.processors}.json" and choices.shipped_path(device) == path
@@ -317,7 +317,7 @@ def test_a_shipped_entry_compiles_to_what_it_says(path, kernel):
     pytest.importorskip("triton")
     from tritongru.tools.tune_compile import Job, compile_job
 
-    table = tables.read(path)
+    table = table_files.read(path)
     quick = [one for one in table.entries if one.key.kernel == kernel and one.config.schedule == STEPS]
     one = min(quick, key=lambda one: (one.key.dtype, one.key.units, one.batches))
     compiled = compile_job(Job(table.device["target"], one.key, one.config))

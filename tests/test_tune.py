@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tritongru import choices, configs, tables
+from tritongru import choices, configs, table_files, tables
 from tritongru.__main__ import main
 from tritongru.configs import PERSISTENT, SINGLE, STEPS, Device, LaunchConfig
 from tritongru.tables import Entry, Key
@@ -211,7 +211,7 @@ def save(path: Path, *units: int) -> None:
 
 
 def units_in(path: Path) -> list[int]:
-    table = tables.read(path)
+    table = table_files.read(path)
     assert not table.problems
     return sorted(entry.key.units for entry in table.entries)
 
@@ -316,7 +316,7 @@ def test_entries_of_other_runs_stay(tmp_path):
     tune_store.save_entries(path, H100, ("q", PROVENANCE[1] | {"kind": "measured"}), [])
     other = replace(entries(512)[0], provenance="q")
     tune_store.save_entries(path, H100, ("q", PROVENANCE[1] | {"kind": "measured"}), [other])
-    assert units_in(path) == [256, 512] and set(tables.read(path).provenances) == {"p", "q"}
+    assert units_in(path) == [256, 512] and set(table_files.read(path).provenances) == {"p", "q"}
 
 
 # The sweep as a whole.
@@ -486,9 +486,10 @@ def test_a_rehearsal_goes_the_whole_way(tmp_path):
     command += ["--seconds", "0.01", "--jobs", "1", "--dtype", "float32", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    table = tables.read(tmp_path / "interpreter-1.json")
+    table = table_files.read(tmp_path / "interpreter-1.json")
     assert sorted(entry.key.kernel for entry in table.entries) == ["backward", "forward"]
     assert {record["kind"] for record in table.provenances.values()} == {"measured"}
+    assert sorted(race.key for race in table.races) == [("float32", "ieee", 16, False), ("float32", "ieee", 16, True)]
 
 
 # Reading the results.
@@ -522,7 +523,7 @@ def test_verify_finds_what_a_table_hides(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "2 entries, 1 broken" in shown and "512 programs must run at once" in shown
     assert main(["tune", "--verify", str(path), "--repair", "--jobs", "1"]) == 1
-    (kept,) = tables.read(path).entries
+    (kept,) = table_files.read(path).entries
     assert kept.config == good.config and 0 < kept.shared < good.shared and kept.registers
     assert main(["tune", "--verify", str(path), "--jobs", "1"]) == 0
 

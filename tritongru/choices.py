@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import configs
-from .configs import Device, LaunchConfig
-from .tables import ITEM_SIZES, Entry, Key, Table, bucket, read
+from .configs import STEPS, Device, LaunchConfig
+from .table_files import read
+from .tables import ITEM_SIZES, Entry, Key, Race, Table, bucket
 
 SHIPPED = Path(__file__).parent / "data" / "tuning"
 
@@ -36,10 +37,7 @@ class Choice:
 def choose(key: Key, batch: int, device: Device) -> Choice:
     """Return the configuration for a problem on a device, and the reason for it."""
     size = ITEM_SIZES[key.dtype]
-    for source, path in (("user", user_path(device.name)), ("shipped", shipped_path(device))):
-        table = None if path is None else load(path)
-        if table is None:
-            continue
+    for source, path, table in tables_for(device):
         entry = find(table, key, batch, nearest=source == "shipped")
         if entry is None:
             continue
@@ -50,6 +48,49 @@ def choose(key: Key, batch: int, device: Device) -> Choice:
         _warn_once(f"{path}: the entry for {entry} is passed over on this device: {'; '.join(reasons)}")
     config = configs.choose(key.units, batch, size, device, "dropout" in key.flags)
     return Choice(config, "formula", configs.describe(config, key.units, batch, size, device))
+
+
+@functools.lru_cache(maxsize=4096)
+def reason_for_aten(key: Key, batch: int, training: bool, device: Device) -> str:
+    """Return why torch's own GRU is to be preferred to the kernels where it can run a call; "" if it is not.
+
+    Args:
+        key: of the forward kernel. batch: B. training: whether there will be a backward pass.
+    """
+    for source, _, table in tables_for(device):
+        race = find_race(table, key, batch, training, nearest=source == "shipped")
+        if race is not None:
+            if race.triton <= race.aten:
+                return ""
+            date = table.provenances[race.provenance].get("date", "an unknown day")
+            return f"aten took {race.aten:.2f} us per step and triton {race.triton:.2f}, measured on {date}"
+    for kernel in ("forward", "backward") if training else ("forward",):
+        choice = choose(replace(key, kernel=kernel), batch, device)
+        if choice.config.schedule == STEPS:
+            return f"the {kernel} kernel would be launched for each step anew, and aten has less to do between steps"
+    return ""
+
+
+def tables_for(device: Device) -> list[tuple[str, Path, Table]]:
+    """Return the tables that serve a device, in the order in which they are asked: source, path, table."""
+    found = []
+    for source, path in (("user", user_path(device.name)), ("shipped", shipped_path(device))):
+        table = None if path is None else load(path)
+        if path is not None and table is not None:
+            found.append((source, path, table))
+    return found
+
+
+def find_race(table: Table, key: Key, batch: int, training: bool, nearest: bool = False) -> Race | None:
+    """Return what the table knows of triton and aten for a problem, or None; `nearest` as in `find`."""
+    here = bucket(batch)
+    for race in sorted(table.races, key=lambda race: race.key[2]):
+        (dtype, precision, units, with_backward), (low, high) = race.key, race.batches
+        if (dtype, precision, with_backward) != (key.dtype, key.precision, training) or not low <= here <= high:
+            continue
+        if units == key.units or (nearest and _is_near(units, key.units)):
+            return race
+    return None
 
 
 def find(table: Table, key: Key, batch: int, nearest: bool = False) -> Entry | None:
@@ -65,11 +106,15 @@ def find(table: Table, key: Key, batch: int, nearest: bool = False) -> Entry | N
     here = bucket(batch)
     for entry in table.groups.get(key.group, ()):
         units, (low, high) = entry.key.units, entry.batches
-        if units < key.units or not low <= here <= high:
+        if not low <= here <= high:
             continue
-        if units == key.units or (nearest and units <= 2 * key.units and (units % 16 == 0) == (key.units % 16 == 0)):
+        if units == key.units or (nearest and _is_near(units, key.units)):
             return entry
     return None
+
+
+def _is_near(units: int, wanted: int) -> bool:
+    return wanted <= units <= 2 * wanted and (units % 16 == 0) == (wanted % 16 == 0)
 
 
 def reasons_against(entry: Entry, key: Key, batch: int, device: Device) -> list[str]:
@@ -128,8 +173,8 @@ def _load(path: str) -> Table | None:
 
 def forget() -> None:
     """Read the tables anew at the next choice."""
-    _load.cache_clear()
-    choose.cache_clear()
+    for cached in (_load, choose, reason_for_aten):
+        cached.cache_clear()
 
 
 def _origin(table: Table, entry: Entry) -> str:

@@ -50,6 +50,10 @@ class LaunchConfig:
                 f"{self.block_b} * {self.block_k}"
             )
 
+    def __str__(self) -> str:
+        exchange = f" {self.exchange}" if self.schedule == PERSISTENT else ""
+        return f"{self.schedule}{exchange} {self.block_b}x{self.block_h}x{self.block_k}, {self.num_warps} warps"
+
     def weight_bytes(self, units: int, itemsize: int) -> int:
         """Return the bytes of recurrent weights one program keeps: three gates, all chunks of the product."""
         chunks = -(-units // self.block_k)

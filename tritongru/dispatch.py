@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from . import activations, faults, spec
+from . import activations, choices, faults, spec
+from .devices import device_limits
 from .faults import reasons_against_environment
 from .spec import Shape, UnsupportedError, Variant, is_interpreted
+from .tables import Key
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,13 @@ class Facts:
     device_index: int = 0
     wants_gradients: bool = False
 
+    def key(self, kernel: str) -> Key:
+        """Return what a launch configuration of "forward" or "backward" is chosen for."""
+        return Key.of(
+            kernel, self.dtype, self.precision, self.units, self.recurrent_dropouts > 0,
+            self.has_mask or self.has_resets, not self.variant.reset_after,
+        )  # fmt: skip
+
     def call(self) -> faults.Call:
         """Return what the memory of failures knows this call by."""
         v = self.variant
@@ -54,13 +63,15 @@ class Decision:
     Attributes:
         backend: "triton", "aten", "eager" or "reference".
         rejected: dict from backend name to the tuple of its reasons, each naming the argument and its value.
+        launches: how the Triton kernels would be launched, a line for each; empty for the other backends.
     """
 
     backend: str
     rejected: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    launches: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"backend: {self.backend}"]
+        lines = [f"backend: {self.backend}", *(f"  {launch}" for launch in self.launches)]
         for name, reasons in self.rejected.items():
             lines.append(f"  not {name}: " + "; ".join(reasons))
         return "\n".join(lines)
@@ -223,7 +234,28 @@ def reasons_against_trying(facts: Facts) -> list[str]:
     """Why "auto" passes over kernels that could be named: the interpreter's pace, or what happened to such a call."""
     if facts.device == "cpu":
         return ["device='cpu': Triton's interpreter is for testing, not for speed"]
-    return _reasons_from_failures(facts)
+    return _reasons_from_failures(facts) or _reasons_from_speed(facts)
+
+
+def _reasons_from_speed(facts: Facts) -> list[str]:
+    # One step is one launch in any schedule.
+    if facts.shape is None or facts.shape.time == 1 or reasons_against_aten(facts):
+        return []
+    device = device_limits(torch.device(facts.device, facts.device_index))
+    reason = choices.reason_for_aten(facts.key("forward"), facts.shape.batch, facts.wants_gradients, device)
+    return [reason] if reason else []
+
+
+def describe_launches(facts: Facts) -> tuple[str, ...]:
+    """Return how the kernels would be launched for a call, and why so; nothing while sizes are unknown."""
+    if facts.shape is None:
+        return ()
+    device = device_limits(torch.device(facts.device, facts.device_index))
+    lines = []
+    for kernel in ("forward", "backward") if facts.wants_gradients else ("forward",):
+        choice = choices.choose(facts.key(kernel), facts.shape.batch, device)
+        lines.append(f"{kernel}: {choice.config} ({choice.source}): {choice.reason}")
+    return tuple(lines)
 
 
 def _reasons_from_failures(facts: Facts) -> list[str]:

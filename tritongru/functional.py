@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from . import activations, dispatch, faults, ops, spec
+from .aten import run_aten
 from .dispatch import Decision, Facts
+from .gradients import wants_gradients
+from .precision import resolve_precision
 from .reference import gru_reference
-from .sequence import Problem, autocast_arguments, canonicalize, check_arguments, resolve_precision
+from .sequence import autocast_arguments, canonicalize, check_arguments
 from .spec import Shape, Variant
 
 
@@ -117,7 +122,7 @@ def run(arguments: dict, backend: str = "auto") -> tuple[Tensor, Tensor, Decisio
         return outputs, state, decision
     problem = canonicalize(checked)
     if decision.backend == "aten":
-        outputs, state = _run_aten(problem)
+        outputs, state = run_aten(problem)
     elif decision.backend == "triton" and backend == "auto":
         outputs, state = ops.run_scan(problem, "auto")
         if not facts.tracing:
@@ -143,7 +148,9 @@ def _adjust(decision: Decision, facts: Facts) -> Decision:
 
 def explain_call(arguments: dict, backend: str = "auto") -> Decision:
     """Return the decision for the call that `arguments` describe, without running it."""
-    return dispatch.decide(describe(check_arguments(autocast_arguments(arguments))), backend)
+    facts = describe(check_arguments(autocast_arguments(arguments)))
+    decision = dispatch.decide(facts, backend)
+    return replace(decision, launches=dispatch.describe_launches(facts)) if decision.backend == "triton" else decision
 
 
 def describe(checked: dict) -> Facts:
@@ -178,7 +185,7 @@ def describe(checked: dict) -> Facts:
 
 def _wants_gradients(checked: dict) -> bool:
     values = (checked[name] for name in ("x", "kernel", "recurrent_kernel", "bias", "initial_state", "reset_state"))
-    return ops.wants_gradients(t for value in values for t in (value if isinstance(value, tuple) else (value,)))
+    return wants_gradients(t for value in values for t in (value if isinstance(value, tuple) else (value,)))
 
 
 def _run_reference(checked: dict) -> tuple[Tensor, Tensor]:
@@ -187,26 +194,3 @@ def _run_reference(checked: dict) -> tuple[Tensor, Tensor]:
         own[name] = own[name] or None
     outputs, state = gru_reference(**own)
     return flip_if_backwards(outputs, checked), state
-
-
-def _run_aten(p: Problem) -> tuple[Tensor, Tensor]:
-    """torch's own GRU: (T,B,U) at the time index of the input, (B,U)."""
-    assert p.w is not None
-    U = p.shape.units
-
-    def torch_order(value: Tensor | None) -> Tensor | None:
-        if value is None or p.variant.reset_gate_first:
-            return value
-        z, r, n = value.split(U, dim=-1)
-        return torch.cat((r, z, n), dim=-1)
-
-    bias_x, bias_h = p.bias_x, p.bias_h
-    has_bias = bias_x is not None or bias_h is not None
-    weights = [torch_order(p.w).t(), torch_order(p.u).t()]  # type: ignore[union-attr]
-    if has_bias:
-        zero = p.x.new_zeros(3 * U)
-        weights += [zero if b is None else torch_order(b) for b in (bias_x, bias_h)]
-    x = p.x.flip(0) if p.variant.reverse else p.x
-    with ops.product_precision(p.x, p.precision), torch.autocast(p.x.device.type, enabled=False):
-        outputs, last = torch.gru(x, p.h0[None].contiguous(), weights, has_bias, 1, 0.0, False, False, False)
-    return (outputs.flip(0) if p.variant.reverse else outputs), last[0]

@@ -14,9 +14,10 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from . import choices, configs, faults
+from . import choices, configs
 from .activations import TABLE
 from .configs import PERSISTENT, SINGLE, STEPS, Device, LaunchConfig
+from .devices import device_limits
 from .kernels.backward import gru_backward_kernel
 from .kernels.forward import gru_forward_kernel
 from .rows import plan_rows
@@ -48,20 +49,6 @@ def use_config(config: LaunchConfig | Mapping[str, LaunchConfig] | None):
         _forced.config = before
 
 
-def device_limits(device: torch.device) -> Device:
-    """Return the limits a configuration depends on."""
-    if device.type != "cuda":
-        # The interpreter runs programs one after another, so they cannot wait for each other.
-        return Device(processors=1, shared_memory=227 * 1024, cooperative=False)
-    properties = torch.cuda.get_device_properties(device)
-    shared = getattr(properties, "shared_memory_per_block_optin", None) or properties.shared_memory_per_block
-    cooperative = faults.can_cooperate(device.index or 0)
-    is_hip = torch.version.hip is not None
-    target = properties.gcnArchName.partition(":")[0] if is_hip else f"sm_{properties.major}{properties.minor}"
-    count = properties.multi_processor_count
-    return Device(count, shared, cooperative, properties.warp_size, properties.name, target)
-
-
 def choose_config(
     kernel: str, u: Tensor, batch: int, variant: Variant, precision: str, drop: Tensor | None, masked: bool,
     device: Device,
@@ -72,11 +59,7 @@ def choose_config(
         forced = forced.get(kernel)
     if forced is not None:
         return forced
-    applies = ("dropout", drop is not None), ("masked", masked), ("reset_before", not variant.reset_after)
-    key = Key(
-        kernel, str(u.dtype).removeprefix("torch."), precision if u.dtype == torch.float32 else "ieee", u.shape[0],
-        tuple(flag for flag, holds in applies if holds),
-    )  # fmt: skip
+    key = Key.of(kernel, u.dtype, precision, u.shape[0], drop is not None, masked, not variant.reset_after)
     return choices.choose(key, batch, device).config
 
 

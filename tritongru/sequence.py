@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import activations, spec
 from .padding import is_exporting_to_onnx, valid_steps
+from .precision import resolve_precision
 from .spec import Shape, Variant
 
 
@@ -169,18 +170,6 @@ def canonicalize(a: dict) -> Problem:
         x, w, bias_x, u, bias_h, h0, mask, resets, fresh, drop, variant, shape,
         precision=resolve_precision(a["precision"]), recompute=bool(a["recompute"]),
     )  # fmt: skip
-
-
-def resolve_precision(precision: str) -> str:
-    """Return the float32 product mode: `"auto"` follows `torch.get_float32_matmul_precision()`."""
-    if precision != "auto":
-        return precision
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-
-
-# Dynamo cannot trace the query; it guards the setting by itself. This is torch.compiler.assume_constant_result without
-# importing the compiler with the package.
-resolve_precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check_tensor(name: str, value: object, like: Tensor) -> None:

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, fields, replace
 import torch
 
 from ..functional import explain_call
-from ..sequence import resolve_precision
+from ..precision import resolve_precision
 from ..spec import BACKENDS, PRECISIONS, UnsupportedError, check_choice
 from .cases import DTYPES, Case, in_dtype, make_arguments, run_case
 from .show import print_table

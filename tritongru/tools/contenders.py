@@ -6,7 +6,7 @@ Other packages are in `peers.py`. Every contender gets the same weights and inpu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -65,8 +65,13 @@ def make_call(contender: Contender, work: Work, direction: str) -> Callable[[int
     return call
 
 
-def own(work: Work, backend: str, recompute: bool = False, config: configs.LaunchConfig | None = None) -> Contender:
-    """Return `tritongru.gru` on a backend, "auto" included."""
+def own(
+    work: Work,
+    backend: str,
+    recompute: bool = False,
+    config: configs.LaunchConfig | Mapping[str, configs.LaunchConfig] | None = None,
+) -> Contender:
+    """Return `tritongru.gru` on a backend, "auto" included; `config` as `launch.use_config` takes it."""
     w = work.workload
     weights = [value.detach().clone().requires_grad_() for value in work.weights]
     kernel, recurrent_kernel, *bias = weights
@@ -98,12 +103,12 @@ def own(work: Work, backend: str, recompute: bool = False, config: configs.Launc
         return Contender(forward, weights, note)
     from ..launch import use_config
 
-    return Contender(forward, weights, f"{describe_config(config)} {note}".strip(), enter=lambda: use_config(config))
+    return Contender(forward, weights, f"{config} {note}".strip(), enter=lambda: use_config(config))
 
 
 def schedule(work: Work, name: str, exchange: str | None = None) -> Contender:
     """Return the Triton kernels in one schedule, with the configuration chosen for it and, if named, an exchange."""
-    from ..launch import device_limits
+    from ..devices import device_limits
 
     w = work.workload
     device = device_limits(work.device)
@@ -141,12 +146,6 @@ def config_for(
         if fits and device.cooperative:
             return config
     raise UnavailableError(f"units={units}, batch={batch} need more programs than the device holds at once")
-
-
-def describe_config(config: configs.LaunchConfig) -> str:
-    """Return a launch configuration in a few words."""
-    exchange = f" {config.exchange}" if config.schedule == configs.PERSISTENT else ""
-    return f"{config.schedule}{exchange} {config.block_b}x{config.block_h}x{config.block_k} warps={config.num_warps}"
 
 
 def torch_gru(work: Work, packed: bool = False) -> Contender:

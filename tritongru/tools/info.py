@@ -98,7 +98,7 @@ def _tuning() -> str:
         return "none: tables are for GPUs"
     if not has_triton():
         return "none: triton is not installed"
-    from ..launch import device_limits
+    from ..devices import device_limits
 
     device = device_limits(torch.device("cuda", torch.cuda.current_device()))
     return describe_tables(device)

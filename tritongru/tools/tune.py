@@ -23,7 +23,7 @@ import torch
 
 from .. import choices
 from ..configs import Device
-from ..tables import FLAGS, ITEM_SIZES, KERNELS, PRODUCTS, Key, bucket
+from ..tables import FLAGS, ITEM_SIZES, KERNELS, PRODUCTS, Key, Race, bucket
 from . import show, tune_store
 from .step_model import MACHINES
 from .tune_compile import Compilers
@@ -40,6 +40,8 @@ USUAL_DEVICES = {
     "sm_120": ("NVIDIA RTX PRO 6000", 188),
     "gfx942": ("AMD Instinct MI300X", 304),
 }
+# Of a sweep's minutes on a GPU: for timing whole calls beside torch's own GRU.
+SHARE_OF_RACES = 0.2
 UNITS, BATCHES = (128, 256, 512, 1024), (1, 16, 64)
 # For the interpreter: units that are a multiple of 16 and that are not, a tile that is full and one that is not.
 REHEARSED = (16, 20), (1, 16)
@@ -105,7 +107,7 @@ def tune(
         device, machine = rehearsal_device(), MACHINES["sm_90"]
         folder, kind = Path(out or "out"), "measured"
     elif torch.cuda.is_available():
-        from ..launch import device_limits
+        from ..devices import device_limits
 
         device = device_limits(torch.device("cuda"))
         machine = MACHINES.get(device.target, MACHINES["sm_90"])
@@ -120,9 +122,10 @@ def tune(
     provenance = tune_store.make_provenance(kind, device)
 
     def keep() -> None:
-        tune_store.save_entries(path, device, provenance, make_entries(found, provenance[0]))
+        tune_store.save_entries(path, device, provenance, make_entries(found, provenance[0]), races)
         tune_store.save_rows(rows, tune_store.make_rows(found, device, machine, provenance[1]))
 
+    races: list[Race] = []
     keep()  # a place that cannot be written is better known before the sweep than after it
     interrupted = False
     try:
@@ -133,9 +136,12 @@ def tune(
                     compile_candidates(found, target or "", compilers, depth or 0, report)
                 else:
                     from .tune_measure import measure_candidates
+                    from .tune_races import run_races
 
-                    limits = (depth or (2 if rehearse else 8), seconds or (0.05 if rehearse else 1.0), 60.0 * minutes)
-                    measure_candidates(found, rehearse, compilers, *limits, report=report, keep=keep)
+                    limits = (depth or (2 if rehearse else 8), seconds or (0.05 if rehearse else 1.0))
+                    sweep, rest = (60.0 * minutes * share for share in (1 - SHARE_OF_RACES, SHARE_OF_RACES))
+                    measure_candidates(found, rehearse, compilers, *limits, sweep, report=report, keep=keep)
+                    run_races(found, rehearse, provenance[0], 0.2 * limits[1], rest, races, report)
     except KeyboardInterrupt:
         interrupted = True
     finally:
@@ -277,10 +283,16 @@ def _print_winners(result: Result) -> None:
         if best is None:
             cells.append((str(one.problem), "none within the budget", "", "", f"0 of {len(one.tried)}"))
             continue
-        c = best.candidate.config
-        shape = f"{c.schedule} {c.block_b}x{c.block_h}x{c.block_k}, {c.num_warps} warps"
         made = f"{best.compiled.registers} regs, {best.compiled.shared} B" if best.compiled else ""
-        cells.append((str(one.problem), shape, made, f"{best.microseconds:.2f}", f"{able} of {len(one.tried)}"))
+        cells.append(
+            (
+                str(one.problem),
+                str(best.candidate.config),
+                made,
+                f"{best.microseconds:.2f}",
+                f"{able} of {len(one.tried)}",
+            )
+        )
     show.print_table(("problem", "configuration", "compiled to", "us per step", "may run"), cells)
     print(f"table: {result.table}\nevery candidate: {result.rows}")
     if result.interrupted:

@@ -19,7 +19,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 
 from ..configs import LaunchConfig
-from ..tables import Key, parse_config
+from ..table_files import parse_config
+from ..tables import Key
 from .step_model import is_scalar
 from .tune_space import Problem
 

@@ -15,9 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .. import tables
+from .. import table_files, tables
 from ..configs import Device
-from ..tables import Entry, Table
+from ..tables import Entry, Race, Table
 from .files import hold_lock, replace_file
 from .step_model import Machine, step_floor
 from .tune_search import NOT_COMPILED, Found
@@ -52,8 +52,14 @@ def fingerprint_kernels() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
 
 
-def save_entries(path: Path, device: Device, provenance: tuple[str, dict[str, Any]], entries: Sequence[Entry]) -> None:
-    """Merge `entries` into the table of `path`; entries that another process wrote meanwhile stay.
+def save_entries(
+    path: Path,
+    device: Device,
+    provenance: tuple[str, dict[str, Any]],
+    entries: Sequence[Entry],
+    races: Sequence[Race] = (),
+) -> None:
+    """Merge `entries` and `races` into the table of `path`; entries that another process wrote meanwhile stay.
 
     A damaged file is moved to `path` with ".damaged" added, and a warning names both.
 
@@ -69,7 +75,8 @@ def save_entries(path: Path, device: Device, provenance: tuple[str, dict[str, An
             if old is not None:
                 table.provenances = old.provenances | table.provenances
             table.entries = tables.merge(old.entries if old else [], entries)
-            replace_file(path, tables.dump(table))
+            table.races = tables.merge(old.races if old else [], races)
+            replace_file(path, table_files.dump(table))
     except OSError as error:
         if isinstance(error, TimeoutError):
             raise
@@ -120,7 +127,7 @@ def make_rows(
 def _read_or_set_aside(path: Path) -> Table | None:
     """Return the table; a file with anything wrong is kept under another name before it is replaced."""
     try:
-        table = tables.read(path)
+        table = table_files.read(path)
     except FileNotFoundError:
         return None
     except ValueError as error:

@@ -6,7 +6,7 @@ import datetime
 from dataclasses import replace
 from pathlib import Path
 
-from .. import choices, tables
+from .. import choices, table_files, tables
 from ..configs import Device
 from ..tables import Entry, Table
 from . import show
@@ -21,7 +21,7 @@ def verify_table(path: Path, jobs: int, seconds: float, repair: bool = False) ->
     With `repair` the table is written again without those entries, which the formula then serves, and the others say
     what the kernels of today take of registers and shared memory.
     """
-    table = tables.read(path)
+    table = table_files.read(path)
     broken = [f"{path}: {problem}" for problem in table.problems]
     kept: list[Entry] = []
     wanted: dict[Job, list[Entry]] = {}
@@ -46,7 +46,7 @@ def verify_table(path: Path, jobs: int, seconds: float, repair: bool = False) ->
         used = {entry.provenance for entry in kept}
         table.provenances = {k: v | {"verified": today} for k, v in table.provenances.items() if k in used}
         table.entries = tables.merge([], kept)
-        replace_file(path, tables.dump(table))
+        replace_file(path, table_files.dump(table))
         print(f"{path}: written again with {len(kept)} entries")
     return int(bool(broken))
 

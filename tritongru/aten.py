@@ -1,0 +1,117 @@
+"""torch's own GRU as a backend: one call of `torch.gru`, which on NVIDIA devices is cuDNN's.
+
+cuDNN has its own conditions, which this module takes upon itself: it keeps what a gradient needs only in training mode,
+it has no second derivative, and it wants all weights in one piece, which torch copies together with a warning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+
+import torch
+from torch import Tensor
+
+from .gradients import Inputs, differentiable_gradients, wants_gradients
+from .precision import product_precision
+from .sequence import Problem
+from .spec import Variant
+
+
+def run_aten(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Return outputs (T,B,U) at the time index of the input, and the last state (B,U)."""
+    p = problem
+    assert p.w is not None
+    bias_x, bias_h = p.bias_x, p.bias_h
+    has_bias = bias_x is not None or bias_h is not None
+    weights = [_in_torch_order(p.w, p).t(), _in_torch_order(p.u, p).t()]
+    if has_bias:
+        zero = p.x.new_zeros(3 * p.shape.units)
+        weights += [zero if b is None else _in_torch_order(b, p) for b in (bias_x, bias_h)]
+    x = p.x.flip(0) if p.variant.reverse else p.x
+    with product_precision(p.x, p.precision), torch.autocast(p.x.device.type, enabled=False):
+        if p.x.device.type == "cuda" and wants_gradients((x, p.h0, *weights)):
+            outputs, last = TwiceDifferentiable.apply(x, p.h0, *weights)
+        else:
+            outputs, last = call_torch(x, p.h0, weights, train=False)
+    return (outputs.flip(0) if p.variant.reverse else outputs), last
+
+
+def call_torch(x: Tensor, h0: Tensor, weights: list[Tensor], train: bool) -> tuple[Tensor, Tensor]:
+    """Return outputs (T,B,U) and the last state (B,U).
+
+    Args:
+        x: (T,B,I). h0: (B,U). weights: (3U,I), (3U,U), then both biases (3U,) or none; gates r, z, n.
+        train: whether cuDNN keeps what its gradient needs.
+    """
+    with _without_copy_warning(x):
+        outputs, last = torch.gru(x, h0[None].contiguous(), weights, len(weights) > 2, 1, 0.0, train, False, False)
+    return outputs, last[0]
+
+
+class TwiceDifferentiable(torch.autograd.Function):
+    """`call_torch` whose gradient has a gradient: the first is torch's own, a graph of it comes from the reference."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, h0: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Run torch's GRU with a graph of its own, kept for `backward`."""
+        inner = [t.detach().requires_grad_(t.requires_grad) for t in (x, h0, *weights)]
+        with torch.enable_grad():
+            ctx.graph = inner, call_torch(inner[0], inner[1], inner[2:], train=True)
+        ctx.save_for_backward(x, h0, *weights)
+        outputs, last = ctx.graph[1]
+        return outputs.detach(), last.detach()
+
+    @staticmethod
+    def backward(ctx, d_out: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of all inputs; as a graph where autograd asks for one."""
+        if torch.is_grad_enabled():
+            return _from_reference(ctx.saved_tensors, ctx.needs_input_grad, d_out, d_last)
+        inner, results = ctx.graph
+        wanted = [t for t in inner if t.requires_grad]
+        found = iter(torch.autograd.grad(results, wanted, (d_out, d_last), retain_graph=True, allow_unused=True))
+        return tuple(next(found) if t.requires_grad else None for t in inner)
+
+
+def _from_reference(saved, needs, d_out: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
+    x, h0, w, u, *biases = saved
+    bias_x, bias_h = biases or (None, None)
+    absent = [False, False]
+    need_x, need_h0, need_w, need_u, *need_biases = needs
+    d = Inputs(
+        *differentiable_gradients(
+            Variant(reset_gate_first=True),
+            Inputs(x, w.t(), bias_x, u.t(), bias_h, h0, None, None, None, None),
+            Inputs(
+                need_x,
+                need_w,
+                *(need_biases or absent)[:1],
+                need_u,
+                *(need_biases or absent)[1:],
+                need_h0,
+                *4 * [False],
+            ),
+            d_out,
+            d_last,
+        )
+    )
+    transposed = [value if value is None else value.t() for value in (d.w, d.u)]
+    return (d.x, d.h0, *transposed, *((d.bias_x, d.bias_h) if biases else ()))
+
+
+def _in_torch_order(value: Tensor, p: Problem) -> Tensor:
+    if p.variant.reset_gate_first:
+        return value
+    z, r, n = value.split(p.shape.units, dim=-1)
+    return torch.cat((r, z, n), dim=-1)
+
+
+@contextlib.contextmanager
+def _without_copy_warning(x: Tensor):
+    # The copy costs a step's worth of time at most; the advice to call flatten_parameters() is not for our callers.
+    if x.device.type != "cuda":
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
+        yield
