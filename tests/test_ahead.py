@@ -36,11 +36,21 @@ def test_budget(target, units, dtype, direction):
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("units", [256, 512])
-def test_budget_of_many_rows(units, direction):
-    config = config_for("sm_90", units, torch.bfloat16, batch=128)
-    assert config.schedule == "persistent"
-    assert ahead.compile_scan(direction, "sm_90", config, units).violations() == []
+@pytest.mark.parametrize(
+    "target, units, batch, blocks",
+    [
+        ("sm_90", 256, 128, (16, 16)), ("sm_90", 512, 128, (16, 32)), ("sm_90", 512, 256, (32, 32)),
+        ("sm_90", 1024, 64, (16, 32)), ("sm_90", 1536, 32, (32, 16)), ("sm_80", 512, 128, (32, 32)),
+    ],
+)  # fmt: skip
+def test_budget_of_many_rows(target, units, batch, blocks, direction):
+    """All rows run at once, without spills; the shared memory is what the formula counts on."""
+    config = config_for(target, units, torch.bfloat16, batch)
+    assert config.schedule == "persistent" and (config.block_b, config.block_h) == blocks
+    report = ahead.compile_scan(direction, target, config, units)
+    planes = 1 if direction == "forward" else 3
+    assert report.violations() == []
+    assert report.shared == config.weight_bytes(units, 2) + configs.operand_bytes(config, units, 2, planes)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,15 @@ def next_power_of_two(value: int) -> int:
     return max(16, 1 << (value - 1).bit_length())
 
 
+def operand_bytes(config: LaunchConfig, units: int, itemsize: int, planes: int) -> int:
+    """Return the bytes of shared memory for the rows of a product, beside the weights: the chunks in flight.
+
+    Args: as `chunks_in_flight`. Exact for NVIDIA devices and half precision, tests/test_ahead.py.
+    """
+    chunks = chunks_in_flight(config, -(-units // config.block_k), itemsize, planes)
+    return chunks * config.block_b * config.block_k * itemsize * planes
+
+
 def choose(units: int, batch: int, itemsize: int, device: Device, has_dropout: bool = False) -> LaunchConfig:
     """Return the configuration for a problem.
 
@@ -120,34 +129,50 @@ def choose(units: int, batch: int, itemsize: int, device: Device, has_dropout: b
 
     Source: docs/design.md, "Three schedules".
     """
-    # A quarter of the shared memory is left for operands and the compiler's scratch.
-    budget = device.shared_memory * 3 // 4
-    tiles = -(-max(batch, 1) // 16)
     whole = next_power_of_two(units)
     # Rows that are not 16-byte aligned are loaded element by element, and big blocks of their addresses spill.
     aligned = units % 16 == 0
     single = LaunchConfig(SINGLE, 16, whole, whole, 4 if whole <= 64 else 8)
-    if single.weight_bytes(units, itemsize) <= budget and (aligned or whole <= 64):
+    if single.weight_bytes(units, itemsize) <= _budget(device) and (aligned or whole <= 64):
         return single
     # In float32, and on Ampere and older, chunks twice as wide need a few registers more than there are.
     block_k = 32 if itemsize == 4 or device.shared_memory < 200 * 1024 else 64
-    for block_h, warps in _persistent_blocks(itemsize, aligned, device.warp_size, has_dropout):
-        config = LaunchConfig(PERSISTENT, 16, block_h, block_k, warps)
-        programs = -(-units // block_h) * tiles
-        if config.weight_bytes(units, itemsize) <= budget and programs <= device.processors and device.cooperative:
+    for block_b, block_h, warps in _persistent_blocks(itemsize, aligned, device, has_dropout):
+        config = LaunchConfig(PERSISTENT, block_b, block_h, block_k, warps)
+        programs = count_programs(config, units, batch)
+        if device.cooperative and programs <= device.processors and _fits(config, units, itemsize, device):
             return config
     return LaunchConfig(STEPS, 16, 32, 32, 4)
 
 
-def _persistent_blocks(itemsize: int, aligned: bool, warp_size: int, has_dropout: bool) -> tuple[tuple[int, int], ...]:
-    """Return (block_h, num_warps) in the order tried: those that compile without spills, tests/test_ahead.py.
+def _budget(device: Device) -> int:
+    """Return the bytes of shared memory for weights where it is not known what else will be there."""
+    return device.shared_memory * 3 // 4
 
-    Narrow blocks spread the feed of the weights over more multiprocessors; wide ones fit more batch tiles.
+
+def _fits(config: LaunchConfig, units: int, itemsize: int, device: Device) -> bool:
+    weights = config.weight_bytes(units, itemsize)
+    if itemsize == 4 or device.warp_size != 32:
+        return weights <= _budget(device)
+    # Both directions; 1 KiB for sums over warps.
+    operands = max(operand_bytes(config, units, itemsize, planes) for planes in (1, 3))
+    return weights + operands + 1024 <= device.shared_memory
+
+
+def _persistent_blocks(
+    itemsize: int, aligned: bool, device: Device, has_dropout: bool
+) -> tuple[tuple[int, int, int], ...]:
+    """Return (block_b, block_h, num_warps) in the order tried: those that compile without spills, tests/test_ahead.py.
+
+    Narrow blocks spread the feed of the weights over more multiprocessors; wide and tall ones fit more rows.
     """
     if not aligned:
-        warps = 4 if warp_size > 32 else 8
-        return (32, warps), (16, warps)
-    return ((16, 4), (32, 2)) if itemsize < 4 and not has_dropout else ((32, 4), (16, 4))
+        warps = 4 if device.warp_size > 32 else 8
+        return (16, 32, warps), (16, 16, warps)
+    if itemsize == 4 or has_dropout:
+        return (16, 32, 4), (16, 16, 4)
+    blocks = (16, 16, 4), (16, 32, 2)
+    return blocks if device.warp_size > 32 else (*blocks, (32, 16, 4), (32, 32, 8))
 
 
 def reasons_against(config: LaunchConfig, units: int, batch: int, itemsize: int, device: Device) -> list[str]:

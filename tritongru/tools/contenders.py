@@ -138,12 +138,9 @@ def config_for(
         return chosen
     if name == configs.SINGLE:
         raise UnavailableError(f"units={units} with {itemsize} bytes an element do not fit one program")
-    budget = device.shared_memory * 3 // 4
     for block_h in (32, 16):
         config = configs.LaunchConfig(configs.PERSISTENT, 16, block_h, min(64, configs.next_power_of_two(units)), 4)
-        programs = -(-units // block_h) * -(-batch // 16)
-        fits = config.weight_bytes(units, itemsize) <= budget and programs <= device.processors
-        if fits and device.cooperative:
+        if device.cooperative and not configs.reasons_against(config, units, batch, itemsize, device):
             return config
     raise UnavailableError(f"units={units}, batch={batch} need more programs than the device holds at once")
 

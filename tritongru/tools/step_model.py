@@ -26,7 +26,8 @@ class Machine:
 
     Attributes:
         clock: GHz. shared_rate: bytes per clock of a multiprocessor's shared memory.
-        cache_latency: clocks of a second-level cache hit. cache_rate: its bytes per clock and multiprocessor.
+        cache_latency: clocks of a second-level cache hit. cache_rate: its bytes per clock for one multiprocessor.
+        cache_total: its bytes per clock for all of them together.
         matrix_latency: clocks of one dependent matrix instruction. matrix_rate: half-precision multiply-adds per clock
             and multiprocessor. scalar_rate: float32 multiply-adds per clock and multiprocessor.
         launch: us between two launches of a stream. poll: clocks added to an exchange by each program that polls.
@@ -36,6 +37,7 @@ class Machine:
     cache_latency: float
     matrix_latency: float
     matrix_rate: float
+    cache_total: float
     shared_rate: float = 128.0
     cache_rate: float = 64.0
     scalar_rate: float = 128.0
@@ -45,15 +47,15 @@ class Machine:
 
 # Documented: 32 banks of 4 bytes per clock (CUDA C++ Programming Guide, "Shared Memory"); the highest clocks and the
 # dense matrix rates of the vendors' data sheets. Estimates, to be replaced by bench measurements: every latency,
-# cache_rate, poll and launch.
+# cache_rate, cache_total (of the order of published read tests, 3 to 6 TB/s), poll and launch.
 MACHINES = {
-    "sm_80": Machine(clock=1.41, cache_latency=200, matrix_latency=33, matrix_rate=1024),
-    "sm_86": Machine(clock=1.7, cache_latency=230, matrix_latency=33, matrix_rate=512),
-    "sm_89": Machine(clock=2.5, cache_latency=270, matrix_latency=33, matrix_rate=512),
-    "sm_90": Machine(clock=1.755, cache_latency=270, matrix_latency=33, matrix_rate=2048),
-    "sm_100": Machine(clock=1.85, cache_latency=300, matrix_latency=33, matrix_rate=4096),
-    "sm_120": Machine(clock=2.4, cache_latency=300, matrix_latency=33, matrix_rate=512),
-    "gfx942": Machine(clock=2.1, cache_latency=500, matrix_latency=32, matrix_rate=2048),
+    "sm_80": Machine(clock=1.41, cache_latency=200, matrix_latency=33, matrix_rate=1024, cache_total=3000),
+    "sm_86": Machine(clock=1.7, cache_latency=230, matrix_latency=33, matrix_rate=512, cache_total=1500),
+    "sm_89": Machine(clock=2.5, cache_latency=270, matrix_latency=33, matrix_rate=512, cache_total=2000),
+    "sm_90": Machine(clock=1.755, cache_latency=270, matrix_latency=33, matrix_rate=2048, cache_total=3200),
+    "sm_100": Machine(clock=1.85, cache_latency=300, matrix_latency=33, matrix_rate=4096, cache_total=5000),
+    "sm_120": Machine(clock=2.4, cache_latency=300, matrix_latency=33, matrix_rate=512, cache_total=3000),
+    "gfx942": Machine(clock=2.1, cache_latency=500, matrix_latency=32, matrix_rate=2048, cache_total=8000),
 }
 # Passes through the second-level cache that an exchange takes, and whether all programs meet at one address. Estimates.
 EXCHANGE_PASSES = {"counter": (3.0, True), "flags": (2.5, False), "tagged": (1.5, False)}
@@ -94,7 +96,8 @@ def model_step(config: LaunchConfig, key: Key, batch: int, device: Device, machi
     if config.schedule != SINGLE:
         # What is under way at once bounds the rate: bytes in flight over the latency.
         in_flight = LOADS_IN_FLIGHT * LOAD_BYTES * config.num_warps * device.warp_size
-        rate = min(machine.cache_rate, in_flight / machine.cache_latency)
+        together = machine.cache_total / min(programs, device.processors)
+        rate = min(machine.cache_rate, in_flight / machine.cache_latency, together)
         load = machine.cache_latency * meetings + states * config.block_b * depth * size / rate
     gates = GATE_LATENCY + config.block_b * config.block_h * GATE_INSTRUCTIONS / machine.scalar_rate
     exchange = launch = 0.0

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 from .. import choices
-from ..configs import Device
+from ..configs import EXCHANGES, Device
+from ..spec import check_choice
 from ..tables import FLAGS, ITEM_SIZES, KERNELS, PRODUCTS, Key, Race, bucket
 from . import show, tune_store
 from .step_model import MACHINES
@@ -65,6 +66,7 @@ def tune(
     precision: Sequence[str] = ("ieee",),
     kernels: Sequence[str] = KERNELS,
     flags: Sequence[Sequence[str]] = ((),),
+    exchanges: Sequence[str] | None = None,
     target: str | None = None,
     processors: int | None = None,
     out: str | Path | None = None,
@@ -81,6 +83,8 @@ def tune(
     Args:
         units, batch, dtype, precision, kernels, flags: what to look for; `tritongru.tables.Key` describes them. A batch
             stands for its bucket, the next power of two.
+        exchanges: ways for programs to meet, of `configs.EXCHANGES`. None: all on a GPU, and the counter with `target`:
+            the model's constants for the exchange are guesses, and should not choose it.
         target: a GPU that need not be there: "sm_80", "sm_90", "sm_100", "gfx942", ... None: the GPU at hand.
         processors: multiprocessors of the target, None: those of its usual device.
         out: a folder for the table and the CSV. None: the user's cache for the GPU at hand, else "out".
@@ -98,6 +102,8 @@ def tune(
         OSError: the results cannot be written.
     """
     problems = list(list_problems(units, batch, dtype, precision, kernels, flags))
+    for name in exchanges or ():
+        check_choice("exchanges", name, EXCHANGES)
     if target is not None:
         device, machine = _target_device(target, processors), MACHINES[target]
         folder, kind = Path(out or "out"), "modelled"
@@ -118,7 +124,7 @@ def tune(
     path = folder / f"{name}.json" if out or kind == "modelled" or rehearse else choices.user_path(device.name)
     assert path is not None, "a GPU has a name"
     rows = folder / f"tune-{name}.csv"
-    found = open_problems(problems, device, machine)
+    found = open_problems(problems, device, machine, exchanges or (EXCHANGES[:1] if kind == "modelled" else EXCHANGES))
     provenance = tune_store.make_provenance(kind, device)
 
     def keep() -> None:
@@ -205,6 +211,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--flags", nargs="+", default=["plain"],
         help=f"variants, each 'plain' or some of {', '.join(FLAGS)} joined by '+'; default: plain",
     )  # fmt: skip
+    add("--exchanges", nargs="+", choices=EXCHANGES, help="default: all on a GPU, the counter with --target")
     add("--workloads", type=Path, help='a JSON list of {"name": ..., "units": ..., "batch": ..., "dtype": ...}')
     add("--target", choices=tuple(USUAL_DEVICES), help="compile for this GPU, which need not be there")
     add("--processors", type=int, help="multiprocessors of the target; default: those of its usual device")
@@ -235,7 +242,19 @@ def main(args: argparse.Namespace) -> int:
         # Triton settles on its interpreter when it is imported, which is later than this.
         os.environ["TRITON_INTERPRET"] = "1"
     groups = [[] if name == "plain" else name.split("+") for name in args.flags]
-    given = ("precision", "kernels", "target", "processors", "out", "jobs", "depth", "seconds", "minutes", "rehearse")
+    given = (
+        "precision",
+        "kernels",
+        "exchanges",
+        "target",
+        "processors",
+        "out",
+        "jobs",
+        "depth",
+        "seconds",
+        "minutes",
+        "rehearse",
+    )
     same = {name: getattr(args, name) for name in given}
     # What ends a job on a shared machine is to keep what was found, as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)

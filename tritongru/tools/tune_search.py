@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ..configs import Device
+from ..configs import EXCHANGES, Device
 from ..tables import Entry, bucket
 from .step_model import Machine
 from .timing import Timing
@@ -49,11 +49,13 @@ class Found:
         return min(timed, key=lambda one: one.microseconds) if timed else next(iter(able), None)
 
 
-def open_problems(problems: Iterable[Problem], device: Device, machine: Machine) -> list[Found]:
+def open_problems(
+    problems: Iterable[Problem], device: Device, machine: Machine, exchanges: Sequence[str] = EXCHANGES
+) -> list[Found]:
     """Return every problem with all its candidates, those against a rule marked with it."""
     found = []
     for problem in dict.fromkeys(problems):
-        candidates = list_candidates(problem, device, machine)
+        candidates = list_candidates(problem, device, machine, exchanges)
         tried = [Tried(one, fault="; ".join(one.against) or NOT_COMPILED) for one in candidates]
         found.append(Found(problem, tried))
     return found

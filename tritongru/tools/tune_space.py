@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .. import configs
@@ -45,7 +46,9 @@ class Candidate:
     against: tuple[str, ...] = ()
 
 
-def list_candidates(problem: Problem, device: Device, machine: Machine) -> list[Candidate]:
+def list_candidates(
+    problem: Problem, device: Device, machine: Machine, exchanges: Sequence[str] = configs.EXCHANGES
+) -> list[Candidate]:
     """Return the whole space for a problem: what the rules allow first, by its modelled time, then the rest.
 
     The model cannot tell the best from what is within MARGIN of it. Of these the formula's own comes first, then the
@@ -53,7 +56,7 @@ def list_candidates(problem: Problem, device: Device, machine: Machine) -> list[
     """
     key = problem.key
     usual = configs.choose(key.units, problem.batch, ITEM_SIZES[key.dtype], device, "dropout" in key.flags)
-    space = dict.fromkeys([usual, *_every_config(key.units)])
+    space = dict.fromkeys([usual, *_every_config(key.units, exchanges)])
     found = [
         Candidate(
             problem, config, step_model.model_step(config, key, problem.batch, device, machine),
@@ -90,18 +93,18 @@ def rules_against(config: LaunchConfig, problem: Problem, device: Device) -> lis
     return rules
 
 
-def _every_config(units: int) -> list[LaunchConfig]:
+def _every_config(units: int, exchanges: Sequence[str]) -> list[LaunchConfig]:
     whole = configs.next_power_of_two(units)
     found = [
         LaunchConfig(SINGLE, block_b, whole, whole, warps)
         for block_b, warps in itertools.product(BLOCKS_B, WARPS)
         if whole <= 4096
     ]
-    for schedule, exchanges in ((PERSISTENT, configs.EXCHANGES), (STEPS, configs.EXCHANGES[:1])):
+    for schedule, meetings in ((PERSISTENT, exchanges), (STEPS, configs.EXCHANGES[:1])):
         found += [
             LaunchConfig(schedule, block_b, block_h, block_k, warps, exchange)
             for block_b, block_h, block_k, warps, exchange in itertools.product(
-                BLOCKS_B, BLOCKS_H, BLOCKS_K[schedule], WARPS, exchanges
+                BLOCKS_B, BLOCKS_H, BLOCKS_K[schedule], WARPS, meetings
             )
         ]
     return found
