@@ -50,7 +50,7 @@ MUTANTS = [
     Mutant("eager/forward.py", "f(n.addmm_(r * h_n, u_n))", "f(n.addmm_(r * h, u_n))", EAGER),
     Mutant("eager/forward.py", "gh_n.addmm_(dropped(h, d_n), u_n)", "gh_n.addmm_(dropped(h, d_z), u_n)", EAGER),
     Mutant("eager/forward.py", "after.masked_fill(~mask[..., None], 0.0)", "after", EAGER),
-    Mutant("eager/forward.py", "torch.where(found == T, -1, found)", "found", EAGER),
+    Mutant("eager/forward.py", "found.masked_fill(found == T, -1)", "found", EAGER),
     Mutant("eager/backward.py", "self.dh = self.dh.masked_fill(restart, 0.0)", "pass", EAGER),
     Mutant("eager/backward.py", "add_(self.dh.masked_fill(~restart, 0.0))", "mul_(1.0)", EAGER),
     Mutant("eager/backward.py", "z.masked_fill(masked, 1.0)", "z.masked_fill(masked, 0.0)", EAGER),

@@ -57,7 +57,7 @@ def capture(function, warm_up: int = 3) -> torch.cuda.CUDAGraph:
 @pytest.mark.parametrize("extra", ["plain", "lengths", "resets"])
 def test_forward_is_captured(units, extra):
     T, B = 7, 5
-    layer = GRU(16, units, bidirectional=True, device="cuda")
+    layer = GRU(16, units, bidirectional=True, device="cuda", backend="triton")
     x, kwargs = torch.randn(T, B, 16, device="cuda"), {}
     if extra == "lengths":
         kwargs["lengths"] = torch.randint(0, T + 1, (B,), device="cuda")
@@ -84,7 +84,7 @@ def test_forward_is_captured(units, extra):
 @pytest.mark.parametrize("units", UNITS)
 def test_forward_and_backward_are_captured(units):
     T, B = 7, 5
-    layer = GRU(16, units, 2, device="cuda")
+    layer = GRU(16, units, 2, device="cuda", backend="triton")
     twin = copy.deepcopy(layer)
     x = torch.randn(T, B, 16, device="cuda", requires_grad=True)
     graphed = torch.cuda.make_graphed_callables(layer, (x,))
@@ -101,7 +101,7 @@ def test_forward_and_backward_are_captured(units):
 
 
 def test_a_training_step_is_captured():
-    layer = GRU(8, 64, device="cuda")
+    layer = GRU(8, 64, device="cuda", backend="triton")
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     x, loss = torch.randn(6, 4, 8, device="cuda"), torch.zeros((), device="cuda")
 
@@ -122,7 +122,7 @@ def test_a_training_step_is_captured():
 
 @pytest.mark.parametrize("units", UNITS)
 def test_a_step_of_a_stream_is_captured(units):
-    layer = tritongru.GRU(units, input_size=8, device="cuda")
+    layer = tritongru.GRU(units, input_size=8, device="cuda", backend="triton")
     stream, plain = Stream(layer), Stream(layer)
     frames = torch.randn(6, 3, 8, device="cuda")
     x, found = frames[0].clone(), {}
@@ -149,7 +149,7 @@ def test_a_step_of_a_stream_is_captured(units):
 @pytest.mark.parametrize("extra", ["plain", "lengths", "resets"])
 def test_a_call_does_not_wait_for_the_device(units, extra):
     T, B = 7, 5
-    layer = GRU(16, units, 2, bidirectional=True, device="cuda")
+    layer = GRU(16, units, 2, bidirectional=True, device="cuda", backend="triton")
     x, hx = torch.randn(T, B, 16, device="cuda"), torch.randn(4, B, units, device="cuda")
     kwargs = {}
     if extra == "lengths":

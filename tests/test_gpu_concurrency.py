@@ -25,7 +25,7 @@ def train(layer: GRU, x: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.parametrize("units", UNITS)
 def test_two_streams_give_the_serial_bits(units: int) -> None:
     torch.manual_seed(0)
-    layers = [GRU(16, units, device="cuda") for _ in range(2)]
+    layers = [GRU(16, units, device="cuda", backend="triton") for _ in range(2)]
     inputs = [torch.randn(200, 16, 16, device="cuda") for _ in range(2)]
     expected = [train(layer, x) for layer, x in zip(layers, inputs, strict=True)]
     torch.cuda.synchronize()
@@ -44,8 +44,8 @@ def test_a_device_that_is_not_the_current_one(units: int) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("one device")
     torch.manual_seed(0)
-    first = GRU(16, units, device="cuda:0")
-    second = GRU(16, units, device="cuda:1")
+    first = GRU(16, units, device="cuda:0", backend="triton")
+    second = GRU(16, units, device="cuda:1", backend="triton")
     second.load_state_dict(first.state_dict())
     x = torch.randn(50, 16, 16, device="cuda:0")
     with torch.cuda.device(0):
@@ -59,7 +59,7 @@ def test_a_device_that_is_not_the_current_one(units: int) -> None:
 @pytest.mark.parametrize("units", UNITS)
 def test_a_thousand_launches_in_a_row(units: int) -> None:
     torch.manual_seed(0)
-    layer = GRU(16, units, device="cuda").requires_grad_(False)
+    layer = GRU(16, units, device="cuda", backend="triton").requires_grad_(False)
     x = torch.randn(20, 16, 16, device="cuda")
     expected = layer(x)
     for _ in range(1000):

@@ -119,8 +119,17 @@ def _one(y: Tensor) -> Tensor:
     return torch.ones_like(y)
 
 
+# Not `where` with a number: on a GPU it copies the number there, and the host waits.
+def _elu_derivative(y: Tensor) -> Tensor:
+    return (y + 1).masked_fill(y > 0, 1.0)
+
+
 def _selu_derivative(y: Tensor) -> Tensor:
-    return torch.where(y > 0, SELU_SCALE, y + SELU_SCALE * SELU_ALPHA)
+    return (y + SELU_SCALE * SELU_ALPHA).masked_fill(y > 0, SELU_SCALE)
+
+
+def _leaky_relu_derivative(y: Tensor) -> Tensor:
+    return torch.full_like(y, LEAKY_SLOPE).masked_fill(y > 0, 1.0)
 
 
 # kernel_id: the same numbers as in kernels/gates.py.
@@ -132,12 +141,12 @@ TABLE: dict[str, Activation] = {
         Activation("sigmoid", sigmoid, lambda y: y * (1 - y), 2),
         Activation("relu", relu, lambda y: (y > 0).to(y.dtype), 3),
         Activation("hard_sigmoid", hard_sigmoid, lambda y: 0.2 * ((y > 0) & (y < 1)).to(y.dtype), 4),
-        Activation("elu", elu, lambda y: torch.where(y > 0, 1.0, y + 1), 5),
+        Activation("elu", elu, _elu_derivative, 5),
         Activation("selu", selu, _selu_derivative, 6),
         Activation("softplus", softplus, lambda y: -torch.expm1(-y), 7),
         Activation("softsign", softsign, lambda y: (1 - y.abs()) ** 2, 8),
         Activation("exponential", exponential, lambda y: y, 9),
-        Activation("leaky_relu", leaky_relu, lambda y: torch.where(y > 0, torch.ones_like(y), LEAKY_SLOPE), 10),
+        Activation("leaky_relu", leaky_relu, _leaky_relu_derivative, 10),
         Activation("swish", swish),
         Activation("gelu", gelu),
         Activation("mish", mish),

@@ -194,11 +194,11 @@ def rebuild(x: Tensor, w, bias_x, u: Tensor, bias_h, entering: Tensor, drop: Ten
 def last_valid(mask: Tensor, variant: Variant) -> Tensor:
     """Return (T,B), the last valid step up to each step in the order of processing; -1 where there is none."""
     T = mask.shape[0]
-    steps = torch.arange(T, device=mask.device)[:, None]
+    steps = torch.arange(T, device=mask.device)[:, None].expand_as(mask)
     if not variant.reverse:
-        return torch.where(mask, steps, -1).cummax(0).values
-    found = torch.where(mask, steps, T).flip(0).cummin(0).values.flip(0)
-    return torch.where(found == T, -1, found)
+        return steps.masked_fill(~mask, -1).cummax(0).values
+    found = steps.masked_fill(~mask, T).flip(0).cummin(0).values.flip(0)
+    return found.masked_fill(found == T, -1)
 
 
 def read_outputs(after: Tensor, mask: Tensor, has_resets: bool, variant: Variant) -> Tensor:
