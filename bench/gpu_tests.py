@@ -105,6 +105,8 @@ def run_pytest(root: Path, out: Path, seconds: float, rehearse: bool) -> Outcome
 
 def run_sanitizer(root: Path, stop: float, rehearse: bool) -> list[Outcome]:
     """Run one small case of each schedule under compute-sanitizer's tools, where it is installed."""
+    from tritongru.configs import SCHEDULES
+
     tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if rehearse:
         return [_case(root, [], schedule, "plainly, no sanitizer", stop, True) for schedule in ("single", "steps")]
@@ -112,7 +114,7 @@ def run_sanitizer(root: Path, stop: float, rehearse: bool) -> list[Outcome]:
         return [Outcome("compute-sanitizer", 0, 0, 1, 0.0, "not installed")]
     return [
         _case(root, [tool, "--tool", name, "--error-exitcode", "9"], schedule, name, stop, False)
-        for schedule in ("single", "persistent", "steps")
+        for schedule in SCHEDULES
         for name in SANITIZER_TOOLS
     ]
 

@@ -1,6 +1,6 @@
 """One small call, forward and backward, in one schedule, held to the oracle: what compute-sanitizer looks at.
 
-python bench/small_case.py single | persistent | steps
+python bench/small_case.py single | persistent | streamed | steps
 """
 
 from __future__ import annotations
@@ -12,16 +12,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from tritongru.configs import LaunchConfig
+from tritongru.configs import SCHEDULES, SINGLE, LaunchConfig
 from tritongru.launch import use_config
 from tritongru.tools.cases import Case
 from tritongru.tools.compare import compare_backend, has_failed
 
-CONFIGS = {
-    "single": LaunchConfig("single", 16, 32, 32),
-    "persistent": LaunchConfig("persistent", 16, 16, 16),
-    "steps": LaunchConfig("steps", 16, 16, 16),
-}
+CONFIGS = {name: LaunchConfig(name, 16, 16, 16) for name in SCHEDULES} | {SINGLE: LaunchConfig(SINGLE, 16, 32, 32)}
 
 
 def main() -> int:

@@ -85,8 +85,8 @@ def launch_config(c: Configuration) -> LaunchConfig:
     whole = next_power_of_two(c.units)
     if c.schedule == "steps":
         return LaunchConfig("steps", 16, 16, 16)
-    if c.schedule == "persistent":
-        return LaunchConfig("persistent", 16, whole if is_interpreted() else 16, 16)
+    if c.schedule in ("persistent", "streamed"):
+        return LaunchConfig(c.schedule, 16, whole if is_interpreted() else 16, 16)
     return LaunchConfig("single", 16, whole, whole)
 
 

@@ -106,7 +106,7 @@ def configurations(**fixed) -> st.SearchStrategy[Configuration]:
         zero_output_for_mask=either, go_backwards=either, recompute=either, x_view=view, kernel_view=view,
         recurrent_kernel_view=view, bias_view=view, initial_state_view=view, reset_state_view=view, steps_view=view,
         wanted=("all", "all", "weights", "inputs", "none"), loss=("both", "both", "outputs", "state"),
-        schedule=("steps", "single", "persistent"),
+        schedule=("steps", "single", "persistent", "streamed"),
     )  # fmt: skip
     drawn = {"seed": st.integers(0, 10**6), **{name: choose(name, values) for name, values in choices.items()}}
     fixed = {name: value if isinstance(value, st.SearchStrategy) else st.just(value) for name, value in fixed.items()}

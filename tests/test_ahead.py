@@ -53,6 +53,22 @@ def test_budget_of_many_rows(target, units, batch, blocks, direction):
     assert report.shared == config.weight_bytes(units, 2) + configs.operand_bytes(config, units, 2, planes)
 
 
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize(
+    "target, units, dtype, batch",
+    [
+        ("sm_90", 4096, torch.bfloat16, 64), ("sm_90", 4001, torch.bfloat16, 16), ("sm_90", 2048, torch.float32, 16),
+        ("gfx942", 1024, torch.bfloat16, 16), ("sm_80", 2048, torch.float16, 128),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_budget_where_weights_are_streamed(target, units, dtype, batch, direction):
+    config = config_for(target, units, dtype, batch)
+    assert config.schedule == "streamed"
+    report = ahead.compile_scan(direction, target, config, units, dtype)
+    assert report.violations() == [] and report.weights_in_loop
+
+
 @pytest.mark.parametrize(
     "flags",
     [

@@ -215,12 +215,12 @@ def test_schedules_are_configured_for_the_device():
     single = contenders.config_for("single", 64, 16, 2, h100, False)
     assert single.schedule == "single" and single.block_h >= 64
     for units in (64, 256, 1024):
-        assert contenders.config_for("persistent", units, 16, 2, h100, False).schedule == "persistent"
-        assert contenders.config_for("steps", units, 16, 2, h100, False).schedule == "steps"
+        for schedule in ("persistent", "streamed", "steps"):
+            assert contenders.config_for(schedule, units, 16, 2, h100, False).schedule == schedule
     with pytest.raises(UnavailableError, match="units=512"):
         contenders.config_for("single", 512, 16, 2, h100, False)
-    with pytest.raises(UnavailableError, match="batch=4096"):
-        contenders.config_for("persistent", 1024, 4096, 2, h100, False)
+    with pytest.raises(UnavailableError, match="units=8192"):
+        contenders.config_for("persistent", 8192, 16, 2, h100, False)
 
 
 def test_the_floor_grows_with_the_work():

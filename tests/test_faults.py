@@ -20,7 +20,7 @@ import torch
 
 import tritongru
 from tritongru import ExchangeError, FallbackWarning, UnsupportedError, dispatch, eager, faults, functional
-from tritongru.configs import PERSISTENT, STEPS, Device, choose
+from tritongru.configs import MOST_WAVES, PERSISTENT, STEPS, Device, choose, count_waves
 from tritongru.tools.cases import Case, make_arguments, run_case
 
 CASE = Case(3, 6, 4, 9, "float64", mask=True)
@@ -317,8 +317,9 @@ def test_a_small_slice_gets_no_grid_that_does_not_fit(processors):
     for units in (16, 100, 256, 512, 1024):
         for batch in (1, 16, 64, 500):
             config = choose(units, batch, 2, device)
-            if config.schedule == PERSISTENT:
-                assert -(-units // config.block_h) * -(-batch // config.block_b) <= processors
+            if config.waits:
+                assert -(-units // config.block_h) <= processors
+                assert 1 <= count_waves(config, units, batch, device) <= MOST_WAVES
     assert choose(1024, 64, 2, device).schedule == STEPS
 
 

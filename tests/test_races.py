@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tritongru import choices, configs, dispatch, table_files, tables
-from tritongru.configs import PERSISTENT, STEPS, Device, LaunchConfig
+from tritongru.configs import PERSISTENT, STEPS, STREAMED, Device, LaunchConfig
 from tritongru.dispatch import Facts, decide
 from tritongru.spec import Shape, Variant
 from tritongru.tables import Entry, Key, Race, Table
@@ -91,9 +91,9 @@ def test_buckets_and_dtypes_bound_a_race(write):
 
 
 def test_without_a_race_the_schedule_decides(write, gpu):
-    assert configs.choose(4096, 16, 2, H100).schedule == STEPS
+    assert configs.choose(4096, 16, 2, H100).schedule == STREAMED
     decision = decide(facts(units=4096))
-    assert decision.backend == "aten" and "launched for each step anew" in decision.rejected["triton"][0]
+    assert decision.backend == "aten" and "from memory at every step" in decision.rejected["triton"][0]
     assert decide(facts(units=4096, time=1)).backend == "triton"
     assert decide(facts(units=1024)).backend == "triton"
 

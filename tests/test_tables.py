@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import tritongru.configs
 from tritongru import choices, configs, table_files, tables
-from tritongru.configs import PERSISTENT, SINGLE, STEPS, Device, LaunchConfig
+from tritongru.configs import PERSISTENT, SINGLE, STEPS, STREAMED, Device, LaunchConfig
 from tritongru.tables import Entry, Key, Table
 
 H100 = Device(132, 227 * 1024, name="Test GPU", target="sm_90")
@@ -129,7 +129,7 @@ def test_the_nearest_device_of_the_target(places):
 @pytest.mark.parametrize(
     "bad, word",
     [
-        (entry(batches=(4096, 4096)), "2048 programs must run at once on 132"),
+        (entry(replace(KEY, units=4240), config=LaunchConfig(STREAMED, 16, 32, 32)), "133 programs of a tile"),
         (entry(config=replace(CONFIG, block_h=1024, num_warps=16)), "sums per thread"),
         (entry(shared=300_000), "300000 bytes of shared memory"),
         (entry(config=LaunchConfig(SINGLE, 16, 64, 64)), "does not hold units=256"),

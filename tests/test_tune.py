@@ -17,7 +17,7 @@ import torch
 
 from tritongru import choices, configs, table_files, tables
 from tritongru.__main__ import main
-from tritongru.configs import PERSISTENT, SINGLE, STEPS, Device, LaunchConfig
+from tritongru.configs import PERSISTENT, SINGLE, STEPS, STREAMED, Device, LaunchConfig
 from tritongru.tables import Entry, Key
 from tritongru.tools import tune as tune_module
 from tritongru.tools import tune_compile, tune_measure, tune_store
@@ -42,7 +42,7 @@ needs_triton = pytest.mark.skipif(not tune_module.choices.importlib.util.find_sp
 @pytest.mark.parametrize(
     "config, batch, key, word",
     [
-        (LaunchConfig(PERSISTENT, 16, 16, 64, 4), 256, KEY, "256 programs must run at once on 132"),
+        (LaunchConfig(STREAMED, 16, 32, 32, 4), 1, replace(KEY, units=4240), "133 programs of a tile must run at once on 132"),
         (LaunchConfig(PERSISTENT, 16, 64, 64, 4), 1, replace(KEY, units=1024), "bytes of weights per program"),
         (LaunchConfig(PERSISTENT, 64, 16, 64, 4), 16, KEY, "block_b=64 is twice the batch"),
         (LaunchConfig(STEPS, 16, 64, 64, 4), 1, replace(KEY, units=16), "block_h=64 is twice the units"),
@@ -352,7 +352,7 @@ def test_a_swept_table_can_be_shipped(tmp_path, monkeypatch):
     with open(result.rows) as file:
         rows = list(csv.DictReader(file))
     assert {row["verdict"] for row in rows} >= {"ok", "spills 8"}
-    assert any("programs must run at once" in row["verdict"] for row in rows)
+    assert any("sums per thread" in row["verdict"] for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -516,12 +516,12 @@ def test_verify_finds_what_a_table_hides(tmp_path, capsys):
     good = Entry(
         Key("forward", "bfloat16", "ieee", 64), (1, 16), LaunchConfig(SINGLE, 16, 64, 64, 4), 1.0, "p", 1 << 17
     )
-    crowd = Entry(replace(KEY, units=64), (4096, 4096), LaunchConfig(PERSISTENT, 16, 32, 64, 8), 1.0, "p", 1 << 17)
+    crowd = Entry(replace(KEY, units=4240), (1, 16), LaunchConfig(STREAMED, 16, 32, 32, 4), 1.0, "p", 1 << 17)
     path = tmp_path / "sm_90-132.json"
     tune_store.save_entries(path, H100, PROVENANCE, [good, crowd])
     assert main(["tune", "--verify", str(path), "--jobs", "1"]) == 1
     shown = capsys.readouterr().out
-    assert "2 entries, 1 broken" in shown and "512 programs must run at once" in shown
+    assert "2 entries, 1 broken" in shown and "133 programs of a tile" in shown
     assert main(["tune", "--verify", str(path), "--repair", "--jobs", "1"]) == 1
     (kept,) = table_files.read(path).entries
     assert kept.config == good.config and 0 < kept.shared < good.shared and kept.registers

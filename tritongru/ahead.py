@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from . import probe
-from .configs import PERSISTENT, SINGLE, STEPS, LaunchConfig, chunks_in_flight, exchanges, polls
+from .configs import SINGLE, LaunchConfig, chunks_in_flight, exchanges, polls
 from .kernels.backward import gru_backward_kernel
 from .kernels.forward import gru_forward_kernel
 from .kernels.probe import exchange_kernel
@@ -66,7 +66,7 @@ class Report:
     weights_in_loop: bool
 
     def violations(self) -> list[str]:
-        """Return what breaks the budget every shipped configuration keeps; one step per launch streams its weights."""
+        """Return what breaks the budget every shipped configuration keeps; some schedules stream their weights."""
         broken = []
         if self.in_loop:
             broken.append(f"spills {self.spills}, with {self.in_loop} instructions inside the time loop")
@@ -74,7 +74,7 @@ class Report:
             broken.append(f"shared memory {self.shared} of {self.shared_limit} bytes")
         if not self.matrix:
             broken.append("no matrix instruction")
-        if self.weights_in_loop and self.config.schedule != STEPS:
+        if self.weights_in_loop and not self.config.streams:
             broken.append("recurrent weights read inside the time loop")
         return broken
 
@@ -103,7 +103,7 @@ def compile_scan(
         raise ValueError(f"`target` must be one of {', '.join(TARGETS)}, got {target!r}")
     kernel = gru_forward_kernel if direction == "forward" else gru_backward_kernel
     gpu, limit = TARGETS[target]
-    if config.schedule == PERSISTENT and config.exchange not in exchanges(gpu.backend):
+    if config.waits and config.exchange not in exchanges(gpu.backend):
         raise ValueError(f"`config.exchange` {config.exchange!r} is not sound on target {target!r}")
     constants = _constants(direction, config, units, dtype, precision) | flags
     absent = _absent_pointers(constants)
@@ -112,7 +112,7 @@ def compile_scan(
         if name in constants or name in absent:
             signature[name] = "constexpr"
             values[(index,)] = constants.get(name)
-        elif name in ("T", "B", "U", "step_begin", "step_end", "patience") or name.startswith("s_"):
+        elif name in ("T", "B", "U", "step_begin", "step_end", "first_tile", "patience") or name.startswith("s_"):
             signature[name] = "i32"
             if name == "s_u_g":
                 signature[name], values[(index,)] = "constexpr", 1
@@ -160,8 +160,7 @@ def _constants(direction: str, config: LaunchConfig, units: int, dtype: torch.dt
     shared = dict(
         BLOCK_B=config.block_b, BLOCK_H=config.block_h, BLOCK_K=config.block_k, NK=chunks,
         GROUP=chunks_in_flight(config, chunks, dtype.itemsize, 1 if direction == "forward" else 3),
-        SINGLE=config.schedule == SINGLE, PERSISTENT=config.schedule == PERSISTENT,
-        STREAM=config.schedule == STEPS, EXCHANGE=config.exchange,
+        SINGLE=config.schedule == SINGLE, PERSISTENT=config.waits, STREAM=config.streams, EXCHANGE=config.exchange,
         POLLS=polls(-(-units // config.block_h), config.num_warps), PTX=True, PHASE=0, ACT=1, REC_ACT=2,
         RESET_AFTER=True, ZERO_MASKED=False, REVERSE=False, GATE_Z=0, GATE_R=1, DROPS=0, HAS_MASK=False,
         HAS_RESET=False, HAS_ROWS=False, DOT=getattr(triton.language, str(dtype).removeprefix("torch.")),

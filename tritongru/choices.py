@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import configs
-from .configs import STEPS, Device, LaunchConfig
+from .configs import Device, LaunchConfig
 from .table_files import read
 from .tables import ITEM_SIZES, Entry, Key, Race, Table, bucket
 
@@ -66,8 +66,11 @@ def reason_for_aten(key: Key, batch: int, training: bool, device: Device) -> str
             return f"aten took {race.aten:.2f} us per step and triton {race.triton:.2f}, measured on {date}"
     for kernel in ("forward", "backward") if training else ("forward",):
         choice = choose(replace(key, kernel=kernel), batch, device)
-        if choice.config.schedule == STEPS:
-            return f"the {kernel} kernel would be launched for each step anew, and aten has less to do between steps"
+        if choice.config.streams:
+            return (
+                f"the {kernel} kernel would read the recurrent weights from memory at every step "
+                f"(schedule {choice.config.schedule!r}), as aten does"
+            )
     return ""
 
 

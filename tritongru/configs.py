@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SINGLE, PERSISTENT, STEPS = "single", "persistent", "steps"
+SINGLE, PERSISTENT, STREAMED, STEPS = SCHEDULES = "single", "persistent", "streamed", "steps"
 # How the programs of a batch tile meet, kernels/exchange.py; a search space takes its choices from here.
 EXCHANGES = ("counter", "flags", "tagged")
 # float32 sums a thread may hold: three of them per output, beside operands and addresses, in at most 255 registers.
 MAX_SUMS_PER_THREAD = 48
+# Launches one after another of programs that wait for each other; with more rows, one launch per step does not wait.
+MOST_WAVES = 4
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,11 @@ class LaunchConfig:
     """How a scan kernel is launched.
 
     Attributes:
-        schedule: "single" (one program per batch tile), "persistent" (several, with an exchange per step) or "steps"
-            (one launch per step).
+        schedule: "single" (one program per batch tile), "persistent" (several, with an exchange per step), "streamed"
+            (the same, but the weights do not stay) or "steps" (one launch per step).
         block_b, block_h, block_k: rows, units and chunk of the product, powers of two from 16 up.
         num_warps: warps of a program.
-        exchange: one of EXCHANGES; matters to the schedule "persistent" alone.
+        exchange: one of EXCHANGES; matters where programs wait for each other.
     """
 
     schedule: str
@@ -35,14 +37,16 @@ class LaunchConfig:
     exchange: str = "counter"
 
     def __post_init__(self):
-        if self.schedule not in (SINGLE, PERSISTENT, STEPS):
-            raise ValueError(f"`schedule` must be 'single', 'persistent' or 'steps', got {self.schedule!r}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"`schedule` must be one of {', '.join(map(repr, SCHEDULES))}, got {self.schedule!r}")
         if self.exchange not in EXCHANGES:
             raise ValueError(f"`exchange` must be one of {', '.join(map(repr, EXCHANGES))}, got {self.exchange!r}")
         for name in ("block_b", "block_h", "block_k"):
             value = getattr(self, name)
             if value < 16 or value & (value - 1):
                 raise ValueError(f"`{name}` must be a power of two, at least 16, got {value}")
+        if self.schedule == STREAMED and self.exchange == "tagged":
+            raise ValueError("exchange='tagged' multiplies again until all is fresh: not with schedule='streamed'")
         threads = 32 * self.num_warps
         if self.exchange == "tagged" and self.block_b * self.block_k < threads:
             raise ValueError(
@@ -51,8 +55,18 @@ class LaunchConfig:
             )
 
     def __str__(self) -> str:
-        exchange = f" {self.exchange}" if self.schedule == PERSISTENT else ""
+        exchange = f" {self.exchange}" if self.waits else ""
         return f"{self.schedule}{exchange} {self.block_b}x{self.block_h}x{self.block_k}, {self.num_warps} warps"
+
+    @property
+    def waits(self) -> bool:
+        """Whether the programs of a batch tile wait for each other inside one launch."""
+        return self.schedule in (PERSISTENT, STREAMED)
+
+    @property
+    def streams(self) -> bool:
+        """Whether the recurrent weights are read from memory at every step."""
+        return self.schedule in (STREAMED, STEPS)
 
     def weight_bytes(self, units: int, itemsize: int) -> int:
         """Return the bytes of recurrent weights one program keeps: three gates, all chunks of the product."""
@@ -137,10 +151,16 @@ def choose(units: int, batch: int, itemsize: int, device: Device, has_dropout: b
         return single
     # In float32, and on Ampere and older, chunks twice as wide need a few registers more than there are.
     block_k = 32 if itemsize == 4 or device.shared_memory < 200 * 1024 else 64
-    for block_b, block_h, warps in _persistent_blocks(itemsize, aligned, device, has_dropout):
-        config = LaunchConfig(PERSISTENT, block_b, block_h, block_k, warps)
-        programs = count_programs(config, units, batch)
-        if device.cooperative and programs <= device.processors and _fits(config, units, itemsize, device):
+    blocks = _persistent_blocks(itemsize, aligned, device, has_dropout)
+    resident = [LaunchConfig(PERSISTENT, block_b, block_h, block_k, warps) for block_b, block_h, warps in blocks]
+    waiting = [
+        [config for config in resident if _fits(config, units, itemsize, device)],
+        [LaunchConfig(STREAMED, block_b, 32, 32, 4) for block_b in (16, 32)],
+    ]
+    for configs in waiting:
+        able = [(waves, config) for config in configs if (waves := count_waves(config, units, batch, device))]
+        waves, config = min(able, key=lambda pair: pair[0], default=(0, None))
+        if config is not None and waves <= MOST_WAVES:
             return config
     return LaunchConfig(STEPS, 16, 32, 32, 4)
 
@@ -175,6 +195,17 @@ def _persistent_blocks(
     return blocks if device.warp_size > 32 else (*blocks, (32, 16, 4), (32, 32, 8))
 
 
+def count_waves(config: LaunchConfig, units: int, batch: int, device: Device) -> int:
+    """Return how many launches a batch takes whose programs wait for each other; 0 if a tile's do not fit at once."""
+    together = tiles_at_once(config, units, device)
+    return -(-count_programs(config, units, batch) // (together * -(-units // config.block_h))) if together else 0
+
+
+def tiles_at_once(config: LaunchConfig, units: int, device: Device) -> int:
+    """Return the batch tiles of which all programs are resident at once, for programs that wait for each other."""
+    return device.processors // -(-units // config.block_h) if device.cooperative else 0
+
+
 def reasons_against(config: LaunchConfig, units: int, batch: int, itemsize: int, device: Device) -> list[str]:
     """Return why `config` cannot run this problem on `device`; the limits are the ones known without compiling."""
     reasons = []
@@ -185,24 +216,22 @@ def reasons_against(config: LaunchConfig, units: int, batch: int, itemsize: int,
             f"block_b={config.block_b} by block_h={config.block_h} need more than {MAX_SUMS_PER_THREAD} sums "
             f"per thread of {config.num_warps} warps"
         )
-    if config.schedule == STEPS:
-        return reasons
     if config.schedule == SINGLE and (config.block_h < units or config.block_k != config.block_h):
         reasons.append(f"block_h={config.block_h}, block_k={config.block_k}: one program does not hold units={units}")
-    if (needed := config.weight_bytes(units, itemsize)) > device.shared_memory:
+    if not config.streams and (needed := config.weight_bytes(units, itemsize)) > device.shared_memory:
         reasons.append(f"{needed} bytes of weights per program, {device.shared_memory} of shared memory")
-    if config.schedule == PERSISTENT:
+    if config.waits:
         if not device.cooperative:
             reasons.append("the device cannot run programs that wait for each other")
         if config.exchange not in exchanges("hip" if device.target.startswith("gfx") else "cuda"):
             reasons.append(f"exchange={config.exchange!r} is not sound on {device.target}")
-        if (programs := count_programs(config, units, batch)) > device.processors:
-            reasons.append(f"{programs} programs must run at once on {device.processors} multiprocessors")
+        if (programs := -(-units // config.block_h)) > device.processors:
+            reasons.append(f"{programs} programs of a tile must run at once on {device.processors} multiprocessors")
     return reasons
 
 
 def count_programs(config: LaunchConfig, units: int, batch: int) -> int:
-    """Return the programs of one launch: those that share a batch tile, times the tiles."""
+    """Return the programs of a scan: those that share a batch tile, times the tiles."""
     tiles = -(-max(batch, 1) // config.block_b)
     return tiles * (1 if config.schedule == SINGLE else -(-units // config.block_h))
 
@@ -212,11 +241,13 @@ def describe(config: LaunchConfig, units: int, batch: int, itemsize: int, device
     programs, kept = count_programs(config, units, batch), config.weight_bytes(units, itemsize)
     if config.schedule == SINGLE:
         return f"all recurrent weights ({kept} bytes) fit one program, so none waits for another; {programs} programs"
-    if config.schedule == PERSISTENT:
-        return (
-            f"a program keeps {kept} bytes of recurrent weights for {config.block_h} units, "
-            f"and all {programs} programs run at once on {device.processors} multiprocessors"
-        )
+    if config.waits:
+        waves = count_waves(config, units, batch, device)
+        where = f"run at once on {device.processors} multiprocessors"
+        turns = f"all {programs} programs {where}" if waves == 1 else f"{programs} programs {where} in {waves} waves"
+        if config.schedule == STREAMED:
+            return f"the recurrent weights do not stay on the chip; {turns}, so that one launch does for all steps"
+        return f"a program keeps {kept} bytes of recurrent weights for {config.block_h} units, and {turns}"
     return (
         f"the recurrent weights do not stay on {device.processors} multiprocessors for this many units and rows: "
         f"one launch per step of {programs} programs"

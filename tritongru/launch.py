@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 import triton.language as tl
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import choices, configs
 from .activations import TABLE
-from .configs import PERSISTENT, SINGLE, STEPS, Device, LaunchConfig
+from .configs import SINGLE, STEPS, Device, LaunchConfig
 from .devices import device_limits
 from .kernels.backward import gru_backward_kernel
 from .kernels.forward import gru_forward_kernel
@@ -111,9 +111,9 @@ def scan_forward(
     middle = z_carry = None
     if not variant.reset_after and config.schedule != SINGLE:
         # Tagged words carry it themselves.
-        middle = None if config.schedule == PERSISTENT and config.exchange == "tagged" else torch.empty_like(start)
+        middle = None if config.waits and config.exchange == "tagged" else torch.empty_like(start)
         z_carry = torch.empty_like(carry) if config.schedule == STEPS else None
-    workspace = _Workspace(config, u, B, planes=1)
+    workspace = _Workspace(config, u, B, device, planes=1)
     rows, stops = plan_rows(mask, resets, variant.reverse, workspace.grid, device.processors)
     flags = dict(
         HAS_FRESH=fresh is not None, HAS_BIAS=bias_n is not None, SAVE_GATES=save_gates, SEPARATE=separate,
@@ -123,12 +123,12 @@ def scan_forward(
     s_fresh_t = B * U if fresh is not None and fresh.dim() == 3 else 0
 
     def launch(begin: int, end: int, phase: int, h_first: Tensor) -> None:
-        gru_forward_kernel[workspace.grid](
-            gx, u, bias_n, h_first, leaving, out, gates, carry, middle, z_carry, mask, resets, fresh, drop,
-            rows, stops, workspace.board, workspace.faults, T, B, U, begin, end, PATIENCE, u.stride(0), u.stride(1),
-            s_fresh_t, workspace.s_tile,
-            PHASE=phase, **flags, **workspace.options(),
-        )  # fmt: skip
+        for tile, grid in workspace.waves():
+            gru_forward_kernel[grid](
+                gx, u, bias_n, h_first, leaving, out, gates, carry, middle, z_carry, mask, resets, fresh, drop,
+                rows, stops, workspace.board, workspace.faults, T, B, U, begin, end, tile, PATIENCE, u.stride(0),
+                u.stride(1), s_fresh_t, workspace.s_tile, PHASE=phase, **flags, **workspace.options(),
+            )  # fmt: skip
 
     with _on(gx.device):
         if config.schedule == STEPS:
@@ -171,7 +171,7 @@ def scan_backward(
     masked = mask is not None or resets is not None
     device = device_limits(u.device)
     config = choose_config("backward", u, B, variant, precision, drop, masked, device)
-    workspace = _Workspace(config, u, B, planes=3)
+    workspace = _Workspace(config, u, B, device, planes=3)
     rows, stops = plan_rows(mask, resets, variant.reverse, workspace.grid, device.processors)
     flags = dict(
         HAS_OUT=d_out is not None, FRESH_GRADIENT=fresh_gradient, HAS_ROWS=rows is not None,
@@ -179,12 +179,12 @@ def scan_backward(
     )  # fmt: skip
 
     def launch(begin: int, end: int, phase: int) -> None:
-        gru_backward_kernel[workspace.grid](
-            d_out, gates, entering, u, mask, resets, drop, d_gx, d_gh_n, d_fresh, carry, y_carry,
-            rows, stops, workspace.board, workspace.faults, T, B, U, begin, end, PATIENCE, u.stride(0), u.stride(1),
-            workspace.s_tile,
-            PHASE=phase, **flags, **workspace.options(),
-        )  # fmt: skip
+        for tile, grid in workspace.waves():
+            gru_backward_kernel[grid](
+                d_out, gates, entering, u, mask, resets, drop, d_gx, d_gh_n, d_fresh, carry, y_carry,
+                rows, stops, workspace.board, workspace.faults, T, B, U, begin, end, tile, PATIENCE, u.stride(0),
+                u.stride(1), workspace.s_tile, PHASE=phase, **flags, **workspace.options(),
+            )  # fmt: skip
 
     with _on(u.device):
         if config.schedule == STEPS:
@@ -200,7 +200,7 @@ def scan_backward(
 class _Workspace:
     """The grid of one scan and what its programs share."""
 
-    def __init__(self, config: LaunchConfig, u: Tensor, batch: int, planes: int):
+    def __init__(self, config: LaunchConfig, u: Tensor, batch: int, device: Device, planes: int):
         """`planes`: arrays (B,U) that programs exchange in a round."""
         self.config, self.u, self.planes = config, u, planes
         U = u.shape[0]
@@ -208,10 +208,11 @@ class _Workspace:
         self.grid = (1 if config.schedule == SINGLE else -(-U // config.block_h), tiles)
         if config.schedule == SINGLE and (config.block_h < U or config.block_k != config.block_h):
             raise ValueError(f"`config` {config} does not hold all of units={U} in one program")
-        self.persistent = config.schedule == PERSISTENT
         self.board = self.faults = None
+        # Where programs cannot be resident together the launch has to tell: the driver, or the interpreter's harness.
+        self.tiles_at_once = config.waits and configs.tiles_at_once(config, U, device) or tiles
         self.s_tile = configs.signals_per_tile(self.grid[0])
-        if self.persistent:
+        if config.waits:
             self._check_exchange()
             # Cleared at each launch: a graph may replay it, and then no round number of the host's would be new.
             self.faults = torch.zeros(tiles, dtype=torch.int32, device=u.device)
@@ -220,6 +221,12 @@ class _Workspace:
                 self.board = torch.zeros(2, planes, batch, U, dtype=words, device=u.device)
             else:
                 self.board = torch.zeros(tiles, self.s_tile, dtype=torch.int32, device=u.device)
+
+    def waves(self) -> Iterator[tuple[int, tuple[int, int]]]:
+        """Yield the first tile and the grid of each launch: programs that wait for each other must run at once."""
+        programs, tiles = self.grid
+        for tile in range(0, tiles, self.tiles_at_once):
+            yield tile, (programs, min(self.tiles_at_once, tiles - tile))
 
     def _check_exchange(self) -> None:
         if torch.version.hip is not None and self.config.exchange not in configs.exchanges("hip"):
@@ -242,7 +249,7 @@ class _Workspace:
             DROPS=0 if drop is None else drop.shape[0], HAS_MASK=mask is not None, HAS_RESET=resets is not None,
             BLOCK_B=config.block_b, BLOCK_H=config.block_h, BLOCK_K=config.block_k, NK=chunks,
             GROUP=configs.chunks_in_flight(config, chunks, self.u.element_size(), self.planes),
-            SINGLE=config.schedule == SINGLE, PERSISTENT=self.persistent, STREAM=config.schedule == STEPS,
+            SINGLE=config.schedule == SINGLE, PERSISTENT=config.waits, STREAM=config.streams,
             EXCHANGE=config.exchange, POLLS=configs.polls(self.grid[0], config.num_warps), PTX=not interpreted,
             DOT=dot,
             PRECISION="ieee" if interpreted or self.u.dtype != torch.float32 else precision,
@@ -252,7 +259,7 @@ class _Workspace:
         """Return the launch options; a cooperative launch fails where its grid cannot be resident at once."""
         if is_interpreted():
             return {}
-        return dict(num_warps=self.config.num_warps, launch_cooperative_grid=self.persistent)
+        return dict(num_warps=self.config.num_warps, launch_cooperative_grid=self.config.waits)
 
     def check(self) -> None:
         """Raise ExchangeError for a fault of this scan (CPU) or an earlier one (GPU, without waiting for it)."""

@@ -8,8 +8,8 @@ import pytest
 import torch
 from processes import process_per_program
 
-from tritongru import eager, launch
-from tritongru.configs import EXCHANGES, LaunchConfig
+from tritongru import configs, eager, launch
+from tritongru.configs import EXCHANGES, Device, LaunchConfig
 from tritongru.kernels import backward, forward, product
 from tritongru.spec import ExchangeError, Variant
 
@@ -71,6 +71,45 @@ def test_programs_agree_with_eager_under_delays(reset_after, masked, exchange):
     expected = both_scans(eager, arguments, variant)
     with launch.use_config(config(exchange)), process_per_program(delay=0.002, seed=masked):
         actual = both_scans(launch, arguments, variant, "ieee")
+    agree(actual, expected)
+
+
+@pytest.mark.parametrize("exchange", ["counter", "flags"])
+@pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
+def test_weights_that_are_streamed(reset_after, exchange):
+    variant = Variant(reset_after=reset_after)
+    arguments = draw(reset_after, masked=not reset_after)
+    expected = both_scans(eager, arguments, variant)
+    streamed = replace(config(exchange), schedule="streamed")
+    with launch.use_config(streamed), process_per_program(delay=0.002):
+        actual = both_scans(launch, arguments, variant, "ieee")
+    agree(actual, expected)
+
+
+@EXCHANGE
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "mask-resets"])
+def test_more_tiles_than_fit_at_once_go_in_waves(exchange, masked, monkeypatch):
+    """Three tiles of two programs where five programs fit: two tiles, then one; masked rows sorted over all tiles."""
+    five = Device(5, 227 * 1024)
+    monkeypatch.setattr(launch, "device_limits", lambda device: five)
+    assert configs.count_waves(config(exchange), 20, 35, five) == 2
+    launches = []
+    whole = launch._Workspace.waves
+
+    def spy(self):
+        for first, grid in whole(self):
+            launches.append((first, grid))
+            yield first, grid
+
+    monkeypatch.setattr(launch._Workspace, "waves", spy)
+    arguments = draw(True, B=35, T=3, U=20, masked=masked)
+    expected = both_scans(eager, arguments, Variant())
+    with launch.use_config(config(exchange)), process_per_program(delay=0.001):
+        actual = both_scans(launch, arguments, Variant(), "ieee")
+    assert launches == 2 * [(0, (2, 2)), (2, (2, 1))]
+    if masked:
+        expected["gates"] *= arguments[4][..., None]
+        actual["gates"] *= arguments[4][..., None]
     agree(actual, expected)
 
 

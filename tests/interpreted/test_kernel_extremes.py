@@ -17,6 +17,7 @@ from extremes import (
     check_scale,
 )
 
+from tritongru import configs
 from tritongru.configs import LaunchConfig
 from tritongru.launch import use_config
 from tritongru.spec import is_interpreted
@@ -26,8 +27,8 @@ pytestmark = [
     pytest.mark.skipif(not is_interpreted(), reason="draws its tensors on the CPU"),
     pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning"),
 ]
-SCHEDULES = [LaunchConfig(name, 16, 16, 16) for name in ("single", "persistent", "steps")]
-PAIRS = [(replace(case, time=4), SCHEDULES[number % 3]) for number, case in enumerate(VARIANTS)]
+SCHEDULES = [LaunchConfig(name, 16, 16, 16) for name in configs.SCHEDULES]
+PAIRS = [(replace(case, time=4), SCHEDULES[number % 4]) for number, case in enumerate(VARIANTS)]
 variants = pytest.mark.parametrize("case, config", PAIRS, ids=[f"{case}-{config.schedule}" for case, config in PAIRS])
 bads = pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 

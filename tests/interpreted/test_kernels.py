@@ -8,7 +8,7 @@ import torch
 
 import tritongru
 from tritongru.activations import TABLE
-from tritongru.configs import LaunchConfig, next_power_of_two
+from tritongru.configs import SCHEDULES, LaunchConfig, next_power_of_two
 from tritongru.launch import use_config
 from tritongru.reference import gru_reference
 from tritongru.spec import is_interpreted
@@ -16,7 +16,6 @@ from tritongru.tools import tolerance
 
 ACTIVATIONS = [entry.name for entry in TABLE.values() if entry.kernel_id is not None]
 DEVICE = "cpu" if is_interpreted() else "cuda"
-SCHEDULES = ("single", "persistent", "steps")
 SIZES = [(1, 1, 1, 1), (3, 7, 5, 9), (1, 5, 2, 16), (17, 2, 3, 33), (2, 1, 4, 50)]  # B, T, I, U
 
 
@@ -27,6 +26,7 @@ def config_for(schedule: str, units: int) -> LaunchConfig:
     return {
         "single": LaunchConfig("single", 16, whole, whole),
         "persistent": LaunchConfig("persistent", 16, owned, 16),
+        "streamed": LaunchConfig("streamed", 16, owned, 16),
         "steps": LaunchConfig("steps", 16, 16, 16),
     }[schedule]
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from tritongru import launch
-from tritongru.configs import LaunchConfig
+from tritongru.configs import SCHEDULES, LaunchConfig
 from tritongru.spec import Variant, is_interpreted
 
 
 @pytest.mark.skipif(not is_interpreted(), reason="draws its tensors on the CPU")
-@pytest.mark.parametrize("schedule", ["single", "persistent", "steps"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
 def test_rows_in_another_order(reset_after: bool, schedule: str) -> None:
     T, B, U = 3, 19, 11

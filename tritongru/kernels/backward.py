@@ -48,18 +48,17 @@ def load_step(
     return b_z, b_r, b_n, b_g, b_h, b_do, keep, again
 
 
-@triton.jit(do_not_specialize=["T", "B", "step_begin", "step_end", "patience"])
+@triton.jit(do_not_specialize=["T", "B", "step_begin", "step_end", "first_tile", "patience"])
 def gru_backward_kernel(
     d_out, gates, entering, u, mask, resets, drop, d_gx, d_gh_n, d_fresh, carry, y_carry, rows, stops, board, faults,
-    T, B, U, step_begin, step_end, patience, s_u_k, s_u_g, s_tile,
+    T, B, U, step_begin, step_end, first_tile, patience, s_u_k, s_u_g, s_tile,
     BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, NK: tl.constexpr,
-    GROUP: tl.constexpr,    SINGLE: tl.constexpr, PERSISTENT: tl.constexpr, STREAM: tl.constexpr,
-    EXCHANGE: tl.constexpr,
-    POLLS: tl.constexpr, PTX: tl.constexpr, PHASE: tl.constexpr,
+    GROUP: tl.constexpr, SINGLE: tl.constexpr, PERSISTENT: tl.constexpr, STREAM: tl.constexpr,
+    EXCHANGE: tl.constexpr, POLLS: tl.constexpr, PTX: tl.constexpr, PHASE: tl.constexpr,
     ACT: tl.constexpr, REC_ACT: tl.constexpr, RESET_AFTER: tl.constexpr, ZERO_MASKED: tl.constexpr,
     REVERSE: tl.constexpr, GATE_Z: tl.constexpr, GATE_R: tl.constexpr, DROPS: tl.constexpr,
     HAS_OUT: tl.constexpr, HAS_MASK: tl.constexpr, HAS_RESET: tl.constexpr, HAS_ROWS: tl.constexpr,
-    FRESH_GRADIENT: tl.constexpr,    DOT: tl.constexpr, PRECISION: tl.constexpr,
+    FRESH_GRADIENT: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Run steps step_begin..step_end, counted from the last processed one; equals `eager.scan_backward`.
 
@@ -79,7 +78,7 @@ def gru_backward_kernel(
     | board | (tiles,s_tile) signals or (2,3,B,U) words of gates z, r, n, zeros, see exchange.py | int32, int64 |
     | faults | (tiles,) zeros | int32 |
     """
-    i_h, i_b = tl.program_id(0), tl.program_id(1)
+    i_h, i_b = tl.program_id(0), first_tile + tl.program_id(1)
     programs = tl.num_programs(0)
     o_b = i_b * BLOCK_B + tl.arange(0, BLOCK_B).to(tl.int64)
     m_b = o_b < B

@@ -40,14 +40,13 @@ def load_step(
     return x_z, x_r, x_n, keep, again
 
 
-@triton.jit(do_not_specialize=["T", "B", "step_begin", "step_end", "patience"])
+@triton.jit(do_not_specialize=["T", "B", "step_begin", "step_end", "first_tile", "patience"])
 def gru_forward_kernel(
     gx, u, bias_n, h_first, leaving, out, gates, carry, middle, z_carry, mask, resets, fresh, drop, rows, stops,
-    board, faults, T, B, U, step_begin, step_end, patience, s_u_k, s_u_g, s_fresh_t, s_tile,
+    board, faults, T, B, U, step_begin, step_end, first_tile, patience, s_u_k, s_u_g, s_fresh_t, s_tile,
     BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, NK: tl.constexpr,
-    GROUP: tl.constexpr,    SINGLE: tl.constexpr, PERSISTENT: tl.constexpr, STREAM: tl.constexpr,
-    EXCHANGE: tl.constexpr,
-    POLLS: tl.constexpr, PTX: tl.constexpr, PHASE: tl.constexpr,
+    GROUP: tl.constexpr, SINGLE: tl.constexpr, PERSISTENT: tl.constexpr, STREAM: tl.constexpr,
+    EXCHANGE: tl.constexpr, POLLS: tl.constexpr, PTX: tl.constexpr, PHASE: tl.constexpr,
     ACT: tl.constexpr, REC_ACT: tl.constexpr, RESET_AFTER: tl.constexpr, ZERO_MASKED: tl.constexpr,
     REVERSE: tl.constexpr, GATE_Z: tl.constexpr, GATE_R: tl.constexpr, DROPS: tl.constexpr,
     HAS_MASK: tl.constexpr, HAS_RESET: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_FRESH: tl.constexpr,
@@ -75,7 +74,7 @@ def gru_forward_kernel(
     | board | (tiles,s_tile) signals or (2,B,U) words, zeros, see exchange.py | int32, int64 |
     | faults | (tiles,) zeros | int32 |
     """
-    i_h, i_b = tl.program_id(0), tl.program_id(1)
+    i_h, i_b = tl.program_id(0), first_tile + tl.program_id(1)
     programs = tl.num_programs(0)
     o_b = i_b * BLOCK_B + tl.arange(0, BLOCK_B).to(tl.int64)
     m_b = o_b < B

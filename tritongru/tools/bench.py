@@ -30,6 +30,7 @@ BUILDERS: dict[str, Callable[[Work], Contender]] = {
     "auto-recompute": partial(contenders.own, backend="auto", recompute=True),
     "triton": partial(contenders.own, backend="triton"),
     "triton-single": partial(contenders.schedule, name="single"),
+    "triton-streamed": partial(contenders.schedule, name="streamed"),
     "triton-steps": partial(contenders.schedule, name="steps"),
     **{
         f"triton-persistent-{exchange}": partial(contenders.schedule, name="persistent", exchange=exchange)

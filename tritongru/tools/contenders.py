@@ -138,9 +138,10 @@ def config_for(
         return chosen
     if name == configs.SINGLE:
         raise UnavailableError(f"units={units} with {itemsize} bytes an element do not fit one program")
+    block_k = 32 if name == configs.STREAMED else min(64, configs.next_power_of_two(units))
     for block_h in (32, 16):
-        config = configs.LaunchConfig(configs.PERSISTENT, 16, block_h, min(64, configs.next_power_of_two(units)), 4)
-        if device.cooperative and not configs.reasons_against(config, units, batch, itemsize, device):
+        config = configs.LaunchConfig(name, 16, block_h, block_k, 4)
+        if not configs.reasons_against(config, units, batch, itemsize, device):
             return config
     raise UnavailableError(f"units={units}, batch={batch} need more programs than the device holds at once")
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..configs import PERSISTENT, SINGLE, STEPS, Device, LaunchConfig, count_programs
+from ..configs import SINGLE, STEPS, Device, LaunchConfig, count_programs, count_waves
 from ..tables import ITEM_SIZES, Key
 from . import floor
 
@@ -63,7 +63,7 @@ ROWS, COLUMNS = 16, 8  # of the smallest matrix instruction
 GATE_INSTRUCTIONS = 60  # per unit and row: three activations, loads, stores; counted in the forward's machine code
 GATE_LATENCY = 200  # clocks: two exponentials and a reciprocal in a row
 LOAD_BYTES, LOADS_IN_FLIGHT = 16, 8  # of one load, and per thread; the second an estimate
-STREAM_AHEAD = 2  # chunks under way while one is multiplied, in the schedule "steps"
+STREAM_AHEAD = 2  # chunks under way while one is multiplied, where weights are streamed
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ def model_step(config: LaunchConfig, key: Key, batch: int, device: Device, machi
     gates = GATE_LATENCY + config.block_b * config.block_h * GATE_INSTRUCTIONS / machine.scalar_rate
     exchange = launch = 0.0
     waves = 1
-    if config.schedule == PERSISTENT:
+    if config.waits:
+        waves = max(1, count_waves(config, key.units, batch, device))
         passes, together = EXCHANGE_PASSES.get(config.exchange, EXCHANGE_PASSES["counter"])
         crowd = machine.poll * -(-key.units // config.block_h) if together else 0.0
         exchange = meetings * (passes * machine.cache_latency + crowd)
@@ -111,10 +112,13 @@ def model_step(config: LaunchConfig, key: Key, batch: int, device: Device, machi
         waves = -(-programs // device.processors)
     if config.schedule == STEPS:
         launch = machine.launch * (meetings + (1 if key.kernel == "backward" else 0))
+    if config.streams:
         chunk = (3 * config.block_h + states * config.block_b) * config.block_k * size
-        load = chunks * max(machine.cache_latency / STREAM_AHEAD, chunk / machine.cache_rate)
+        together = machine.cache_total / min(programs, device.processors)
+        load = chunks * max(machine.cache_latency / STREAM_AHEAD, chunk / min(machine.cache_rate, together))
     micro = 1e-3 / machine.clock
-    return StepTime(launch, exchange * micro, *(waves * part * micro for part in (load, feed, product, gates)))
+    exchanges = exchange * micro * (waves if config.waits else 1)
+    return StepTime(launch, exchanges, *(waves * part * micro for part in (load, feed, product, gates)))
 
 
 def step_floor(key: Key, batch: int, device: Device, machine: Machine) -> float:

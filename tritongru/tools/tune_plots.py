@@ -71,7 +71,7 @@ def draw_sweep(path: Path) -> list[Path]:
 
 def _draw(points: list[Point], path: Path, along: str, up: str, take: Callable[[Point], tuple]) -> Path:
     """One panel for each kernel, dtype and variant; one line for each of what `take` names; marks by schedule."""
-    marks = {"single": "o", "persistent": "s", "steps": "x"}
+    marks = {"single": "o", "persistent": "s", "streamed": "^", "steps": "x"}
     titles = list(dict.fromkeys(point.title for point in points))
     figure, axes = make_panels(len(titles), height=4, width=6)
     for axis, title in zip(axes, titles, strict=False):

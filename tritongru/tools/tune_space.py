@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .. import configs
-from ..configs import PERSISTENT, SINGLE, STEPS, Device, LaunchConfig
+from ..configs import PERSISTENT, SINGLE, STEPS, STREAMED, Device, LaunchConfig
 from ..tables import ITEM_SIZES, Key
 from . import step_model
 from .step_model import Machine, StepTime
@@ -15,7 +15,7 @@ from .step_model import Machine, StepTime
 BLOCKS_B = (16, 32, 64)
 BLOCKS_H = (16, 32, 64)
 # Chunks of the product: of weights that stay, and of weights that are streamed.
-BLOCKS_K = {PERSISTENT: (64, 128), STEPS: (32, 64)}
+BLOCKS_K = {PERSISTENT: (64, 128), STREAMED: (32, 64), STEPS: (32, 64)}
 WARPS = (2, 4, 8)
 # float32 multiply-adds are unrolled, and the compiler's time grows faster than their number: 2,000 per thread compile
 # in seconds, 6,000 in minutes.
@@ -86,7 +86,7 @@ def rules_against(config: LaunchConfig, problem: Problem, device: Device) -> lis
         rules.append(f"block_h={config.block_h} is twice the units or more")
     if config.num_warps * 16 * 8 > 2 * config.block_b * config.block_h:
         rules.append(f"num_warps={config.num_warps} are more than two for each matrix instruction's tile")
-    if config.schedule != STEPS and step_model.is_scalar(key):
+    if not config.streams and step_model.is_scalar(key):
         work = 3 * config.block_b * config.block_h * key.units // (config.num_warps * device.warp_size)
         if work > MOST_UNROLLED:
             rules.append(f"{work} float32 multiply-adds per thread, unrolled, would be compiled for minutes")
@@ -100,7 +100,8 @@ def _every_config(units: int, exchanges: Sequence[str]) -> list[LaunchConfig]:
         for block_b, warps in itertools.product(BLOCKS_B, WARPS)
         if whole <= 4096
     ]
-    for schedule, meetings in ((PERSISTENT, exchanges), (STEPS, configs.EXCHANGES[:1])):
+    plain = [exchange for exchange in exchanges if exchange != "tagged"]
+    for schedule, meetings in ((PERSISTENT, exchanges), (STREAMED, plain), (STEPS, configs.EXCHANGES[:1])):
         found += [
             LaunchConfig(schedule, block_b, block_h, block_k, warps, exchange)
             for block_b, block_h, block_k, warps, exchange in itertools.product(
