@@ -61,10 +61,10 @@ def test_a_contender_with_wrong_numbers_is_not_timed(monkeypatch):
 
 
 def test_what_cannot_run_says_why():
-    rows = bench.bench([VARIANTS[2]], backends=["nn.GRU", "aten", "flashrnn", "eager"], seconds=0)
+    rows = bench.bench([VARIANTS[2]], backends=["nn.GRU", "aten", "haste", "eager"], seconds=0)
     notes = {row.backend: row.notes for row in rows}
     assert "recurrent_dropout" in notes["nn.GRU"] and "recurrent_dropout" in notes["aten"]
-    assert "cuda" in notes["flashrnn"]
+    assert "cuda" in notes["haste"]
     assert not has_failed(rows)
 
 

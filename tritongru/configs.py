@@ -155,7 +155,7 @@ def choose(units: int, batch: int, itemsize: int, device: Device, has_dropout: b
     resident = [LaunchConfig(PERSISTENT, block_b, block_h, block_k, warps) for block_b, block_h, warps in blocks]
     waiting = [
         [config for config in resident if _fits(config, units, itemsize, device)],
-        [LaunchConfig(STREAMED, block_b, 32, 32, 4) for block_b in (16, 32)],
+        [LaunchConfig(STREAMED, block_b, 32, 32, 4) for block_b in ((16, 32) if aligned else (16,))],
     ]
     for configs in waiting:
         able = [(waves, config) for config in configs if (waves := count_waves(config, units, batch, device))]

@@ -1,7 +1,7 @@
 """GRUs of other packages for the benchmark, each where it is installed: Keras 3, FlashRNN, torchrl, haste.
 
-None of them is needed. Where one is missing, or cannot run a workload, its `UnavailableError` says why. All but Keras
-need a CUDA device.
+None of them is needed. Where one is missing, or cannot run a workload, its `UnavailableError` says why. On a CPU
+FlashRNN and torchrl have loops of torch operations, which at least show that they are called rightly.
 """
 
 from __future__ import annotations
@@ -51,7 +51,6 @@ def keras(work: Work) -> Contender:
 
 def flashrnn(work: Work) -> Contender:
     """Return FlashRNN's fused CUDA kernel, one head, after one product for all inputs."""
-    _require_cuda(work)
     _require_plain(work, "FlashRNN")
     function = _import("flashrnn").flashrnn
     w, U = work.workload, work.workload.units
@@ -59,6 +58,8 @@ def flashrnn(work: Work) -> Contender:
         raise UnavailableError("FlashRNN has no tf32")
     weights = [value.detach().clone().requires_grad_() for value in work.weights]
     kernel, recurrent_kernel, bias_x, bias_h = weights
+    backend = "cuda_fused" if work.device.type == "cuda" else "vanilla"
+    dtype = str(work.dtype).removeprefix("torch.")
 
     def build(transposed: bool):
         def forward(number: int, x: Tensor) -> Tensor:
@@ -69,7 +70,9 @@ def flashrnn(work: Work) -> Contender:
             both = (bias_x + bias_h).chunk(3)
             bias = torch.stack((bias_h.chunk(3)[2], both[0], both[1], bias_x.chunk(3)[2]))[:, None]
             start = x.new_zeros(1, w.batch, 1, 1, U)
-            states, _ = function(gx.contiguous(), square, bias, states=start, function="gru", backend="cuda_fused")
+            states, _ = function(
+                gx.contiguous(), square, bias, states=start, function="gru", backend=backend, dtype=dtype
+            )
             return states[0].reshape(w.batch, w.time, U).transpose(0, 1)
 
         return forward
@@ -79,21 +82,21 @@ def flashrnn(work: Work) -> Contender:
         forward = build(transposed)
         with torch.no_grad():
             if work.error(forward(0, work.inputs[0].x)) <= work.allowed_error:
-                return Contender(forward, weights, "cuda_fused, one head")
+                return Contender(forward, weights, f"{backend}, one head")
     raise UnavailableError("FlashRNN's outputs are not those of this GRU")
 
 
 def torchrl(work: Work) -> Contender:
-    """Return torchrl's GRUModule with its Triton kernels."""
-    _require_cuda(work)
+    """Return torchrl's GRUModule, on a GPU with its Triton kernels."""
     modules = _import("torchrl.modules")
     tensordict = _import("tensordict").TensorDict
     w = work.workload
     if w.lengths or w.recurrent_dropout or not w.reset_after or w.activation != "tanh":
         raise UnavailableError(f"torchrl's GRU has no {w.features}")
+    backend = "triton" if work.device.type == "cuda" else "auto"
     module = modules.GRUModule(
         input_size=w.input_size, hidden_size=w.units, in_keys=["x", "h"], out_keys=["y", ("next", "h")],
-        recurrent_backend="triton", default_recurrent_mode=True, device=work.device,
+        recurrent_backend=backend, default_recurrent_mode=True, device=work.device,
     ).to(work.dtype)  # fmt: skip
     with torch.no_grad():
         for parameter, value in zip(module.parameters(), work.weights, strict=True):
@@ -109,12 +112,13 @@ def torchrl(work: Work) -> Contender:
         data = tensordict({"x": x.transpose(0, 1), "h": h, "is_init": first}, [w.batch, w.time])
         return module(data)["y"].transpose(0, 1)
 
-    return Contender(forward, list(module.parameters()), "recurrent_backend=triton")
+    return Contender(forward, list(module.parameters()), f"recurrent_backend={backend}")
 
 
 def haste(work: Work) -> Contender:
-    """Return haste's GRU."""
-    _require_cuda(work)
+    """Return haste's GRU, which needs a CUDA device."""
+    if work.device.type != "cuda":
+        raise UnavailableError(f"device={work.device.type!r} is not 'cuda'")
     _require_plain(work, "haste")
     if work.dtype not in (torch.float32, torch.float64):
         raise UnavailableError(f"haste has no {work.dtype_name}")
@@ -131,11 +135,6 @@ def _import(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise UnavailableError(f"{name} cannot be imported: {error}") from None
-
-
-def _require_cuda(work: Work) -> None:
-    if work.device.type != "cuda":
-        raise UnavailableError(f"device={work.device.type!r} is not 'cuda'")
 
 
 def _require_plain(work: Work, package: str) -> None:
