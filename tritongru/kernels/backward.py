@@ -8,7 +8,7 @@ A program owns BLOCK_B rows and BLOCK_H units. Invariant at the top of step t: `
 state leaving t of the owned block; the inputs of t are on their way, and those of the next step are asked for before
 the wait. What programs exchange is the pre-activations' gradients, which are results anyway.
 Bytes per step and program: reads the gates, the state and BLOCK_B * 3U gradients, writes its part of the gradients.
-One body, three schedules, as in forward.py; PHASE 1, 2, 3 are the parts between exchanges (0: all).
+One body for all schedules, as in forward.py; PHASE 1, 2, 3 are the parts between exchanges (0: all).
 """
 
 import triton
@@ -218,8 +218,7 @@ def gru_backward_kernel(
                     p_z, p_r, p_n, 3 * U, 3 * U, q_z, q_r, q_n, rounds, patience, b_own, b_own, b_own, drop,
                     u, w_z, w_r, w_n, U, o_b, o_h, m_b, m_h, step_size, s_u_g, s_u_k, s_u_g,
                     False, True, False, SINGLE, STREAM, TAGGED, PTX, 0, GATE_Z, GATE_R, BLOCK_B, BLOCK_H, BLOCK_K, NK,
-                    GROUP, DOT,
-                    PRECISION,
+                    GROUP, DOT, PRECISION,
                 )  # fmt: skip
                 if DROPS > 0:
                     a_s = a_s * d_n

@@ -39,8 +39,8 @@ def await_round(p_signals, round, programs, patience, EXCHANGE: tl.constexpr, PO
     """Wait until all programs have announced `round`; return the patience left: `patience`, or 0 after a fault.
 
     POLLS: flags polled at once, at least `programs`, and at least the threads of a program: so the minimum is taken
-    over
-        all of its warps, and they agree on it. PTX: whether a vector of acquiring loads can be had (PTX).
+        over all of its warps, and they agree on it.
+    PTX: whether a vector of acquiring loads can be had.
     """
     if EXCHANGE == "counter":
         target = programs * round

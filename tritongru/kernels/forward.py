@@ -7,8 +7,9 @@ A program owns BLOCK_B rows and BLOCK_H units with all three gates of those unit
 holds the float32 state entering t of the owned block, and the same state of all units is stored at `p_h`, or published
 as words of round `rounds`. The inputs of step t are on their way, and those of the next step are asked for before the
 wait. Bytes per step and program: reads 3 gx + BLOCK_B * U of the state, writes the state, the output and the saved
-gates. One body, three schedules: one program per tile (SINGLE: the state never leaves the registers), several with an
-exchange per step, or one launch per step and PHASE (0 both, 1 up to the middle exchange, 2 after it).
+gates. One body for all schedules: one program per tile (SINGLE: the state never leaves the registers), several with an
+exchange per step (PERSISTENT), or one launch per step and PHASE (0 both, 1 up to the middle exchange, 2 after it). With
+STREAM the weights are read at every step, else once. A launch has the batch tiles from `first_tile` on.
 """
 
 import triton
@@ -134,6 +135,13 @@ def gru_forward_kernel(
                 gx, mask, resets, tl.minimum(step + 1, stop - 1), T, B, U, o_b, o_h, m_b, m_bh, REVERSE, GATE_Z,
                 GATE_R, HAS_MASK, HAS_RESET,
             )  # fmt: skip
+        if HAS_RESET:
+            b_fresh = tl.zeros((BLOCK_B, BLOCK_H), io)
+            if HAS_FRESH:
+                # What the next step may start from, asked for before the wait.
+                t_next = t - 1 if REVERSE else t + 1
+                p_fresh = fresh + t_next.to(tl.int64) * s_fresh_t + o_bh
+                b_fresh = tl.load(p_fresh, mask=m_bh & (step + 1 < T), other=0.0)
         # Products with the whole state of the tile's rows.
         if PHASE != 2:
             if PERSISTENT:
@@ -146,8 +154,7 @@ def gru_forward_kernel(
                 p_h, p_h, p_h, U, U, p_words, p_words, p_words, rounds, patience, b_own, b_own, b_own, drop,
                 u, w_z, w_r, w_n, U, o_b, o_h, m_b, m_h, step_size, s_u_k, s_u_g, s_u_g,
                 True, RESET_AFTER, True, SINGLE, STREAM, TAGGED, PTX, DROPS, GATE_Z, GATE_R, BLOCK_B, BLOCK_H,
-                BLOCK_K, NK,
-                GROUP, DOT, PRECISION,
+                BLOCK_K, NK, GROUP, DOT, PRECISION,
             )  # fmt: skip
             if PERSISTENT:
                 b_h = tl.where(patience > 0, b_h, float("nan"))
@@ -190,8 +197,7 @@ def gru_forward_kernel(
                     p_middle, p_middle, p_middle, U, U, p_words, p_words, p_words, rounds, patience, b_own, b_own,
                     b_own, drop, u, w_z, w_r, w_n, U, o_b, o_h, m_b, m_h, step_size, s_u_k, s_u_g, s_u_g,
                     False, True, True, SINGLE, STREAM, TAGGED, PTX, 0, GATE_Z, GATE_R, BLOCK_B, BLOCK_H, BLOCK_K, NK,
-                    GROUP, DOT,
-                    PRECISION,
+                    GROUP, DOT, PRECISION,
                 )  # fmt: skip
                 if PERSISTENT:
                     b_h = tl.where(patience > 0, b_h, float("nan"))
@@ -209,13 +215,7 @@ def gru_forward_kernel(
                 b_y = b_new
             if HAS_RESET:
                 # The owner applies the next step's reset, so that readers get the state that enters it.
-                b_fresh = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
-                if HAS_FRESH:
-                    t_next = t - 1 if REVERSE else t + 1
-                    m_fresh = m_bh & (step + 1 < T)
-                    p_fresh = fresh + t_next.to(tl.int64) * s_fresh_t + o_bh
-                    b_fresh = tl.load(p_fresh, mask=m_fresh, other=0.0).to(tl.float32)
-                b_h = tl.where(again[:, None], b_fresh, b_h)
+                b_h = tl.where(again[:, None], b_fresh.to(tl.float32), b_h)
             # What others wait for goes first.
             rounds += 1
             if TAGGED:

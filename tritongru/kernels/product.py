@@ -47,9 +47,8 @@ def multiply_once(
     u, w_z, w_r, w_n, U, o_b, o_h, m_b, m_h, step_size, s_chunk, s_own, s_gate,
     ZR: tl.constexpr, N: tl.constexpr, SAME: tl.constexpr, SINGLE: tl.constexpr, STREAM: tl.constexpr,
     TAGGED: tl.constexpr, PTX: tl.constexpr, DROPS: tl.constexpr, GATE_Z: tl.constexpr, GATE_R: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, NK: tl.constexpr, GROUP: tl.constexpr, DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, NK: tl.constexpr, GROUP: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`multiply` without the wait; returns also how many words were stale."""
     a_z = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
@@ -132,9 +131,8 @@ def multiply(
     u, w_z, w_r, w_n, U, o_b, o_h, m_b, m_h, step_size, s_chunk, s_own, s_gate,
     ZR: tl.constexpr, N: tl.constexpr, SAME: tl.constexpr, SINGLE: tl.constexpr, STREAM: tl.constexpr,
     TAGGED: tl.constexpr, PTX: tl.constexpr, DROPS: tl.constexpr, GATE_Z: tl.constexpr, GATE_R: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, NK: tl.constexpr, GROUP: tl.constexpr, DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, NK: tl.constexpr, GROUP: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Return a_z, a_r (zeros without ZR), a_n (zeros without N), each (BLOCK_B, BLOCK_H), and the patience left.
 
