@@ -42,7 +42,12 @@ needs_triton = pytest.mark.skipif(not tune_module.choices.importlib.util.find_sp
 @pytest.mark.parametrize(
     "config, batch, key, word",
     [
-        (LaunchConfig(STREAMED, 16, 32, 32, 4), 1, replace(KEY, units=4240), "133 programs of a tile must run at once on 132"),
+        (
+            LaunchConfig(STREAMED, 16, 32, 32, 4),
+            1,
+            replace(KEY, units=4240),
+            "133 programs of a tile must run at once on 132",
+        ),
         (LaunchConfig(PERSISTENT, 16, 64, 64, 4), 1, replace(KEY, units=1024), "bytes of weights per program"),
         (LaunchConfig(PERSISTENT, 64, 16, 64, 4), 16, KEY, "block_b=64 is twice the batch"),
         (LaunchConfig(STEPS, 16, 64, 64, 4), 1, replace(KEY, units=16), "block_h=64 is twice the units"),
