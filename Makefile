@@ -6,13 +6,14 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 .DEFAULT_GOAL := help
 MINUTES ?= 20
-.PHONY: help demo peers fuzz fuzz-files mutants soak test test-interpreted test-compiled test-gpu lint format clean \
+.PHONY: help demo peers fuzz fuzz-files emulate mutants soak test test-interpreted test-compiled test-gpu lint format clean \
 	bench bench-quick bench-cpu bench-report bench-regression rehearse tune-verify
 
 help:
 	@echo "make demo    train on the Japanese Vowels recordings, then compare every backend with the oracle"
 	@echo "make test    all tests; the Triton kernels run in Triton's interpreter"
 	@echo "make fuzz    draw GRU calls at random and compare every backend with the oracle, MINUTES=20 twice"
+	@echo "make emulate draw GRU calls, run the compiled kernels on an emulated GPU that checks every access, MINUTES=20"
 	@echo "make mutants apply known bugs to a copy, one by one: tests must catch each"
 	@echo "make soak    train and stream for MINUTES=20 and watch memory, caches and compilations"
 	@echo "make peers   also install Keras 3 and onnxruntime, which some tests compare with"
@@ -61,6 +62,10 @@ fuzz: $(VENV)/.installed
 # Damaged weight files, for MINUTES: each is read, or refused with a ValueError.
 fuzz-files: $(VENV)/.installed
 	$(BIN)/python tests/fuzz_files.py --seconds $$(( $(MINUTES) * 60 ))
+
+# Draws calls for MINUTES and runs the compiled kernels, instruction by instruction, on an emulated GPU.
+emulate: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/emulate.py --minutes $(MINUTES)
 
 # Applies each bug of tests/mutant_list.py to a copy and requires that a test catches it.
 mutants: $(VENV)/.installed

@@ -1,0 +1,94 @@
+"""The long run of the emulated GPU: draw GRU calls and launch configurations for a given time.
+
+    python tests/emulate.py --minutes 10
+
+Every call runs forward and backward through the PTX that Triton compiles, and is compared with the oracle; every access
+to memory is checked. A failure is printed as the `Scan` that repeats it. It ends with status 1 if there was one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+import warnings
+from collections import Counter
+
+import torch
+from emulator.scans import Scan, check, truth_and_oracle
+
+from tritongru.configs import EXCHANGES, LaunchConfig, next_power_of_two
+from tritongru.tools.cases import Case
+
+# With these as both activations, or unbounded ones, states may grow until nothing can be compared.
+ACTIVATIONS = ("tanh", "sigmoid", "hard_sigmoid", "softsign", "relu", "elu", "selu", "softplus", "linear", "leaky_relu")
+BOUNDED = ("sigmoid", "hard_sigmoid", "softsign", "tanh")
+
+
+def draw(seed: int) -> Scan:
+    """Return the call and the configuration that `seed` stands for."""
+    r = random.Random(seed)
+    dtype = r.choice(["bfloat16", "float16", "float32"])
+    resets = r.random() < 0.4
+    case = Case(
+        batch=r.choice([1, 3, 18, 33]), time=r.choice([1, 2, 3, 4]), input_size=3,
+        units=r.choice([9, 16, 20, 32, 33, 48, 64]), dtype=dtype, seed=seed,
+        activation=r.choice(["tanh", r.choice(ACTIVATIONS)]),
+        recurrent_activation=r.choice(["sigmoid", r.choice(BOUNDED)]), reset_after=r.random() < 0.5,
+        use_bias=r.random() < 0.8, initial_state=r.random() < 0.8, mask=r.random() < 0.4, lengths=r.random() < 0.2,
+        resets=resets, reset_state=r.choice([None, "initial", "rows", "steps"]) if resets else None,
+        recurrent_dropouts=r.choice([0, 0, 1, 3]), zero_output_for_mask=r.random() < 0.5,
+        go_backwards=r.random() < 0.5, layout=r.choice(["keras", "torch"]), recompute=r.random() < 0.2,
+        precision=r.choice(["ieee", "tf32", "tf32x3"]) if dtype == "float32" else "auto",
+    )  # fmt: skip
+    return Scan(case, draw_config(r, case.units), capability=r.choice([90, 90, 80]), seed=seed)
+
+
+def draw_config(r: random.Random, units: int) -> LaunchConfig | None:
+    """Return a configuration for so many units, or None for the one that the device's table or the formula gives."""
+    schedule = r.choice(["single", "persistent", "persistent", "persistent", "steps", None])
+    if schedule is None:
+        return None
+    block_b, num_warps = r.choice([16, 16, 32]), r.choice([1, 2, 4, 8])
+    if schedule == "single":
+        whole = next_power_of_two(units)
+        return LaunchConfig("single", block_b, whole, whole, num_warps)
+    return LaunchConfig(
+        schedule, block_b, r.choice([16, 16, 32]), r.choice([16, 32, 64]), num_warps, r.choice(EXCHANGES)
+    )  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--count", type=int, help="stop after so many calls")
+    parser.add_argument("--seed", type=int, help="default: from the clock; printed")
+    args = parser.parse_args()
+    first = random.randrange(10**9) if args.seed is None else args.seed
+    print(f"seed {first}", flush=True)
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # torch.empty gives NaN
+    warnings.simplefilter("ignore")
+    begin, tried, failures, instructions = time.monotonic(), Counter(), 0, 0
+    while time.monotonic() - begin < 60 * args.minutes and (args.count is None or tried.total() < args.count):
+        scan = draw(first + tried.total())
+        schedule = "default" if scan.config is None else scan.config.schedule
+        tried[schedule] += 1
+        truth, _ = truth_and_oracle(scan.case)
+        if not all(value.isfinite().all() and value.abs().max() < 1e4 for value in truth.values() if value.numel()):
+            tried["not finite"] += 1
+            continue
+        try:
+            instructions += check(scan).instructions
+        except (AssertionError, RuntimeError, NotImplementedError, ValueError) as error:
+            failures += 1
+            print(f"{scan!r}\n  {type(error).__name__}: {error}", flush=True)
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(tried.items()))
+    print(f"{tried.total()} calls ({counts}), {instructions} instructions in {time.monotonic() - begin:.0f} s")
+    print(f"{failures} failures")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""GRU calls through the compiled kernels, held to the oracle by the rule of `tritongru.tools.tolerance`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tritongru import launch
+from tritongru.configs import LaunchConfig
+from tritongru.tools import cases, tolerance
+from tritongru.tools.cases import Case
+
+from .driver import EmulatedGPU, emulated_gpu
+
+# Instructions of a launch: minutes, where the calls in the tests take seconds.
+LIMIT = 20_000_000
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A call and how it is launched; without `config` as on the device, from its table or by the formula."""
+
+    case: Case
+    config: LaunchConfig | None = None
+    capability: int = 90
+    seed: int = 0
+
+    def __str__(self) -> str:
+        c = self.config
+        how = f"{c.schedule}-{c.exchange}-{c.block_b}x{c.block_h}x{c.block_k}-{c.num_warps}warps" if c else "default"
+        return f"{how}-sm_{self.capability}-{self.case}"
+
+
+def run(scan: Scan, edit: Callable[[str], str] | None = None, limit: int = LIMIT) -> tuple[dict, EmulatedGPU]:
+    """Return outputs, state and gradients by name, and the device that ran the call."""
+    arguments = cases.make_arguments(scan.case)
+    with emulated_gpu(scan.capability, scan.seed, edit, limit) as gpu, launch.use_config(scan.config):
+        return cases.run_case(arguments, "triton"), gpu
+
+
+def truth_and_oracle(case: Case) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the reference's results in float64, and in the case's own dtype."""
+    arguments = cases.make_arguments(case)
+    return cases.run_case(cases.in_dtype(arguments, torch.float64), "reference"), cases.run_case(arguments, "reference")
+
+
+def check(scan: Scan) -> EmulatedGPU:
+    """Raise AssertionError for a fault that the machine finds, or a result that is not within the tolerance."""
+    truth, oracle = truth_and_oracle(scan.case)
+    actual, gpu = run(scan)
+    assert actual.keys() == truth.keys()
+    for name, right in truth.items():
+        tolerance.check(f"{name} of {scan}", actual[name], oracle[name], right, scan.case.precision)
+    directions = [name for name in ("forward", "backward") if f"gru_{name}_kernel" not in gpu.launches]
+    assert not directions, f"never launched: {directions}"
+    return gpu

@@ -1,0 +1,179 @@
+"""The compiled kernels, run instruction by instruction on an emulated GPU: right results, and no fault of memory.
+
+Every access is checked for bounds, alignment, uninitialised memory and races; see tests/emulator. Mistakes are then put
+into the compiled code, and the machine must name them. `make emulate` draws many more calls.
+"""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton.knobs")
+from triton import knobs  # noqa: E402
+
+from tritongru import launch, probe, rows  # noqa: E402
+from tritongru.configs import EXCHANGES, LaunchConfig  # noqa: E402
+from tritongru.spec import ExchangeError, is_interpreted  # noqa: E402
+from tritongru.tools.cases import Case  # noqa: E402
+
+if is_interpreted() or not hasattr(knobs.runtime, "add_stages_inspection_hook"):
+    pytest.skip("needs Triton's compiler, 3.5 or newer", allow_module_level=True)
+
+from emulator.driver import emulated_gpu  # noqa: E402
+from emulator.machine import SynchronisationError  # noqa: E402
+from emulator.memory import AccessError  # noqa: E402
+from emulator.races import RaceError  # noqa: E402
+from emulator.scans import Scan, check  # noqa: E402
+
+
+def single(units, **changes):
+    return replace(LaunchConfig("single", 16, units, units, 4), **changes)
+
+
+def persistent(exchange, **changes):
+    return replace(LaunchConfig("persistent", 16, 16, 32, 2, exchange), **changes)
+
+
+STEPS = LaunchConfig("steps", 16, 16, 32, 2)
+BF16 = dict(dtype="bfloat16", input_size=3)
+FP16 = dict(dtype="float16", input_size=3)
+FP32 = dict(dtype="float32", input_size=3, precision="ieee")
+TF32 = dict(dtype="float32", input_size=3, precision="tf32")
+EVERYTHING = dict(mask=True, resets=True, reset_state="rows", recurrent_dropouts=3)
+
+SCANS = [
+    Scan(Case(18, 4, units=32, **BF16), single(32)),
+    Scan(Case(3, 3, units=33, reset_after=False, mask=True, **FP16), single(64)),
+    Scan(Case(3, 3, units=20, go_backwards=True, resets=True, reset_state="initial", **TF32), single(32, num_warps=1)),
+    Scan(Case(18, 4, units=32, **BF16, **EVERYTHING), persistent("counter")),
+    Scan(Case(3, 4, units=33, reset_after=False, **TF32), persistent("counter", num_warps=4)),
+    Scan(Case(3, 4, units=32, reset_after=False, layout="torch", **FP16), persistent("flags", num_warps=4)),
+    Scan(Case(18, 3, units=48, go_backwards=True, **FP32), persistent("flags", block_h=32)),
+    Scan(Case(3, 4, units=64, reset_after=False, lengths=True, **BF16), persistent("tagged")),
+    Scan(Case(3, 3, units=20, resets=True, **FP32), persistent("tagged", block_k=16)),
+    Scan(Case(18, 3, units=32, recurrent_dropouts=1, **BF16), persistent("tagged", num_warps=1), capability=80),
+    Scan(Case(18, 3, units=48, reset_after=False, mask=True, zero_output_for_mask=True, **BF16), STEPS),
+    Scan(Case(3, 2, units=20, recurrent_dropouts=3, **TF32), STEPS, capability=80),
+    *(
+        Scan(Case(2, 2, units=16, activation=f, recurrent_activation=g, **FP32), single(16))
+        for f, g in [("relu", "hard_sigmoid"), ("elu", "softsign"), ("selu", "leaky_relu"), ("softplus", "linear")]
+    ),
+    Scan(Case(2, 2, units=16, activation="exponential", **BF16), single(16)),
+    Scan(Case(20, 3, units=16, **BF16)),
+    Scan(Case(2, 3, units=64, mask=True, **FP32)),
+]
+
+
+@pytest.mark.parametrize("scan", SCANS, ids=str)
+def test_both_directions(scan):
+    check(scan)
+
+
+def probe_of(method, dtype=torch.bfloat16, num_warps=2):
+    return probe.Probe(method, programs=3, tiles=2, dtype=dtype, device="cpu", num_warps=num_warps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("method", probe.METHODS)
+def test_every_round_reads_what_all_have_published(method, dtype):
+    for seed in range(3):
+        exchange = probe_of(method, dtype)
+        with emulated_gpu(seed=seed):
+            exchange.run(4, patience=10_000)
+        assert not exchange.faults.any()
+        torch.testing.assert_close(exchange.gathered, exchange.expected(4), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("has_resets", [False, True])
+def test_stops(has_resets):
+    active = torch.rand(150, 20) < 0.01
+    mask, resets = active.to(torch.uint8), (torch.rand(150, 20) < 0.01).to(torch.uint8)
+    with emulated_gpu():
+        _, stops = rows.plan_rows(mask, resets if has_resets else None, False, (1, 2), 132)
+    steps = torch.arange(1, 151)[:, None] * ((mask | resets) if has_resets else mask)
+    assert stops.tolist() == steps.amax(0).tolist()
+
+
+# Mistakes in compiled code. The probe does what a scan's step does, and compiles quickly.
+
+BARRIER = r"^\s*bar\.sync\s+0;$"
+
+
+def places_of(pattern, method):
+    """Return how often `pattern` stands in the PTX of the probe."""
+    texts = []
+    with emulated_gpu(edit=lambda text: texts.append(text) or text):
+        probe_of(method).run(1, patience=100)
+    return len(re.findall(pattern, texts[0], re.M))
+
+
+def run_edited(pattern, replacement, place, method, seed=0, num_warps=2):
+    """Run the probe with the `place`-th occurrence of `pattern` replaced; True if its results are right."""
+
+    def edit(text):
+        match = list(re.finditer(pattern, text, re.M))[place]
+        return text[: match.start()] + match.expand(replacement) + text[match.end() :]
+
+    exchange = probe_of(method, num_warps=num_warps)
+    with emulated_gpu(edit=edit, seed=seed, limit=2_000_000):
+        exchange.run(4, patience=2_000)
+    return not exchange.faults.any() and bool((exchange.gathered == exchange.expected(4)).all())
+
+
+@pytest.mark.parametrize("method", ["counter", "flags"])
+@pytest.mark.parametrize("order", ["release", "acquire"])
+def test_relaxed_orders_are_found(order, method):
+    pattern = rf"\.{order}\."
+    assert (count := places_of(pattern, method))
+    for place in range(count):
+        with pytest.raises(RaceError, match="of blocks"):
+            # Not every poll of a loop comes in every order of the programs.
+            for seed in range(10):
+                run_edited(pattern, ".relaxed.", place, method, seed)
+
+
+@pytest.mark.parametrize("method", EXCHANGES)
+def test_missing_barriers_are_found(method):
+    """Each block barrier in turn: without it something is not ordered."""
+    count, silent = places_of(BARRIER, method), []
+    for place in range(count):
+        try:
+            for seed in range(10):
+                assert run_edited(BARRIER, "", place, method, seed)
+        except (RaceError, AccessError):
+            continue
+        silent.append(place)
+    assert count > 3 and not silent
+
+
+def test_a_missing_guard_is_found():
+    with pytest.raises(AccessError, match="in no buffer|which has"):
+        run_edited(r"@%p\d+ (ld\.global\.cg)", r"\1", -1, "counter")
+
+
+def test_a_missing_store_is_found():
+    with pytest.raises(AccessError, match="never written"):
+        run_edited(r"^\s*(@%p\d+ )?st\.shared\..*;$", "", 0, "counter")
+
+
+def test_a_launch_that_is_not_cooperative_is_found(monkeypatch):
+    """Programs that wait for one that has not begun: the fault is set, and nothing hangs."""
+    monkeypatch.setattr(probe.Probe, "_options", lambda self: dict(num_warps=2, launch_cooperative_grid=False))
+    exchange = probe_of("tagged")
+    with emulated_gpu():
+        exchange.run(1, patience=20)
+    assert exchange.faults.all()
+
+
+def test_programs_that_stop_waiting_raise(monkeypatch):
+    monkeypatch.setattr(launch, "PATIENCE", 0)
+    with pytest.raises(ExchangeError, match="batch tiles"):
+        check(Scan(Case(3, 4, units=32, **BF16), persistent("tagged")))
+
+
+def test_programs_that_wait_for_ever_are_stopped():
+    with pytest.raises(SynchronisationError, match="not ended"):
+        with emulated_gpu(limit=20_000, edit=lambda text: text.replace(".release.add.", ".release.max.")):
+            probe_of("counter").run(2, patience=1 << 30)
