@@ -33,6 +33,7 @@ FLAGS = "interpreted/test_kernels.py -k flags"
 SIZES = "interpreted/test_kernels.py -k sizes"
 ACTIVATIONS = "interpreted/test_kernels.py -k activations"
 RECORDED = "interpreted/test_fuzz_kernels.py -k once_failed"
+WAVES = "interpreted/test_exchange.py -k waves"
 EXCHANGE = "interpreted/test_exchange.py"
 
 MUTANTS = [
@@ -109,6 +110,9 @@ MUTANTS = [
     Mutant("kernels/stops.py", "tl.where(active, step[:, None] + 1, 0)", "tl.where(active, step[:, None], 0)", FLAGS),
     Mutant("kernels/backward.py", "tl.maximum(step_begin, T - stop)", "tl.maximum(step_begin, T - stop + 1)", FLAGS),
     Mutant("kernels/backward.py", "tl.store(faults + i_b, 1)", "tl.store(faults + i_b, 0)", EXCHANGE),
+    Mutant("kernels/forward.py", "first_tile + tl.program_id(1)", "tl.program_id(1)", WAVES),
+    Mutant("kernels/backward.py", "first_tile + tl.program_id(1)", "tl.program_id(1)", WAVES),
+    Mutant("launch.py", "min(self.tiles_at_once, tiles - tile)", "self.tiles_at_once", WAVES),
     # From arguments to the canonical form.
     Mutant("padding.py", "return torch.ops.tritongru.valid_steps(lengths, steps)\n    return torch.arange(steps,",
            "return torch.ops.tritongru.valid_steps(lengths, steps)\n    return torch.arange(-1, steps - 1,", LENGTHS),
@@ -130,7 +134,7 @@ MUTANTS = [
     Mutant("ops.py", "p.h0, p.fresh, p.drop)\n", "p.h0)\n", "test_graphs.py -k only_one"),
     Mutant("gradients.py", "t if t is None else t.view_as(t)", "t", "test_graphs.py -k counted_once"),
     Mutant("aten.py", "inner[2:], train=True)", "inner[2:], train=False)", TORCH_CALLS),
-    Mutant("aten.py", "(d.x, d.h0, *transposed", "(d.x, d.h0, *reversed(transposed)", TORCH_CALLS),
+    Mutant("aten.py", "for d in (d_w, d_u))", "for d in (d_u, d_w))", TORCH_CALLS),
     # The dispatcher.
     Mutant("choices.py", "if race.triton <= race.aten:", "if race.triton >= race.aten:", "test_races.py"),
     Mutant("dispatch.py", "or facts.shape.time == 1 or", "or", "test_races.py"),

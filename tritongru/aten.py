@@ -73,30 +73,18 @@ class TwiceDifferentiable(torch.autograd.Function):
         return tuple(next(found) if t.requires_grad else None for t in inner)
 
 
-def _from_reference(saved, needs, d_out: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
+def _from_reference(
+    saved: tuple[Tensor, ...], needs: tuple[bool, ...], d_out: Tensor, d_last: Tensor
+) -> tuple[Tensor | None, ...]:
     x, h0, w, u, *biases = saved
     bias_x, bias_h = biases or (None, None)
-    absent = [False, False]
-    need_x, need_h0, need_w, need_u, *need_biases = needs
-    d = Inputs(
-        *differentiable_gradients(
-            Variant(reset_gate_first=True),
-            Inputs(x, w.t(), bias_x, u.t(), bias_h, h0, None, None, None, None),
-            Inputs(
-                need_x,
-                need_w,
-                *(need_biases or absent)[:1],
-                need_u,
-                *(need_biases or absent)[1:],
-                need_h0,
-                *4 * [False],
-            ),
-            d_out,
-            d_last,
-        )
-    )
-    transposed = [value if value is None else value.t() for value in (d.w, d.u)]
-    return (d.x, d.h0, *transposed, *((d.bias_x, d.bias_h) if biases else ()))
+    # Where the arguments of `forward` are among the inputs of a scan.
+    places = [Inputs._fields.index(name) for name in ("x", "h0", "w", "u", "bias_x", "bias_h")[: len(saved)]]
+    wanted = [place in places and needs[places.index(place)] for place in range(len(Inputs._fields))]
+    inputs = Inputs(x, w.t(), bias_x, u.t(), bias_h, h0, None, None, None, None)
+    found = differentiable_gradients(Variant(reset_gate_first=True), inputs, Inputs(*wanted), d_out, d_last)
+    d_x, d_h0, d_w, d_u, *d_biases = (found[place] for place in places)
+    return (d_x, d_h0, *(d if d is None else d.t() for d in (d_w, d_u)), *d_biases)
 
 
 def _in_torch_order(value: Tensor, p: Problem) -> Tensor:
