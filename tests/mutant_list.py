@@ -110,8 +110,8 @@ MUTANTS = [
     Mutant("kernels/stops.py", "tl.where(active, step[:, None] + 1, 0)", "tl.where(active, step[:, None], 0)", FLAGS),
     Mutant("kernels/backward.py", "tl.maximum(step_begin, T - stop)", "tl.maximum(step_begin, T - stop + 1)", FLAGS),
     Mutant("kernels/backward.py", "tl.store(faults + i_b, 1)", "tl.store(faults + i_b, 0)", EXCHANGE),
-    Mutant("kernels/forward.py", "first_tile + tl.program_id(1)", "tl.program_id(1)", WAVES),
-    Mutant("kernels/backward.py", "first_tile + tl.program_id(1)", "tl.program_id(1)", WAVES),
+    Mutant("kernels/forward.py", "i_b += first_tile", "i_b += 0", WAVES),
+    Mutant("kernels/backward.py", "i_b += first_tile", "i_b += 0", WAVES),
     Mutant("launch.py", "min(self.tiles_at_once, tiles - tile)", "self.tiles_at_once", WAVES),
     # From arguments to the canonical form.
     Mutant("padding.py", "return torch.ops.tritongru.valid_steps(lengths, steps)\n    return torch.arange(steps,",

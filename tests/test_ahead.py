@@ -27,7 +27,7 @@ def config_for(target, units, dtype, batch=16, has_dropout=False):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize(
     "target, units",
-    [(target, units) for target in PROCESSORS for units in UNITS if target == "sm_90" or units in (100, 256, 2048)],
+    [(target, units) for target in PROCESSORS for units in UNITS if target == "sm_90" or units in (100, 256, 1024)],
     ids=str,
 )
 def test_budget(target, units, dtype, direction):
@@ -77,6 +77,7 @@ def test_budget_where_weights_are_streamed(target, units, dtype, batch, directio
         {"DROPS": 3, "HAS_MASK": True},
         {"REVERSE": True, "GATE_Z": 1, "GATE_R": 0},
         {"ACT": 6, "REC_ACT": 4},
+        {"WAVES": True, "HAS_MASK": True, "HAS_ROWS": True},
     ],
     ids=lambda flags: "-".join(flags),
 )

@@ -89,7 +89,7 @@ def test_the_backend_that_was_named_is_the_one_that_ran(backend, monkeypatch):
 
     ran = []
     for name, module, function in (
-        ("reference", functional, "_run_reference"), ("aten", functional, "_run_aten"), ("eager", ops, "run_scan"),
+        ("reference", functional, "_run_reference"), ("aten", functional, "run_aten"), ("eager", ops, "run_scan"),
     ):  # fmt: skip
         original = getattr(module, function)
 

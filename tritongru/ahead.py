@@ -106,7 +106,7 @@ def compile_scan(
     if config.waits and config.exchange not in exchanges(gpu.backend):
         raise ValueError(f"`config.exchange` {config.exchange!r} is not sound on target {target!r}")
     constants = _constants(direction, config, units, dtype, precision) | flags
-    absent = _absent_pointers(constants)
+    absent = _absent_arguments(constants)
     signature, values, attributes = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):
         if name in constants or name in absent:
@@ -161,7 +161,7 @@ def _constants(direction: str, config: LaunchConfig, units: int, dtype: torch.dt
         BLOCK_B=config.block_b, BLOCK_H=config.block_h, BLOCK_K=config.block_k, NK=chunks,
         GROUP=chunks_in_flight(config, chunks, dtype.itemsize, 1 if direction == "forward" else 3),
         SINGLE=config.schedule == SINGLE, PERSISTENT=config.waits, STREAM=config.streams, EXCHANGE=config.exchange,
-        POLLS=polls(-(-units // config.block_h), config.num_warps), PTX=True, PHASE=0, ACT=1, REC_ACT=2,
+        POLLS=polls(-(-units // config.block_h), config.num_warps), PTX=True, PHASE=0, WAVES=False, ACT=1, REC_ACT=2,
         RESET_AFTER=True, ZERO_MASKED=False, REVERSE=False, GATE_Z=0, GATE_R=1, DROPS=0, HAS_MASK=False,
         HAS_RESET=False, HAS_ROWS=False, DOT=getattr(triton.language, str(dtype).removeprefix("torch.")),
         PRECISION=precision if dtype == torch.float32 else "ieee",
@@ -175,7 +175,7 @@ def _is_tagged(c: dict) -> bool:
     return c["PERSISTENT"] and c["EXCHANGE"] == "tagged"
 
 
-def _absent_pointers(c: dict) -> set[str]:
+def _absent_arguments(c: dict) -> set[str]:
     absent = set()
     for name, present in (
         ("mask", c["HAS_MASK"]), ("resets", c["HAS_RESET"]), ("drop", c["DROPS"]), ("board", c["PERSISTENT"]),
@@ -184,7 +184,7 @@ def _absent_pointers(c: dict) -> set[str]:
         ("bias_n", c.get("HAS_BIAS")), ("fresh", c.get("HAS_FRESH")), ("d_out", c.get("HAS_OUT")),
         ("d_fresh", c.get("FRESH_GRADIENT")),
         ("middle", not c["RESET_AFTER"] and not c["SINGLE"] and not _is_tagged(c)),
-        ("z_carry", c["PHASE"] > 0),
+        ("z_carry", c["PHASE"] > 0), ("first_tile", c["WAVES"]),
     ):  # fmt: skip
         if not present:
             absent.add(name)

@@ -222,9 +222,15 @@ class _Workspace:
             else:
                 self.board = torch.zeros(tiles, self.s_tile, dtype=torch.int32, device=u.device)
 
-    def waves(self) -> Iterator[tuple[int, tuple[int, int]]]:
-        """Yield the first tile and the grid of each launch: programs that wait for each other must run at once."""
+    def waves(self) -> Iterator[tuple[int | None, tuple[int, int]]]:
+        """Yield the first tile and the grid of each launch: programs that wait for each other must run at once.
+
+        None in place of 0 where there is one launch: the kernel then is compiled without the argument.
+        """
         programs, tiles = self.grid
+        if self.tiles_at_once >= tiles:
+            yield None, self.grid
+            return
         for tile in range(0, tiles, self.tiles_at_once):
             yield tile, (programs, min(self.tiles_at_once, tiles - tile))
 

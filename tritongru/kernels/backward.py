@@ -78,7 +78,9 @@ def gru_backward_kernel(
     | board | (tiles,s_tile) signals or (2,3,B,U) words of gates z, r, n, zeros, see exchange.py | int32, int64 |
     | faults | (tiles,) zeros | int32 |
     """
-    i_h, i_b = tl.program_id(0), first_tile + tl.program_id(1)
+    i_h, i_b = tl.program_id(0), tl.program_id(1)
+    if first_tile is not None:
+        i_b += first_tile
     programs = tl.num_programs(0)
     o_b = i_b * BLOCK_B + tl.arange(0, BLOCK_B).to(tl.int64)
     m_b = o_b < B

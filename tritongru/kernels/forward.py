@@ -9,7 +9,7 @@ as words of round `rounds`. The inputs of step t are on their way, and those of 
 wait. Bytes per step and program: reads 3 gx + BLOCK_B * U of the state, writes the state, the output and the saved
 gates. One body for all schedules: one program per tile (SINGLE: the state never leaves the registers), several with an
 exchange per step (PERSISTENT), or one launch per step and PHASE (0 both, 1 up to the middle exchange, 2 after it). With
-STREAM the weights are read at every step, else once. A launch has the batch tiles from `first_tile` on.
+STREAM the weights are read at every step, else once. A launch has the batch tiles from `first_tile` on (None: from 0).
 """
 
 import triton
@@ -75,7 +75,9 @@ def gru_forward_kernel(
     | board | (tiles,s_tile) signals or (2,B,U) words, zeros, see exchange.py | int32, int64 |
     | faults | (tiles,) zeros | int32 |
     """
-    i_h, i_b = tl.program_id(0), first_tile + tl.program_id(1)
+    i_h, i_b = tl.program_id(0), tl.program_id(1)
+    if first_tile is not None:
+        i_b += first_tile
     programs = tl.num_programs(0)
     o_b = i_b * BLOCK_B + tl.arange(0, BLOCK_B).to(tl.int64)
     m_b = o_b < B
