@@ -36,17 +36,17 @@ class Memory:
     def place(self, addresses: np.ndarray, width: int, count: int, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Return, per address, the indices of `count` elements of `width` bytes, and those of their granules."""
         offsets = addresses.astype(np.int64) - self.base
+        whole = width * count
+        if (offsets & (whole - 1)).any():
+            raise AccessError(f"{self._instruction(step)} is not aligned to {whole} bytes in {self.name}")
         low, high = int(offsets.min()), int(offsets.max())
-        if low < 0 or high + width * count > self.size:
+        if low < 0 or high + whole > self.size:
             raise AccessError(
-                f"{self._instruction(step)} accesses {width * count} bytes at {low if low < 0 else high} of "
+                f"{self._instruction(step)} accesses {whole} bytes at {low if low < 0 else high} of "
                 f"{self.name}, which has {self.size}"
             )
         if width < self.granule:
             raise AccessError(f"{self._instruction(step)} tears an element of {self.granule} bytes of {self.name}")
-        whole = width * count
-        if (offsets & (whole - 1)).any():
-            raise AccessError(f"{self._instruction(step)} is not aligned to {whole} bytes in {self.name}")
         elements = offsets[:, None] // width + np.arange(count)
         if width == self.granule:
             return elements, elements.ravel()
