@@ -21,8 +21,8 @@ from emulator.scans import Scan, check, truth_and_oracle
 from tritongru.configs import EXCHANGES, LaunchConfig, next_power_of_two
 from tritongru.tools.cases import Case
 
-# With these as both activations, or unbounded ones, states may grow until nothing can be compared.
 ACTIVATIONS = ("tanh", "sigmoid", "hard_sigmoid", "softsign", "relu", "elu", "selu", "softplus", "linear", "leaky_relu")
+# For the gates: with an unbounded one, states may grow until nothing can be compared.
 BOUNDED = ("sigmoid", "hard_sigmoid", "softsign", "tanh")
 
 
@@ -31,16 +31,18 @@ def draw(seed: int) -> Scan:
     r = random.Random(seed)
     dtype = r.choice(["bfloat16", "float16", "float32"])
     resets = r.random() < 0.4
+    # States that grow would enlarge TF32's rounding beyond what the rule for tolerances allows for.
+    precision = r.choice(["ieee", "tf32", "tf32x3"]) if dtype == "float32" else "auto"
     case = Case(
-        batch=r.choice([1, 3, 18, 33]), time=r.choice([1, 2, 3, 4]), input_size=3,
+        batch=r.choice([1, 3, 18, 33, 70]), time=r.choice([1, 2, 3, 4]), input_size=3,
         units=r.choice([9, 16, 20, 32, 33, 48, 64]), dtype=dtype, seed=seed,
-        activation=r.choice(["tanh", r.choice(ACTIVATIONS)]),
+        activation=r.choice(["tanh", r.choice(BOUNDED if precision == "tf32" else ACTIVATIONS)]),
         recurrent_activation=r.choice(["sigmoid", r.choice(BOUNDED)]), reset_after=r.random() < 0.5,
         use_bias=r.random() < 0.8, initial_state=r.random() < 0.8, mask=r.random() < 0.4, lengths=r.random() < 0.2,
         resets=resets, reset_state=r.choice([None, "initial", "rows", "steps"]) if resets else None,
         recurrent_dropouts=r.choice([0, 0, 1, 3]), zero_output_for_mask=r.random() < 0.5,
         go_backwards=r.random() < 0.5, layout=r.choice(["keras", "torch"]), recompute=r.random() < 0.2,
-        precision=r.choice(["ieee", "tf32", "tf32x3"]) if dtype == "float32" else "auto",
+        precision=precision,
     )  # fmt: skip
     return Scan(case, draw_config(r, case.units), capability=r.choice([90, 90, 80]), seed=seed)
 
@@ -50,7 +52,7 @@ def draw_config(r: random.Random, units: int) -> LaunchConfig | None:
     schedule = r.choice(["single", "persistent", "persistent", "persistent", "steps", None])
     if schedule is None:
         return None
-    block_b, num_warps = r.choice([16, 16, 32]), r.choice([1, 2, 4, 8])
+    block_b, num_warps = r.choice([16, 16, 32, 64]), r.choice([1, 2, 4, 8])
     if schedule == "single":
         whole = next_power_of_two(units)
         return LaunchConfig("single", block_b, whole, whole, num_warps)

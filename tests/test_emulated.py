@@ -25,7 +25,7 @@ from emulator.driver import emulated_gpu  # noqa: E402
 from emulator.machine import SynchronisationError  # noqa: E402
 from emulator.memory import AccessError  # noqa: E402
 from emulator.races import RaceError  # noqa: E402
-from emulator.scans import Scan, check  # noqa: E402
+from emulator.scans import Scan, check, run  # noqa: E402
 
 
 def single(units, **changes):
@@ -54,6 +54,8 @@ SCANS = [
     Scan(Case(3, 4, units=64, reset_after=False, lengths=True, **BF16), persistent("tagged")),
     Scan(Case(3, 3, units=20, resets=True, **FP32), persistent("tagged", block_k=16)),
     Scan(Case(18, 3, units=32, recurrent_dropouts=1, **BF16), persistent("tagged", num_warps=1), capability=80),
+    Scan(Case(40, 2, units=32, **BF16), persistent("counter", block_b=64, num_warps=4)),
+    Scan(Case(40, 2, units=20, reset_after=False, **TF32), single(32, block_b=64)),
     Scan(Case(18, 3, units=48, reset_after=False, mask=True, zero_output_for_mask=True, **BF16), STEPS),
     Scan(Case(3, 2, units=20, recurrent_dropouts=3, **TF32), STEPS, capability=80),
     *(
@@ -146,6 +148,25 @@ def test_missing_barriers_are_found(method):
             continue
         silent.append(place)
     assert count > 3 and not silent
+
+
+WARPGROUPS = Scan(Case(40, 1, units=32, **BF16), single(32, block_b=64))
+COPIES = Scan(Case(3, 3, units=32, **BF16), STEPS)
+
+
+@pytest.mark.parametrize(
+    "scan, pattern, error, message",
+    [
+        (WARPGROUPS, r"fence\.proxy\.async.*;", AccessError, "without `fence.proxy.async`"),
+        (WARPGROUPS, r"wgmma\.wait_group.*;", AssertionError, "nan"),
+        (COPIES, r"cp\.async\.wait_group.*;", AccessError, "waited for"),
+    ],
+    ids=["fence", "product", "copy"],
+)
+def test_asynchronous_work_that_is_not_waited_for_is_found(scan, pattern, error, message):
+    with pytest.raises(error, match=message):
+        results, _ = run(scan, lambda text: re.sub(pattern, "", text))
+        assert results["outputs"].isfinite().all(), "nan in the outputs"
 
 
 def test_a_missing_guard_is_found():

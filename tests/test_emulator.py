@@ -32,7 +32,7 @@ HEADER = """.visible .entry kernel(.param .u64 .ptr .global .align 1 kernel_para
 
 
 def run(body, data=None, warps=1, programs=1, seed=0, tagged=False, limit=10_000):
-    """Run `body` with %rd1 the address of the data, %rd2 and %r4 those of a thread's word there and in shared memory."""
+    """Run `body`; %rd1 is the address of the data, %rd2 and %r4 those of a thread's word there and in shared memory."""
     data = torch.zeros(32 * warps, dtype=torch.int32) if data is None else data
     code = Code(parse(HEADER.format(threads=32 * warps) + body + "\n\tret;\n}\n"))
     tagged_names = {"data"} if tagged else set()
@@ -131,14 +131,15 @@ def test_a_matrix_product_of_loaded_matrices():
 	add.s32 %r1, %r3, %r1;
 	ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%r1, %r2}, [%r1+512];
 	mov.b32 %r3, 0;
-	mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%r5,%r6,%r7,%r8}, {%r5,%r6,%r7,%r8}, {%r1,%r2}, {%r3,%r3,%r3,%r3};
+	mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32
+		{%r5,%r6,%r7,%r8}, {%r5,%r6,%r7,%r8}, {%r1,%r2}, {%r3,%r3,%r3,%r3};
 	mov.u32 %r1, %tid.x;
 	mul.wide.u32 %rd3, %r1, 8;
 	add.s64 %rd3, %rd1, %rd3;
 	st.global.v2.b32 [%rd3+768], {%r5, %r6};
 	st.global.v2.b32 [%rd3+1024], {%r7, %r8};
 """
-    found = run(body, data).numpy()[192:].view(np.float32).reshape(16, 8)
+    found = run(body.replace("\n\t\t", " "), data).numpy()[192:].view(np.float32).reshape(16, 8)
     np.testing.assert_array_equal(found, a.astype(np.float32) @ b.astype(np.float32))
 
 

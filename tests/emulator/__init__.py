@@ -4,6 +4,7 @@
     arithmetic  one instruction       ->  a step: a function of a warp, on 32 lanes at once
     exchanges   the same for instructions in which lanes hand each other values: shuffles, matrix products
     transfers   the same for instructions that load, store and synchronise
+    warpgroups  the same for the asynchronous products of four warps
     memory      buffers with bounds, shared memory, what a byte holds
     races       which accesses are ordered: happens-before between warps and programs
     machine     warps, programs and a grid, in a random order

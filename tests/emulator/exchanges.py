@@ -64,29 +64,29 @@ def _pairs(rows, columns):
     return [(np.stack([r, r]), np.stack([c, c + 1])) for r, c in zip(rows, columns, strict=True)]
 
 
-_A16 = _pairs([_GROUP, _GROUP + 8] * 2, [2 * _IN_GROUP] * 2 + [2 * _IN_GROUP + 8] * 2)
-_B16 = [(c, r) for r, c in _pairs([_GROUP] * 2, [2 * _IN_GROUP, 2 * _IN_GROUP + 8])]
-_A8 = list(zip([_GROUP, _GROUP + 8] * 2, [_IN_GROUP] * 2 + [_IN_GROUP + 4] * 2, strict=True))
-_B8 = list(zip([_IN_GROUP, _IN_GROUP + 4], [_GROUP] * 2, strict=True))
+A16 = _pairs([_GROUP, _GROUP + 8] * 2, [2 * _IN_GROUP] * 2 + [2 * _IN_GROUP + 8] * 2)
+B16 = [(c, r) for r, c in _pairs([_GROUP] * 2, [2 * _IN_GROUP, 2 * _IN_GROUP + 8])]
+A8 = list(zip([_GROUP, _GROUP + 8] * 2, [_IN_GROUP] * 2 + [_IN_GROUP + 4] * 2, strict=True))
+B8 = list(zip([_IN_GROUP, _IN_GROUP + 4], [_GROUP] * 2, strict=True))
 _C = list(zip([_GROUP, _GROUP, _GROUP + 8, _GROUP + 8], [2 * _IN_GROUP, 2 * _IN_GROUP + 1] * 2, strict=True))
 
 
-def _halves(decode):
+def read_halves(decode):
     def read(rows, indices):
         return [decode(np.ascontiguousarray(rows[i].view(np.uint16).reshape(LANES, 2).T)) for i in indices]
 
     return read
 
 
-def _tf32(rows, indices):
+def read_tf32(rows, indices):
     # The hardware ignores the low 13 bits of an operand.
     return [(rows[i] & np.uint32(0xFFFFE000)).view(np.float32) for i in indices]
 
 
 _SHAPES = {
-    "m16n8k16.row.col.f32.bf16.bf16.f32": (16, _A16, _B16, _halves(FROM["bf16"])),
-    "m16n8k16.row.col.f32.f16.f16.f32": (16, _A16, _B16, _halves(FROM["f16"])),
-    "m16n8k8.row.col.f32.tf32.tf32.f32": (8, _A8, _B8, _tf32),
+    "m16n8k16.row.col.f32.bf16.bf16.f32": (16, A16, B16, read_halves(FROM["bf16"])),
+    "m16n8k16.row.col.f32.f16.f16.f32": (16, A16, B16, read_halves(FROM["f16"])),
+    "m16n8k8.row.col.f32.tf32.tf32.f32": (8, A8, B8, read_tf32),
 }
 
 

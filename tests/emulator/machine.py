@@ -12,12 +12,13 @@ import random
 
 import numpy as np
 
-from . import arithmetic, conversions, exchanges, formats, transfers
+from . import arithmetic, conversions, exchanges, formats, transfers, warpgroups
 from .memory import GlobalMemory, make_shared
 from .ptx import Instruction, Kernel, UnsupportedInstruction, register
 from .races import Actor, Clocks
 from .registers import LANES, Registers
 from .transfers import BARRIER, EXIT
+from .warpgroups import Products
 
 # Instructions between two changes of turn: mostly long stretches, now and then one instruction alone.
 STRETCHES = (1, 10, 100, 400)
@@ -34,13 +35,15 @@ class Code:
         self.kernel, self.registers = kernel, Registers(kernel)
         self.steps = [self._decode(i, instruction) for i, instruction in enumerate(kernel.instructions)]
         self.granule = transfers.shared_granule(kernel.instructions)
+        self.has_products = any(i.opcode.startswith("wgmma.") for i in kernel.instructions)
 
     def _decode(self, i: int, instruction: Instruction):
         if instruction.opcode in ("bra", "bra.uni"):
             return self._branch(instruction)
-        step = transfers.make(instruction, i, self.registers)
-        if step is not None:
-            return step
+        for module in (transfers, warpgroups):
+            step = module.make(instruction, i, self.registers)
+            if step is not None:
+                return step
         for module in (conversions, exchanges, formats, arithmetic):
             step = module.make(instruction, self.registers)
             if step is not None:
@@ -87,7 +90,7 @@ class Warp:
 
     Attributes:
         rows: the registers by type. in_grid, in_program: the warp as the shadows of global and shared memory know it.
-        copies, groups: asynchronous copies under way, not yet and already committed.
+        copies, groups: asynchronous copies under way, not yet and already committed. products: those of matrices.
     """
 
     def __init__(self, program: Program, number: int):
@@ -100,6 +103,7 @@ class Warp:
         self.in_program = Actor(number, known[first : first + grid.warps])
         self.copies: list = []
         self.groups: list = []
+        self.products = Products()
         self.waiting = self.ended = False
 
     def run(self, instructions: int) -> int:
@@ -156,6 +160,8 @@ class Program:
     def __init__(self, grid: Grid, number: int, place: tuple[int, int, int]):
         self.grid, self.number, self.place = grid, number, place
         self.shared = make_shared(grid.shared_size, grid.code.granule, grid.warps, grid.instructions)
+        if grid.code.has_products:
+            self.shared.close_to_products()
         self.warps = [Warp(self, number) for number in range(grid.warps)]
 
     def runnable(self) -> list[Warp]:

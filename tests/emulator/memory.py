@@ -32,6 +32,8 @@ class Memory:
             width: data[: data.size // width * width].view(f"u{width}") for width in (1, 2, 4, 8) if width >= granule
         }
         self.in_flight: np.ndarray | None = None  # granules that an asynchronous copy will write
+        # Granules stored with no `fence.proxy.async` since; None where no asynchronous product reads them.
+        self.closed: np.ndarray | None = None
 
     def place(self, addresses: np.ndarray, width: int, count: int, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Return, per address, the indices of `count` elements of `width` bytes, and those of their granules."""
@@ -90,6 +92,8 @@ class Memory:
 
         self.shadow.write(granules, _spread(lanes, granules), actor, step, strong, find_same)
         view[elements] = values
+        if self.closed is not None:
+            self.closed[granules] = True
         if (view[elements] != values).any():
             raise AccessError(f"{self._instruction(step)}: lanes store different values at one address of {self.name}")
 
@@ -113,6 +117,17 @@ class Memory:
         self.in_flight[granules] = False
         self.shadow.write(granules, lanes, actor, step, False)
         self.views[width][elements] = values
+
+    def close_to_products(self) -> None:
+        """Note from now on which stores asynchronous products do not see yet."""
+        self.closed = np.zeros(len(self.shadow.written), bool)
+
+    def open_to_products(self, actor: Actor) -> None:
+        """`actor` executes `fence.proxy.async`: products see what it wrote, and what is ordered before it."""
+        shadow, places = self.shadow, np.flatnonzero(self.closed)
+        writers = shadow.writer[places]
+        seen = (writers == actor.number) | (shadow.written[places] < actor.known[writers])
+        self.closed[places[seen]] = False  # type: ignore[index]
 
     def _refuse_in_flight(self, granules: np.ndarray, step: int) -> None:
         if self.in_flight is not None and self.in_flight[granules].any():
