@@ -135,8 +135,9 @@ def _fma(instruction, parts, registers):
 
     def step(warp):
         rows = warp.rows["f32"]
-        total = np.multiply(rows[a], rows[b], dtype=np.float64)
-        total += rows[c]
+        total = rows[a].astype(np.float64)
+        total *= rows[b].astype(np.float64)
+        total += rows[c].astype(np.float64)
         rows[d][:] = total
 
     return step

@@ -15,6 +15,7 @@ from .ptx import SHARED_BASE
 from .races import Actor, Clocks, Shadow
 
 _BUFFER_BITS = 40
+_NUMBERS = np.arange(64)
 
 
 class AccessError(AssertionError):
@@ -37,22 +38,23 @@ class Memory:
 
     def place(self, addresses: np.ndarray, width: int, count: int, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Return, per address, the indices of `count` elements of `width` bytes, and those of their granules."""
-        offsets = addresses.astype(np.int64) - self.base
+        offsets = addresses.astype(np.int64)
+        offsets -= self.base
         whole = width * count
-        if (offsets & (whole - 1)).any():
+        if np.count_nonzero(offsets & (whole - 1)):
             raise AccessError(f"{self._instruction(step)} is not aligned to {whole} bytes in {self.name}")
-        low, high = int(offsets.min()), int(offsets.max())
-        if low < 0 or high + whole > self.size:
+        beyond = (offsets < 0) | (offsets > self.size - whole)
+        if np.count_nonzero(beyond):
             raise AccessError(
-                f"{self._instruction(step)} accesses {whole} bytes at {low if low < 0 else high} of "
-                f"{self.name}, which has {self.size}"
+                f"{self._instruction(step)} accesses {whole} bytes at {offsets[beyond][0]} of {self.name}, which has "
+                f"{self.size}"
             )
         if width < self.granule:
             raise AccessError(f"{self._instruction(step)} tears an element of {self.granule} bytes of {self.name}")
-        elements = offsets[:, None] // width + np.arange(count)
+        elements = _count_on(offsets // width, count)
         if width == self.granule:
             return elements, elements.ravel()
-        return elements, (offsets[:, None] // self.granule + np.arange(whole // self.granule)).ravel()
+        return elements, _count_on(offsets // self.granule, whole // self.granule).ravel()
 
     def load(
         self, addresses: np.ndarray, lanes: np.ndarray, width: int, count: int, actor: Actor, step: int,
@@ -61,16 +63,14 @@ class Memory:
         """Return what `lanes` load from `addresses`: (lanes, count) unsigned integers of `width` bytes."""
         elements, granules = self.place(addresses, width, count, step)
         self._refuse_in_flight(granules, step)
-        self.shadow.read(granules, _spread(lanes, granules), actor, step, strong)
+        written = self.shadow.read(granules, _spread(lanes, granules), actor, step, strong)
         values = self.views[width][elements]
-        if self.unwritten is None:
-            missing = self.shadow.written[granules] < 0
-        else:
-            held = values.ravel() if width == self.granule else self.views[self.granule][granules]
-            missing = held == self.unwritten
-            if missing.any():
-                missing &= self.shadow.written[granules] < 0
-        if missing.any():
+        missing = written < 0
+        if self.unwritten is not None and np.count_nonzero(missing):
+            missing &= (
+                values.ravel() if width == self.granule else self.views[self.granule][granules]
+            ) == self.unwritten
+        if np.count_nonzero(missing):
             raise AccessError(
                 f"{self._instruction(step)} reads granule {granules[missing.argmax()]} of {self.name}, never written"
             )
@@ -94,7 +94,7 @@ class Memory:
         view[elements] = values
         if self.closed is not None:
             self.closed[granules] = True
-        if (view[elements] != values).any():
+        if np.count_nonzero(view[elements] != values):
             raise AccessError(f"{self._instruction(step)}: lanes store different values at one address of {self.name}")
 
     def begin_copy(
@@ -130,7 +130,7 @@ class Memory:
         self.closed[places[seen]] = False  # type: ignore[index]
 
     def _refuse_in_flight(self, granules: np.ndarray, step: int) -> None:
-        if self.in_flight is not None and self.in_flight[granules].any():
+        if self.in_flight is not None and np.count_nonzero(self.in_flight[granules]):
             raise AccessError(
                 f"{self._instruction(step)} accesses bytes of {self.name} under an asynchronous copy that has not been "
                 "waited for"
@@ -173,6 +173,11 @@ class GlobalMemory:
         if not 1 <= number <= len(self.buffers):
             raise AccessError(f"{self._steps[step]} accesses address {int(addresses[0]):#x}, which is in no buffer")
         return self.buffers[number - 1]
+
+
+def _count_on(first: np.ndarray, count: int) -> np.ndarray:
+    """Return (first, count) numbers: `count` from each on."""
+    return first[:, None] if count == 1 else first[:, None] + _NUMBERS[:count]
 
 
 def _spread(lanes: np.ndarray, granules: np.ndarray) -> np.ndarray:

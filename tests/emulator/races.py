@@ -28,6 +28,7 @@ import numpy as np
 
 # In place of a lane's number: the whole warp, as ldmatrix and stmatrix do, or several lanes.
 TOGETHER, SEVERAL = 32, 33
+LANE_STRIDE = 64
 
 
 class RaceError(AssertionError):
@@ -86,29 +87,35 @@ class Shadow:
         self.write_lane = np.zeros(granules, np.int8)
         self.write_step = np.zeros(granules, np.int32)
         self.write_strong = np.zeros(granules, bool)
-        # By the reads' strength, plain first: time, lane and step of each warp's last read. Made when first needed.
-        self.reads: list[tuple[np.ndarray, np.ndarray, np.ndarray] | None] = [None, None]
+        # By the reads' strength, plain first: of each warp's last read its time and lane in one number, and its step.
+        self.reads: list[tuple[np.ndarray, np.ndarray] | None] = [None, None]
         self._shape = (warps, granules)
 
-    def read(self, places: np.ndarray, lanes: np.ndarray, actor: Actor, step: int, strong: bool) -> None:
-        """Record a read of `places` by `lanes`; RaceError if a write is not ordered before it."""
+    def read(self, places: np.ndarray, lanes: np.ndarray, actor: Actor, step: int, strong: bool) -> np.ndarray:
+        """Record a read of `places` by `lanes`, and return when they were written; RaceError if that is not before."""
+        written = self.written[places]
         if not (strong and self.carries_tags):
-            late = self._late_writes(places, lanes, actor, strong)
+            late = self._late_writes(written, places, lanes, actor, strong)
             if late is not None:
                 self._report_write(places[late], actor, step, "reads")
         reads = self.reads[strong]
         if reads is None:
-            reads = self.reads[strong] = (
-                np.full(self._shape, -1, np.int32), np.zeros(self._shape, np.int8), np.zeros(self._shape, np.int32),
-            )  # fmt: skip
-        times, readers, steps = (of_warps[actor.number] for of_warps in reads)
-        now = actor.known[actor.number]
-        others = (times[places] == now) & (readers[places] != lanes)
-        times[places], readers[places], steps[places] = now, lanes, step
-        # Lanes that read one place in one instruction, or one after another at the same time.
-        others |= readers[places] != lanes
-        if others.any():
-            readers[places[others]] = SEVERAL
+            reads = self.reads[strong] = (np.full(self._shape, -1, np.int32), np.zeros(self._shape, np.int32))
+        stamps, steps = reads[0][actor.number], reads[1][actor.number]
+        stamp = lanes + actor.known[actor.number] * LANE_STRIDE
+        if self.is_shared:
+            before = stamps[places]
+            stamps[places] = stamp
+            # Lanes that read one place in one instruction, or one after another at the same time.
+            others = ((before // LANE_STRIDE == stamp[0] // LANE_STRIDE) & (before != stamp)) | (
+                stamps[places] != stamp
+            )
+            if np.count_nonzero(others):
+                stamps[places[others]] += SEVERAL - lanes[others]
+        else:
+            stamps[places] = stamp
+        steps[places] = step
+        return written
 
     def write(
         self, places: np.ndarray, lanes: np.ndarray, actor: Actor, step: int, strong: bool,
@@ -119,7 +126,7 @@ class Shadow:
         `find_same`: tells for each place whether the write leaves it as it is. Where a layout holds a value several
         times, Triton lets each warp store it: the same instruction, the same value. That is no race.
         """
-        late = self._late_writes(places, lanes, actor, strong)
+        late = self._late_writes(self.written[places], places, lanes, actor, strong)
         if late is not None and find_same is not None:
             late &= ~(find_same() & (self.write_step[places] == step))
         if late is not None and late.any():
@@ -128,24 +135,24 @@ class Shadow:
             reads = self.reads[strength]
             if reads is None or (strength and (strong or self.carries_tags)):
                 continue
-            times, readers, steps = reads
-            late = times[:, places] >= actor.known[:, None]
-            if late[actor.number].any():
-                late[actor.number] &= self.is_shared & (readers[actor.number, places] != lanes)
-            if late.any():
-                warp, where = (int(i) for i in np.argwhere(late)[0])
-                place = int(places[where])
-                self._raise(place, actor, step, "writes", warp, int(steps[warp, place]), "read")
+            stamps = reads[0][:, places]
+            late = stamps >= actor.known[:, None] * LANE_STRIDE
+            if np.count_nonzero(late):
+                late[actor.number] &= self.is_shared & (stamps[actor.number] % LANE_STRIDE != lanes)
+                if late.any():
+                    warp, where = (int(i) for i in np.argwhere(late)[0])
+                    place = int(places[where])
+                    self._raise(place, actor, step, "writes", warp, int(reads[1][warp, place]), "read")
         self.written[places] = actor.known[actor.number]
         self.writer[places] = actor.number
         self.write_lane[places] = lanes
         self.write_step[places] = step
         self.write_strong[places] = strong
 
-    def _late_writes(self, places, lanes, actor: Actor, strong: bool) -> np.ndarray | None:
-        """Return where the last write is not ordered before `actor`, or None if it is everywhere."""
-        late = self.written[places] >= actor.known[self.writer[places]]
-        if late.any():
+    def _late_writes(self, written, places, lanes, actor: Actor, strong: bool) -> np.ndarray | None:
+        """Return where the last write, of time `written`, is not ordered before `actor`; None if it is everywhere."""
+        late = written >= actor.known[self.writer[places]]
+        if np.count_nonzero(late):
             late &= (self.writer[places] != actor.number) | (self.write_lane[places] != lanes)
             if strong:
                 late &= ~self.write_strong[places]

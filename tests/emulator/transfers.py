@@ -16,7 +16,7 @@ from .races import TOGETHER
 from .registers import LANES, Registers
 
 BARRIER, EXIT = -1, -2
-_ALL = np.arange(LANES, dtype=np.int8)
+_ALL = np.arange(LANES, dtype=np.int32)
 _SPACES = {"global", "shared", "param"}
 _ORDERS = {"acquire", "release", "acq_rel", "relaxed", "volatile"}
 # How a transfer is cached, and how far it is ordered: nothing that an emulator of one device could tell apart.
@@ -112,13 +112,18 @@ def _load(instruction, step_number, registers):
 
     def step(warp):
         chosen, addresses, rows = lanes(warp), where(warp), warp.rows[held]
-        if not len(chosen):
-            return
-        addresses = addresses[chosen]
+        some = len(chosen) < LANES
+        if some:
+            if not len(chosen):
+                return
+            addresses = addresses[chosen]
         memory, actor = find(warp, addresses)
         values = memory.load(addresses, chosen, width, count, actor, step_number, strong).view(signed)
         for i, index in enumerate(indices):
-            rows[index][chosen] = values[:, i]
+            if some:
+                rows[index][chosen] = values[:, i]
+            else:
+                rows[index][:] = values[:, i]
         if acquires:
             for one in addresses:
                 warp.acquire(int(one))
@@ -257,7 +262,7 @@ def _matrix(instruction, step_number, registers):
     indices = [registers.index(o, "u32") for o in _several(vector)]
     where = _address(place, "shared", registers)
     # Lane 4 i + j has the elements 2 j and 2 j + 1 of row i; of column i if transposed.
-    together, lane = np.full(8 * count, TOGETHER, np.int8), np.arange(LANES)[:, None]
+    together, lane = np.full(8 * count, TOGETHER, np.int32), np.arange(LANES)[:, None]
     row, column = lane // 4 + np.zeros((1, 2), int), lane % 4 * 2 + np.arange(2)
     if transposed:
         row, column = column, row

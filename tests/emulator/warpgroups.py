@@ -68,7 +68,7 @@ class Products:
         shadow = warp.program.shared.shadow
         for group, granules, step_number in self.read:
             if group < done:
-                lanes = np.full(len(granules), TOGETHER, np.int8)
+                lanes = np.full(len(granules), TOGETHER, np.int32)
                 shadow.read(granules, lanes, warp.in_program, step_number, False)
         self.read = [entry for entry in self.read if entry[0] >= done]
         for index, (group, value) in list(self.results.items()):
@@ -125,7 +125,7 @@ def _load(warp, step_number: int, descriptor: int, chosen: slice, k: int, kind: 
     addresses = element_addresses(descriptor, np.arange(chosen.start, chosen.stop), np.arange(k), size, turned)
     memory = warp.program.shared
     units, inverse = np.unique(addresses // 16 * 16, return_inverse=True)
-    lanes = np.full(len(units), TOGETHER, np.int8)
+    lanes = np.full(len(units), TOGETHER, np.int32)
     count = 16 // memory.granule
     values = memory.load(units.astype(np.uint32), lanes, memory.granule, count, warp.in_program, step_number)
     _, granules = memory.place(units, memory.granule, count, step_number)
