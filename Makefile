@@ -63,9 +63,11 @@ fuzz: $(VENV)/.installed
 fuzz-files: $(VENV)/.installed
 	$(BIN)/python tests/fuzz_files.py --seconds $$(( $(MINUTES) * 60 ))
 
-# Draws calls for MINUTES and runs the compiled kernels, instruction by instruction, on an emulated GPU.
+# Draws calls for MINUTES and runs the compiled kernels, instruction by instruction, on an emulated GPU; then deletes
+# each of their barriers in turn, to see that it is missed.
 emulate: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/emulate.py --minutes $(MINUTES)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/emulate.py --barriers
 
 # Applies each bug of tests/mutant_list.py to a copy and requires that a test catches it.
 mutants: $(VENV)/.installed
