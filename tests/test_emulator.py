@@ -77,6 +77,8 @@ def lanes(function):
         ("cvt.rn.f32.s32 %r7, %r1; cvt.rn.bf16.f32 %rs1, %r7; cvt.u32.u16 %r8, %rs1;", lambda i: bits(i) >> 16),
         ("cvt.rn.f16x2.f32 %r8, 0f3F800000, 0fBF800000;", lambda i: 0x3C00BC00),
         ("mul.bf16x2 %r8, 0x40003F80, 0x40404040;", lambda i: 0x40C04040),
+        ("mov.b64 %rd3, {%r1, 0f40000000}; add.f32x2 %rd8, %rd3, %rd3; mov.b64 {_, %r8}, %rd8;", lambda i: bits(4.0)),
+        ("mov.b16 %rs1, 0x4040; add.rn.f32.bf16 %r8, %rs1, 0f3F800000;", lambda i: bits(4.0)),
         ("setp.gt.f16x2 %p1|%p2, 0x3C00BC00, 0; selp.b32 %r7, 1, 0, %p1; selp.b32 %r8, 2, %r7, %p2;", lambda i: 2),
         ("setp.ne.f32 %p1, 0f7FC00000, 0f0; selp.b32 %r8, 1, 0, %p1;", lambda i: 0),
         ("setp.neu.f32 %p1, 0f7FC00000, 0f0; selp.b32 %r8, 1, 0, %p1;", lambda i: 1),

@@ -27,8 +27,9 @@ from tritongru import configs, dispatch, launch
 from .machine import Code, Grid
 from .ptx import parse
 
-# Of an H100 and an A100: what tests of the schedules see of a device. NVIDIA, CUDA C++ Programming Guide.
+# Of a B200, an H100 and an A100: what tests of the schedules see of a device. NVIDIA, CUDA C++ Programming Guide.
 DEVICES = {
+    100: configs.Device(148, 227 * 1024, True, 32, "", "sm_100"),
     90: configs.Device(132, 227 * 1024, True, 32, "", "sm_90"),
     80: configs.Device(108, 163 * 1024, True, 32, "", "sm_80"),
 }
@@ -40,7 +41,7 @@ class EmulatedGPU:
     """What runs, and what was run.
 
     Attributes:
-        capability: 90 or 80. seed: of the order of programs and warps; each launch draws another. edit: changes the PTX
+        capability: one of DEVICES. seed: of the order of programs and warps; each launch draws another. edit: changes the PTX
             of a kernel before it is run, to see whether a mistake is found. tagged: let words that carry tags be read
             while they are written, see `races.Shadow`.
         limit: instructions a launch may run. instructions: those run so far. launches: kernels' names, in order.

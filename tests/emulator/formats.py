@@ -2,6 +2,8 @@
 
     f16, bf16           one number in a register of 16 bits
     f16x2, bf16x2       two in a register of 32 bits, the first in the low half
+    f32x2               two in a register of 64 bits
+    f32.f16, f32.bf16   all in float32, but for the narrow factors, or the narrow first one of two terms
     f32 with `ftz`      subnormal numbers count as zeros, on the way in and on the way out
 
 All is computed in float64 and rounded to float32 and then to the format.
@@ -34,6 +36,8 @@ def make(instruction: Instruction, registers: Registers):
     name, *parts = instruction.opcode.split(".")
     kind = parts[-1] if parts else ""
     base, pairs = kind.removesuffix("x2"), kind.endswith("x2")
+    if parts[-2:-1] == ["f32"] and base in FROM:
+        return _mix(instruction, name, parts, base, registers)
     if base in FROM:
         held = "u32" if pairs else "u16"
 
@@ -42,6 +46,15 @@ def make(instruction: Instruction, registers: Registers):
 
         def encode(values):
             return np.ascontiguousarray(TO[base](values.astype(np.float32)))
+
+    elif kind == "f32x2":
+        held = "u64"
+
+        def decode(row):
+            return row.view(np.float32).reshape(LANES, 2).astype(np.float64)
+
+        def encode(values):
+            return values.astype(np.float32)
 
     elif kind == "f32" and "ftz" in parts:
         held = "f32"
@@ -65,6 +78,22 @@ def make(instruction: Instruction, registers: Registers):
         rows = warp.rows[held]
         result = encode(function(*(decode(rows[i]) for i in inputs)))
         rows[d][:] = result.view(rows[d].dtype)[:, 0]
+
+    return step
+
+
+def _mix(instruction, name, parts, kind, registers):
+    """add, sub and fma of float32 with narrower numbers: of two terms the first, of a product both factors."""
+    if name not in ("add", "sub", "fma") or set(parts[:-2]) - {"rn"}:
+        raise UnsupportedInstruction(str(instruction))
+    target, *narrow, last = instruction.operands
+    d, c = registers.index(target, "f32"), registers.index(last, "f32")
+    function, decode, indices = OPERATIONS[name], FROM[kind], [registers.index(o, "u16") for o in narrow]
+
+    def step(warp):
+        rows = warp.rows["f32"]
+        inputs = [decode(warp.rows["u16"][i]).astype(np.float64) for i in indices]
+        rows[d][:] = function(*inputs, rows[c].astype(np.float64))
 
     return step
 
