@@ -61,7 +61,12 @@ def draw(seed: int) -> Scan:
         go_backwards=r.random() < 0.5, layout=r.choice(["keras", "torch"]), recompute=r.random() < 0.2,
         precision=precision,
     )  # fmt: skip
-    return Scan(case, draw_config(r, case.units), capability=r.choice([90, 90, 80]), seed=seed)
+    config, capability, processors = draw_config(r, case.units), r.choice([90, 90, 80, 100]), None
+    if capability == 100 and (config is None or config.block_b == 64):
+        capability = 90  # sm_100 has products for tiles of 64 rows that the machine does not know
+    if config is not None and -(-case.units // config.block_h) <= 5:
+        processors = r.choice([None, None, 5])
+    return Scan(case, config, capability, seed, processors)
 
 
 def draw_config(r: random.Random, units: int) -> LaunchConfig | None:

@@ -35,6 +35,7 @@ ACTIVATIONS = "interpreted/test_kernels.py -k activations"
 RECORDED = "interpreted/test_fuzz_kernels.py -k once_failed"
 WAVES = "interpreted/test_exchange.py -k waves"
 EXCHANGE = "interpreted/test_exchange.py"
+EMULATED = "test_emulated.py -k published"
 
 MUTANTS = [
     # The eager scan.
@@ -107,6 +108,15 @@ MUTANTS = [
     Mutant("kernels/exchange.py", "stale = (words >> 32).to(tl.int32) ^ round", "stale = words.to(tl.int32) & 0",
     EXCHANGE),
     Mutant("kernels/product.py", "patience = tl.where(stale > 0, 0, patience)", "patience += 0", EXCHANGE),
+    # What only compiled code shows.
+    Mutant("kernels/exchange.py", "        tl.debug_barrier()\n        tl.atomic_add(", "        tl.atomic_add(",
+           EMULATED),
+    Mutant("kernels/exchange.py", "        tl.debug_barrier()\n        tl.atomic_xchg(", "        tl.atomic_xchg(",
+           EMULATED),
+    Mutant("kernels/exchange.py", "p_signals, 1, sem=\"release\"", "p_signals, 1, sem=\"relaxed\"", EMULATED),
+    Mutant("kernels/exchange.py", "i_h, round, sem=\"release\"", "i_h, round, sem=\"relaxed\"", EMULATED),
+    Mutant("kernels/exchange.py", "ld.acquire.gpu", "ld.relaxed.gpu", EMULATED),
+    Mutant("kernels/probe.py", "o_slot = (round & 1) * slot_size + tile", "o_slot = tile", EMULATED),
     Mutant("kernels/stops.py", "tl.where(active, step[:, None] + 1, 0)", "tl.where(active, step[:, None], 0)", FLAGS),
     Mutant("kernels/backward.py", "tl.maximum(step_begin, T - stop)", "tl.maximum(step_begin, T - stop + 1)", FLAGS),
     Mutant("kernels/backward.py", "tl.store(faults + i_b, 1)", "tl.store(faults + i_b, 0)", EXCHANGE),

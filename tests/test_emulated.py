@@ -56,6 +56,7 @@ SCANS = [
     Scan(Case(3, 4, units=64, reset_after=False, lengths=True, **BF16), persistent("tagged")),
     Scan(Case(3, 3, units=20, resets=True, **FP32), persistent("tagged", block_k=16)),
     Scan(Case(18, 3, units=32, recurrent_dropouts=1, **BF16), persistent("tagged", num_warps=1), capability=80),
+    Scan(Case(3, 2, units=32, **BF16), persistent("tagged"), capability=100),
     Scan(Case(40, 2, units=32, **BF16), persistent("counter", block_b=64, num_warps=4)),
     Scan(Case(40, 2, units=20, reset_after=False, **TF32), single(32, block_b=64)),
     Scan(Case(18, 2, units=32, reset_after=False, mask=True, zero_output_for_mask=True, **BF16), STEPS),
@@ -73,6 +74,13 @@ SCANS = [
 @pytest.mark.parametrize("scan", SCANS, ids=str)
 def test_both_directions(scan):
     check(scan)
+
+
+@pytest.mark.parametrize("exchange", ["counter", "tagged"])
+def test_more_tiles_than_fit_at_once_go_in_waves(exchange):
+    """Three tiles of two programs where five programs fit: two launches in each direction."""
+    gpu = check(Scan(Case(35, 2, units=20, mask=True, **BF16), persistent(exchange), processors=5))
+    assert [gpu.launches.count(f"gru_{name}_kernel") for name in ("forward", "backward")] == [2, 2]
 
 
 def probe_of(method, dtype=torch.bfloat16, num_warps=2):
@@ -179,6 +187,11 @@ def test_a_missing_guard_is_found():
 def test_a_missing_store_is_found():
     with pytest.raises(AccessError, match="never written"):
         run_edited(r"^\s*(@%p\d+ )?st\.shared\..*;$", "", 0, "counter")
+
+
+def test_a_grid_that_cannot_be_resident_is_refused():
+    with pytest.raises(RuntimeError, match="too many blocks"), emulated_gpu(processors=5):
+        probe_of("counter").run(1, patience=10)
 
 
 def test_a_launch_that_is_not_cooperative_is_found(monkeypatch):

@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import triton
@@ -41,16 +41,18 @@ class EmulatedGPU:
     """What runs, and what was run.
 
     Attributes:
-        capability: one of DEVICES. seed: of the order of programs and warps; each launch draws another. edit: changes the PTX
-            of a kernel before it is run, to see whether a mistake is found. tagged: let words that carry tags be read
-            while they are written, see `races.Shadow`.
+        capability: one of DEVICES. processors: in place of the device's own number of multiprocessors.
+        seed: of the order of programs and warps; each launch draws another.
+        edit: changes the PTX of a kernel before it is run, to see whether a mistake is found.
         limit: instructions a launch may run. instructions: those run so far. launches: kernels' names, in order.
+        number: of the device.
     """
 
     capability: int = 90
     seed: int = 0
     edit: Callable[[str], str] | None = None
     limit: int = 1 << 40
+    processors: int | None = None
     instructions: int = 0
     launches: list[str] = field(default_factory=list)
     # Triton keeps what it has compiled by device: with an edit it is a device of its own.
@@ -59,15 +61,24 @@ class EmulatedGPU:
     def __post_init__(self):
         self.number = self.capability if self.edit is None else next(_numbers)
 
+    @property
+    def device(self) -> configs.Device:
+        """What `launch` knows of it."""
+        device = DEVICES[self.capability]
+        return device if self.processors is None else replace(device, processors=self.processors)
+
 
 @contextlib.contextmanager
-def emulated_gpu(capability: int = 90, seed: int = 0, edit: Callable[[str], str] | None = None, limit: int = 1 << 40):
-    """Inside the block, kernels run emulated on CPU tensors, and backend="triton" takes those; yields EmulatedGPU."""
-    gpu = EmulatedGPU(capability, seed, edit, limit)
+def emulated_gpu(**options):
+    """Inside the block, kernels run emulated on CPU tensors, and backend="triton" takes those; yields EmulatedGPU.
+
+    `options` are EmulatedGPU's.
+    """
+    gpu = EmulatedGPU(**options)
     config = triton.runtime.driver
     before = config._active, knobs.runtime.add_stages_inspection_hook
     patches = [
-        (launch, "device_limits", lambda device: DEVICES[capability]),
+        (launch, "device_limits", lambda device: gpu.device),
         # Asked there only whether kernels can run on a CPU.
         (dispatch, "is_interpreted", lambda: True),
     ]
@@ -128,7 +139,7 @@ class _Utilities:
         self.gpu = gpu
 
     def get_device_properties(self, device: int) -> dict:
-        return {"max_shared_mem": DEVICES[self.gpu.capability].shared_memory}
+        return {"max_shared_mem": self.gpu.device.shared_memory}
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: int):
         text = binary.decode()
@@ -153,6 +164,8 @@ class _Launcher:
         given = [
             (name, value) for (name, kind), value in zip(self.signature, arguments, strict=True) if kind != "constexpr"
         ]
+        if self.metadata.launch_cooperative_grid and x * y * z > gpu.device.processors:
+            raise RuntimeError(f"too many blocks in cooperative launch: {x * y * z} of {gpu.device.processors}")
         tensors = {name: value for name, value in given if isinstance(value, torch.Tensor)}
         grid = Grid(
             function, (x, y, z), self.metadata.shared, self.metadata.launch_cooperative_grid,

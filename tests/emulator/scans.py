@@ -27,6 +27,7 @@ class Scan:
     config: LaunchConfig | None = None
     capability: int = 90
     seed: int = 0
+    processors: int | None = None
 
     def __str__(self) -> str:
         c = self.config
@@ -37,7 +38,8 @@ class Scan:
 def run(scan: Scan, edit: Callable[[str], str] | None = None, limit: int = LIMIT) -> tuple[dict, EmulatedGPU]:
     """Return outputs, state and gradients by name, and the device that ran the call."""
     arguments = cases.make_arguments(scan.case)
-    with emulated_gpu(scan.capability, scan.seed, edit, limit) as gpu, launch.use_config(scan.config):
+    options = dict(capability=scan.capability, seed=scan.seed, processors=scan.processors, edit=edit, limit=limit)
+    with emulated_gpu(**options) as gpu, launch.use_config(scan.config):
         return cases.run_case(arguments, "triton"), gpu
 
 
