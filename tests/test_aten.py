@@ -41,6 +41,16 @@ def test_second_derivatives(has_bias):
     assert torch.autograd.gradgradcheck(lambda *t: TwiceDifferentiable.apply(*t), tensors)
 
 
+def test_a_second_backward_pass_needs_a_kept_graph():
+    tensors = make_tensors(True)
+    loss = TwiceDifferentiable.apply(*tensors)[0].sum()
+    kept = torch.autograd.grad(loss, tensors, retain_graph=True)
+    for one, other in zip(kept, torch.autograd.grad(loss, tensors), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(loss, tensors)
+
+
 def test_cudnn_is_told_to_keep_what_the_gradient_needs(monkeypatch):
     """cuDNN refuses a backward pass after a forward pass that was not in training mode."""
     seen = []

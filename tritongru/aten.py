@@ -65,8 +65,9 @@ class TwiceDifferentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_out: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of all inputs; as a graph where autograd asks for one."""
+        saved = ctx.saved_tensors  # an error where an earlier backward pass has freed the graph
         if torch.is_grad_enabled():
-            return _from_reference(ctx.saved_tensors, ctx.needs_input_grad, d_out, d_last)
+            return _from_reference(saved, ctx.needs_input_grad, d_out, d_last)
         inner, results = ctx.graph
         wanted = [t for t in inner if t.requires_grad]
         found = iter(torch.autograd.grad(results, wanted, (d_out, d_last), retain_graph=True, allow_unused=True))
