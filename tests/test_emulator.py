@@ -177,6 +177,15 @@ def test_a_fault(fault):
         run(re.sub(r"(\$L_\d:)", r"\n\1\n", body), warps=2)
 
 
+def test_a_view_ends_where_its_last_element_does():
+    whole = torch.zeros(128).int()
+    run("st.global.b32 [%rd2], %r1;", whole[32:64])
+    assert whole.tolist() == [0] * 32 + list(range(32)) + [0] * 64
+    for body in ("ld.global.b32 %r8, [%rd2+4];", "sub.s64 %rd2, %rd2, 4; ld.global.b32 %r8, [%rd2];"):
+        with pytest.raises(AccessError, match="which has 128"):
+            run(body, whole[32:64])
+
+
 def test_uninitialised_global_memory():
     data = torch.empty(32, dtype=torch.int32)  # filled, as every test's memory
     assert run("st.global.b32 [%rd2], %r1; ld.global.b32 %r8, [%rd2];", data.clone()).tolist() == list(range(32))

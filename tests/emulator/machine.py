@@ -185,9 +185,12 @@ class Grid:
     """One launch.
 
     Args:
-        code: of the kernel. size: of the grid, (x, y, z). parameters: by name, addresses as those of the memory.
+        code: of the kernel. size: of the grid, (x, y, z).
         shared_size: bytes of shared memory of a program. cooperative: whether all programs run at once.
-        make_memory: called with the clocks and the instructions. seed: of the order.
+        seed: of the order. tensors: behind the kernel's pointers, by name. tagged: those whose words carry tags.
+
+    Attributes:
+        parameters: the kernel's, by name: numbers, and addresses out of `memory.addresses`; to be set before `run`.
     """
 
     def __init__(

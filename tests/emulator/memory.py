@@ -1,5 +1,7 @@
 """Memories with bounds: the buffers behind a kernel's pointers, and the shared memory of a program.
 
+A buffer is what the tensors that share a storage span of it.
+
 An address of global memory is (number of the buffer, from 1) * 2^40 + place in it, so that no arithmetic leads from one
 buffer into another. An access outside of every buffer, one that is not aligned, and one to what nobody has written yet
 are errors. What "not written yet" means: in shared memory, no store so far; in a buffer, the value that
@@ -25,10 +27,16 @@ class AccessError(AssertionError):
 class Memory:
     """Bytes from `base` on, with a shadow of one entry per `granule` bytes."""
 
-    def __init__(self, name: str, base: int, data: np.ndarray, granule: int, shadow: Shadow, unwritten: int | None):
-        """`unwritten`: the bits of a granule that nobody wrote; None: there are no such bits, only the shadow knows."""
+    def __init__(
+        self, name: str, base: int, data: np.ndarray, granule: int, shadow: Shadow, unwritten: int | None,
+        extent: tuple[int, int] | None = None,
+    ):  # fmt: skip
+        """`unwritten`: the bits of a granule that nobody wrote; None: there are no such bits, only the shadow knows.
+
+        Accesses must lie in `extent`, two places in `data`, where it is given.
+        """
+        self.begin, self.end = extent or (0, data.size)
         self.name, self.base, self.granule, self.shadow, self.unwritten = name, base, granule, shadow, unwritten
-        self.size = data.size
         self.views = {
             width: data[: data.size // width * width].view(f"u{width}") for width in (1, 2, 4, 8) if width >= granule
         }
@@ -43,11 +51,11 @@ class Memory:
         whole = width * count
         if np.count_nonzero(offsets & (whole - 1)):
             raise AccessError(f"{self._instruction(step)} is not aligned to {whole} bytes in {self.name}")
-        beyond = (offsets < 0) | (offsets > self.size - whole)
+        beyond = (offsets < self.begin) | (offsets > self.end - whole)
         if np.count_nonzero(beyond):
+            place, size = offsets[beyond][0] - self.begin, self.end - self.begin
             raise AccessError(
-                f"{self._instruction(step)} accesses {whole} bytes at {offsets[beyond][0]} of {self.name}, which has "
-                f"{self.size}"
+                f"{self._instruction(step)} accesses {whole} bytes at {place} of {self.name}, which has {size}"
             )
         if width < self.granule:
             raise AccessError(f"{self._instruction(step)} tears an element of {self.granule} bytes of {self.name}")
@@ -162,7 +170,10 @@ class GlobalMemory:
             base = (len(self.buffers) + 1 << _BUFFER_BITS) + real % 4096
             label, granule = "/".join(names), narrowest.element_size()
             shadow = Shadow(label, data.size // granule, len(clocks.known), steps, bool(tagged & set(names)))
-            self.buffers.append(Memory(label, base, data, granule, shadow, unwritten_bits(narrowest.dtype)))
+            begins = [tensor.data_ptr() - real for tensor in same]
+            ends = [begin + _bytes_spanned(tensor) for begin, tensor in zip(begins, same, strict=True)]
+            extent, unwritten = (min(begins), max(ends)), unwritten_bits(narrowest.dtype)
+            self.buffers.append(Memory(label, base, data, granule, shadow, unwritten, extent))
             for name, tensor in zip(names, same, strict=True):
                 self.addresses[name] = base + tensor.data_ptr() - real
         self.released: dict[int, np.ndarray] = {}  # what the last releases at an address have handed on
@@ -183,6 +194,14 @@ def _count_on(first: np.ndarray, count: int) -> np.ndarray:
 def _spread(lanes: np.ndarray, granules: np.ndarray) -> np.ndarray:
     """Return the lane of each granule."""
     return lanes if len(lanes) == len(granules) else np.repeat(lanes, len(granules) // len(lanes))
+
+
+def _bytes_spanned(tensor: torch.Tensor) -> int:
+    """Return the bytes from a tensor's first element to the end of its last."""
+    if not tensor.numel():
+        return 0
+    steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (steps + 1) * tensor.element_size()
 
 
 def make_shared(size: int, granule: int, warps: int, steps: list) -> Memory:

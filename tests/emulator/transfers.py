@@ -19,7 +19,8 @@ BARRIER, EXIT = -1, -2
 _ALL = np.arange(LANES, dtype=np.int32)
 _SPACES = {"global", "shared", "param"}
 _ORDERS = {"acquire", "release", "acq_rel", "relaxed", "volatile"}
-# How a transfer is cached, and how far it is ordered: nothing that an emulator of one device could tell apart.
+# How a transfer is cached, and scopes that all programs of a launch are in: not told apart. A narrower scope, and loads
+# past the coherent caches (`nc`), are refused.
 _IGNORED = {"ca", "cg", "cs", "lu", "cv", "wb", "wt", "gpu", "sys", "sync", "aligned", "m8n8"}
 _ATOMIC = {
     "add": lambda old, value: old + value, "exch": lambda old, value: value, "min": min, "max": max,
@@ -36,7 +37,7 @@ class Transfer:
         vectors = [int(part[1:]) for part in parts if re.fullmatch(r"v[248]", part)]
         self.kind = kinds[-1] if kinds else "b8"
         self.width, self.count = int(self.kind[1:]) // 8, vectors[0] if vectors else 1
-        (self.space,) = [part for part in parts if part in _SPACES][-1:] or ["generic"]
+        self.space = next((part for part in parts if part in _SPACES), "generic")
         self.order = next((part for part in parts if part in _ORDERS), None)
         known = _SPACES | _ORDERS | _IGNORED | set(kinds) | {f"v{self.count}"}
         self.rest = [part for part in parts[1:] if part not in known]

@@ -29,6 +29,10 @@ _ROW_BYTES = {1: 128, 2: 64, 3: 32}
 
 def make(instruction: Instruction, step_number: int, registers: Registers):
     """Return the step of `instruction`, or None where this module does not know it."""
+    if not instruction.opcode.startswith(("wgmma.", "fence.proxy.async")):
+        return None
+    if instruction.guard is not None:
+        raise UnsupportedInstruction(str(instruction))
     if instruction.opcode == "wgmma.fence.sync.aligned":
         return lambda warp: None  # orders registers, which a step here reads at once
     if instruction.opcode == "wgmma.commit_group.sync.aligned":
@@ -39,8 +43,6 @@ def make(instruction: Instruction, step_number: int, registers: Registers):
     if instruction.opcode.startswith("fence.proxy.async"):
         return lambda warp: warp.program.shared.open_to_products(warp.in_program)
     if match := _PRODUCT.fullmatch(instruction.opcode):
-        if instruction.guard is not None:
-            raise UnsupportedInstruction(str(instruction))
         n, k, *kinds = match.groups()
         return _multiply(instruction, step_number, registers, int(n), int(k), next(filter(None, kinds)))
     return None
