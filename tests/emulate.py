@@ -2,24 +2,28 @@
 
     python tests/emulate.py --minutes 10
     python tests/emulate.py --barriers
+    python tests/emulate.py --tables 128
 
 Every call runs forward and backward through the PTX that Triton compiles, and is compared with the oracle; every access
 to memory is checked. A failure is printed as the `Scan` that repeats it. It ends with status 1 if there was one.
 
 With --barriers it asks instead whether the machine would notice: every barrier in the compiled scans is deleted in
 turn. Triton may put one where none is needed, so it ends with status 1 if more than one in ten is not missed.
+
+With --tables it runs every entry of the shipped tuning tables up to so many units, on two batch tiles.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import re
 import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -29,6 +33,7 @@ from emulator.races import RaceError
 from emulator.scans import Scan, check, run, truth_and_oracle
 from strategies import JUMPING
 
+from tritongru import choices
 from tritongru.configs import EXCHANGES, LaunchConfig, next_power_of_two
 from tritongru.tools.cases import Case
 
@@ -119,29 +124,32 @@ def is_missed(scan: Scan, edit: Callable[[str], str]) -> bool:
     return False
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--count", type=int, help="stop after so many calls")
-    parser.add_argument("--seed", type=int, help="default: from the clock; printed")
-    parser.add_argument("--barriers", action="store_true", help="delete each barrier of some compiled scans")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True, warn_only=True)  # torch.empty gives NaN
-    warnings.simplefilter("ignore")
-    if args.barriers:
-        return delete_barriers()
-    first = random.randrange(10**9) if args.seed is None else args.seed
-    print(f"seed {first}", flush=True)
-    begin, tried, failures, instructions = time.monotonic(), Counter(), 0, 0
-    while time.monotonic() - begin < 60 * args.minutes and (args.count is None or tried.total() < args.count):
-        scan = draw(first + tried.total())
-        schedule = "default" if scan.config is None else scan.config.schedule
-        tried[schedule] += 1
+def table_scans(units: int) -> list[Scan]:
+    """Return a call for each entry of the shipped tables with at most `units` units."""
+    scans = []
+    for path in sorted(choices.SHIPPED.glob("*.json")):
+        capability = int(path.name.partition("-")[0].removeprefix("sm_"))
+        table = choices.load(path)
+        for entry in sum(table.groups.values(), ()) if table is not None else ():
+            key = entry.key
+            if key.units <= units and (capability < 100 or entry.config.block_b < 64):
+                case = Case(
+                    entry.config.block_b + 3, 2, 3, key.units, key.dtype, mask="masked" in key.flags,
+                    reset_after="reset_before" not in key.flags, recurrent_dropouts=3 * ("dropout" in key.flags),
+                    precision=key.precision if key.dtype == "float32" else "auto",
+                )  # fmt: skip
+                scans.append(Scan(case, {key.kernel: entry.config}, capability))
+    return scans
+
+
+def check_all(scans: Iterable[Scan]) -> int:
+    """Run calls, print the failures, and return their number."""
+    tried, failures, instructions, begin = Counter(), 0, 0, time.monotonic()
+    for scan in scans:
         truth, _ = truth_and_oracle(scan.case)
         if not all(value.isfinite().all() and value.abs().max() < 1e4 for value in truth.values() if value.numel()):
-            tried["not finite"] += 1
-            continue
+            continue  # nothing to compare with
+        tried[scan.config.schedule if isinstance(scan.config, LaunchConfig) else "of a table or the formula"] += 1
         try:
             instructions += check(scan).instructions
         except (AssertionError, RuntimeError, NotImplementedError, ValueError) as error:
@@ -150,7 +158,36 @@ def main() -> int:
     counts = ", ".join(f"{count} {name}" for name, count in sorted(tried.items()))
     print(f"{tried.total()} calls ({counts}), {instructions} instructions in {time.monotonic() - begin:.0f} s")
     print(f"{failures} failures")
-    return 1 if failures else 0
+    return failures
+
+
+def drawn(first: int, minutes: float, most: int | None) -> Iterator[Scan]:
+    """Draw calls from seed `first` on, until the time is over or there were `most`."""
+    end = time.monotonic() + 60 * minutes
+    for number in itertools.count() if most is None else range(most):
+        if time.monotonic() > end:
+            return
+        yield draw(first + number)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--count", type=int, help="stop after so many calls")
+    parser.add_argument("--seed", type=int, help="default: from the clock; printed")
+    parser.add_argument("--barriers", action="store_true", help="delete each barrier of some compiled scans")
+    parser.add_argument("--tables", type=int, metavar="UNITS", help="run the entries of the shipped tables")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # torch.empty gives NaN
+    warnings.simplefilter("ignore")
+    if args.barriers:
+        return delete_barriers()
+    if args.tables is not None:
+        return 1 if check_all(table_scans(args.tables)) else 0
+    first = random.randrange(10**9) if args.seed is None else args.seed
+    print(f"seed {first}", flush=True)
+    return 1 if check_all(drawn(first, args.minutes, args.count)) else 0
 
 
 if __name__ == "__main__":

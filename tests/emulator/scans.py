@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,16 +21,22 @@ LIMIT = 20_000_000
 
 @dataclass(frozen=True)
 class Scan:
-    """A call and how it is launched; without `config` as on the device, from its table or by the formula."""
+    """A call and how it is launched; without `config` as on the device, from its table or by the formula.
+
+    `config` may be of one direction only, as `launch.use_config` takes it.
+    """
 
     case: Case
-    config: LaunchConfig | None = None
+    config: LaunchConfig | Mapping[str, LaunchConfig] | None = None
     capability: int = 90
     seed: int = 0
     processors: int | None = None
 
     def __str__(self) -> str:
         c = self.config
+        if isinstance(c, Mapping):
+            (direction, c), *_ = c.items()
+            return f"{direction}-{replace(self, config=c)}"
         how = f"{c.schedule}-{c.exchange}-{c.block_b}x{c.block_h}x{c.block_k}-{c.num_warps}warps" if c else "default"
         return f"{how}-sm_{self.capability}-{self.case}"
 
