@@ -130,7 +130,7 @@ def table_scans(units: int) -> list[Scan]:
     for path in sorted(choices.SHIPPED.glob("*.json")):
         capability = int(path.name.partition("-")[0].removeprefix("sm_"))
         table = choices.load(path)
-        for entry in sum(table.groups.values(), ()) if table is not None else ():
+        for entry in itertools.chain.from_iterable(table.groups.values() if table is not None else ()):
             key = entry.key
             if key.units <= units and (capability < 100 or entry.config.block_b < 64):
                 case = Case(

@@ -145,8 +145,8 @@ class _Utilities:
         text = binary.decode()
         if self.gpu.edit is not None:
             text = self.gpu.edit(text)
-        # The module, the function, registers, spills, and the most threads of a program.
-        return None, Code(parse(text)), 0, 0, 1024
+        # The module, which must not be None, the function, registers, spills, and the most threads of a program.
+        return text, Code(parse(text)), 0, 0, 1024
 
 
 class _Launcher:
