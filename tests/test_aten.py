@@ -39,6 +39,10 @@ def test_gradients_are_torchs_own(has_bias, needs):
 def test_second_derivatives(has_bias):
     tensors = make_tensors(has_bias, T=3, B=1, I=2, U=2)
     assert torch.autograd.gradgradcheck(lambda *t: TwiceDifferentiable.apply(*t), tensors)
+    loss = sum(result.sin().sum() for result in TwiceDifferentiable.apply(*tensors))
+    plain = torch.autograd.grad(loss, tensors, retain_graph=True)
+    for one, other in zip(plain, torch.autograd.grad(loss, tensors, create_graph=True), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_a_second_backward_pass_needs_a_kept_graph():
