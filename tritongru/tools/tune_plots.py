@@ -72,6 +72,7 @@ def draw_sweep(path: Path) -> list[Path]:
 def _draw(points: list[Point], path: Path, along: str, up: str, take: Callable[[Point], tuple]) -> Path:
     """One panel for each kernel, dtype and variant; one line for each of what `take` names; marks by schedule."""
     marks = {"single": "o", "persistent": "s", "streamed": "^", "steps": "x"}
+    key = ", ".join(f"{name} {mark}" for name, mark in zip(marks, "●■▲×", strict=True))
     titles = list(dict.fromkeys(point.title for point in points))
     figure, axes = make_panels(len(titles), height=4, width=6)
     for axis, title in zip(axes, titles, strict=False):
@@ -87,5 +88,5 @@ def _draw(points: list[Point], path: Path, along: str, up: str, take: Callable[[
         axis.set_title(title, fontsize=8)
         axis.set(xlabel=along, ylabel=up)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7, ncols=3, title="o single, s persistent, x steps", title_fontsize=7)
+        axis.legend(fontsize=7, ncols=3, title=key, title_fontsize=7)
     return save_figure(figure, f"{up} over {along}", path)[0]
