@@ -32,6 +32,7 @@ from emulator.ptx import parse
 from emulator.races import RaceError
 from emulator.scans import Scan, check, run, truth_and_oracle
 from strategies import JUMPING
+from torch import Tensor
 
 from tritongru import choices
 from tritongru.configs import EXCHANGES, LaunchConfig, next_power_of_two
@@ -100,13 +101,13 @@ def delete_barriers() -> int:
     deleted, not_missed = 0, []
     for config in configs:
         scan, texts = Scan(case, config), []
-        run(scan, lambda text, texts=texts: texts.append(text) or text)
+        right, _ = run(scan, lambda text, texts=texts: texts.append(text) or text)
         for text in texts:
             lines, name = text.split("\n"), parse(text).name
             barriers = [i for i, line in enumerate(lines) if re.fullmatch(r"\s*bar\.(warp\.)?sync\s.*", line)]
             for i in barriers:
                 without = "\n".join(lines[:i] + [""] + lines[i + 1 :])
-                if not is_missed(scan, lambda t, text=text, without=without: without if t == text else t):
+                if not is_missed(scan, lambda t, text=text, without=without: without if t == text else t, right):
                     not_missed.append(f"{config} {name}: PTX line {i + 1}")
             deleted += len(barriers)
             print(f"{config} {name}: {len(barriers)} barriers", flush=True)
@@ -114,13 +115,15 @@ def delete_barriers() -> int:
     return 1 if 10 * len(not_missed) > deleted else 0
 
 
-def is_missed(scan: Scan, edit: Callable[[str], str]) -> bool:
-    """Return whether the machine finds a fault after an edit, in one of five orders: a loop may not come in each."""
-    try:
-        for seed in range(5):
-            run(replace(scan, seed=seed), edit)
-    except (RaceError, AccessError):
-        return True
+def is_missed(scan: Scan, edit: Callable[[str], str], right: dict[str, Tensor]) -> bool:
+    """Return whether an edit is an error or a wrong result in one of five orders: a loop may not come in each."""
+    for seed in range(5):
+        try:
+            found, _ = run(replace(scan, seed=seed), edit)
+        except (RaceError, AccessError):
+            return True
+        if not all(torch.equal(found[name], value) for name, value in right.items()):
+            return True
     return False
 
 

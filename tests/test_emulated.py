@@ -52,7 +52,6 @@ SCANS = [
     Scan(Case(18, 4, units=32, **BF16, **EVERYTHING), persistent("counter")),
     Scan(Case(3, 4, units=33, reset_after=False, **TF32), persistent("counter", num_warps=4)),
     Scan(Case(3, 4, units=32, reset_after=False, layout="torch", **FP16), persistent("flags", num_warps=4)),
-    Scan(Case(18, 2, units=32, go_backwards=True, **FP32), persistent("flags")),
     Scan(Case(3, 4, units=48, reset_after=False, lengths=True, **BF16), persistent("tagged", block_h=32)),
     Scan(Case(3, 3, units=20, resets=True, **TF32), persistent("tagged", block_k=16)),
     Scan(Case(18, 3, units=32, recurrent_dropouts=1, **BF16), persistent("tagged", num_warps=1), capability=80),
@@ -67,7 +66,6 @@ SCANS = [
     ),
     Scan(Case(2, 2, units=16, activation="exponential", **BF16), single(16)),
     Scan(Case(20, 3, units=16, **BF16)),
-    Scan(Case(2, 2, units=20, mask=True, **TF32)),
 ]
 
 
