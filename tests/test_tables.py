@@ -318,7 +318,7 @@ def test_a_shipped_entry_compiles_to_what_it_says(path, kernel):
     from tritongru.tools.tune_compile import Job, compile_job
 
     table = table_files.read(path)
-    quick = [one for one in table.entries if one.key.kernel == kernel and one.config.schedule == STEPS]
-    one = min(quick, key=lambda one: (one.key.dtype, one.key.units, one.batches))
+    mine = [one for one in table.entries if one.key.kernel == kernel]
+    one = min(mine, key=lambda one: (one.key.dtype, one.key.units, one.batches))
     compiled = compile_job(Job(table.device["target"], one.key, one.config))
     assert compiled.wrong == () and compiled.shared <= one.shared, str(one)
