@@ -242,19 +242,7 @@ def main(args: argparse.Namespace) -> int:
         # Triton settles on its interpreter when it is imported, which is later than this.
         os.environ["TRITON_INTERPRET"] = "1"
     groups = [[] if name == "plain" else name.split("+") for name in args.flags]
-    given = (
-        "precision",
-        "kernels",
-        "exchanges",
-        "target",
-        "processors",
-        "out",
-        "jobs",
-        "depth",
-        "seconds",
-        "minutes",
-        "rehearse",
-    )
+    given = "precision kernels exchanges target processors out jobs depth seconds minutes rehearse".split()
     same = {name: getattr(args, name) for name in given}
     # What ends a job on a shared machine is to keep what was found, as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
