@@ -27,7 +27,7 @@ def config_for(target, units, dtype, batch=16, has_dropout=False):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize(
     "target, units",
-    [(target, units) for target in PROCESSORS for units in UNITS if target == "sm_90" or units in (100, 256, 1024)],
+    [(target, units) for target in PROCESSORS for units in UNITS if target == "sm_90" or units in (100, 256, 2048)],
     ids=str,
 )
 def test_budget(target, units, dtype, direction):
@@ -41,6 +41,7 @@ def test_budget(target, units, dtype, direction):
     [
         ("sm_90", 256, 128, (16, 16)), ("sm_90", 512, 128, (16, 32)), ("sm_90", 512, 256, (32, 32)),
         ("sm_90", 1024, 64, (16, 32)), ("sm_90", 1536, 32, (32, 16)), ("sm_80", 512, 128, (32, 32)),
+        ("sm_80", 1024, 16, (16, 16)),
     ],
 )  # fmt: skip
 def test_budget_of_many_rows(target, units, batch, blocks, direction):
