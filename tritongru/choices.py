@@ -86,12 +86,10 @@ def tables_for(device: Device) -> list[tuple[str, Path, Table]]:
 
 def find_race(table: Table, key: Key, batch: int, training: bool, nearest: bool = False) -> Race | None:
     """Return what the table knows of triton and aten for a problem, or None; `nearest` as in `find`."""
-    here = bucket(batch)
     for race in sorted(table.races, key=lambda race: race.key[2]):
-        (dtype, precision, units, with_backward), (low, high) = race.key, race.batches
-        if (dtype, precision, with_backward) != (key.dtype, key.precision, training) or not low <= here <= high:
-            continue
-        if units == key.units or (nearest and _is_near(units, key.units)):
+        dtype, precision, units, with_backward = race.key
+        is_alike = (dtype, precision, with_backward) == (key.dtype, key.precision, training)
+        if is_alike and _serves(race, units, key.units, batch, nearest):
             return race
     return None
 
@@ -106,18 +104,17 @@ def find(table: Table, key: Key, batch: int, nearest: bool = False) -> Entry | N
     """
     if nearest and key.dtype == "float16" and key.group not in table.groups:
         key = replace(key, dtype="bfloat16")
-    here = bucket(batch)
     for entry in table.groups.get(key.group, ()):
-        units, (low, high) = entry.key.units, entry.batches
-        if not low <= here <= high:
-            continue
-        if units == key.units or (nearest and _is_near(units, key.units)):
+        if _serves(entry, entry.key.units, key.units, batch, nearest):
             return entry
     return None
 
 
-def _is_near(units: int, wanted: int) -> bool:
-    return wanted <= units <= 2 * wanted and (units % 16 == 0) == (wanted % 16 == 0)
+def _serves(line: Entry | Race, units: int, wanted: int, batch: int, nearest: bool) -> bool:
+    """Return whether a line for `units` serves `wanted` units and `batch` rows."""
+    low, high = line.batches
+    is_near = wanted <= units <= 2 * wanted and (units % 16 == 0) == (wanted % 16 == 0)
+    return low <= bucket(batch) <= high and (units == wanted or (nearest and is_near))
 
 
 def reasons_against(entry: Entry, key: Key, batch: int, device: Device) -> list[str]:

@@ -92,16 +92,19 @@ def model_step(config: LaunchConfig, key: Key, batch: int, device: Device, machi
     meetings = 2 if "reset_before" in key.flags else 1
     feed, product = _multiply(config, key, depth, device, machine)
     states = (3 if key.kernel == "backward" else 1) + (3 if "dropout" in key.flags and key.kernel == "forward" else 0)
+    # Bytes per clock of the second-level cache, for one of all that read at once.
+    rate = min(machine.cache_rate, machine.cache_total / min(programs, device.processors))
     load = 0.0
-    if config.schedule != SINGLE:
+    if config.streams:
+        chunk = (3 * config.block_h + states * config.block_b) * config.block_k * size
+        load = chunks * max(machine.cache_latency / STREAM_AHEAD, chunk / rate)
+    elif config.schedule != SINGLE:
         # What is under way at once bounds the rate: bytes in flight over the latency.
         in_flight = LOADS_IN_FLIGHT * LOAD_BYTES * config.num_warps * device.warp_size
-        together = machine.cache_total / min(programs, device.processors)
-        rate = min(machine.cache_rate, in_flight / machine.cache_latency, together)
+        rate = min(rate, in_flight / machine.cache_latency)
         load = machine.cache_latency * meetings + states * config.block_b * depth * size / rate
     gates = GATE_LATENCY + config.block_b * config.block_h * GATE_INSTRUCTIONS / machine.scalar_rate
     exchange = launch = 0.0
-    waves = 1
     if config.waits:
         waves = max(1, count_waves(config, key.units, batch, device))
         passes, together = EXCHANGE_PASSES.get(config.exchange, EXCHANGE_PASSES["counter"])
@@ -112,13 +115,8 @@ def model_step(config: LaunchConfig, key: Key, batch: int, device: Device, machi
         waves = -(-programs // device.processors)
     if config.schedule == STEPS:
         launch = machine.launch * (meetings + (1 if key.kernel == "backward" else 0))
-    if config.streams:
-        chunk = (3 * config.block_h + states * config.block_b) * config.block_k * size
-        together = machine.cache_total / min(programs, device.processors)
-        load = chunks * max(machine.cache_latency / STREAM_AHEAD, chunk / min(machine.cache_rate, together))
-    micro = 1e-3 / machine.clock
-    exchanges = exchange * micro * (waves if config.waits else 1)
-    return StepTime(launch, exchanges, *(waves * part * micro for part in (load, feed, product, gates)))
+    micro = waves * 1e-3 / machine.clock
+    return StepTime(launch, *(part * micro for part in (exchange, load, feed, product, gates)))
 
 
 def step_floor(key: Key, batch: int, device: Device, machine: Machine) -> float:
