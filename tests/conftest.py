@@ -1,9 +1,11 @@
-"""What every test shares: uninitialised memory is NaN, a fixed seed, and the markers' meaning."""
+"""What every test shares: uninitialised memory is NaN, fixed seeds, and the markers' meaning."""
 
 from __future__ import annotations
 
 import os
+import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,9 +25,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
+def fixed_seeds():
+    """Make every test draw the same numbers each time, alone or among others; Keras takes its seeds from `random`."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def nan_in_uninitialised_memory():
     """Make `torch.empty` return NaN, so that reading what was never written shows."""
-    torch.manual_seed(0)
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
