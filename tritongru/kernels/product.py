@@ -57,8 +57,9 @@ def multiply_once(
     if STREAM:
         for k in range(NK):
             c_z, c_r, c_n = load_weights(u, k, U, o_h, m_h, s_chunk, s_own, s_gate, GATE_Z, GATE_R, BLOCK_K, DOT)
+            # Nothing is stale here; a number, since Triton 3.6 lets no function return None.
             k_z, k_r, k_n, _ = load_rows(
-                p_z, p_r, p_n, s_zr, s_n, words_z, words_r, words_n, None, round, own_z, own_r, own_n, drop,
+                p_z, p_r, p_n, s_zr, s_n, words_z, words_r, words_n, 0, round, own_z, own_r, own_n, drop,
                 k, U, o_b, m_b, step_size, ZR, N, SAME, SINGLE, TAGGED, PTX, DROPS, GATE_Z, GATE_R, BLOCK_K, DOT,
             )  # fmt: skip
             if ZR:
