@@ -237,6 +237,14 @@ def check_device() -> None:
     print(f"memory free: {free / 2**30:.1f} of {total / 2**30:.1f} GiB", flush=True)
 
 
+def check_interpreter() -> None:
+    """Stop early where Triton's interpreter cannot run."""
+    from tritongru.faults import reasons_against_interpreter
+
+    if reasons := reasons_against_interpreter():
+        raise StepError("; ".join(reasons))
+
+
 def main() -> int:
     """Run one step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -254,8 +262,7 @@ def main() -> int:
         args.seconds = 0.0
     begin = time.monotonic()
     try:
-        if not args.rehearse:
-            check_device()
+        check_interpreter() if args.rehearse else check_device()
         status = STEPS[args.step](args)
     except StepError as error:
         print(f"{args.step}: {error}")

@@ -57,7 +57,7 @@ def run_pytest(root: Path, out: Path, seconds: float, rehearse: bool) -> Outcome
     """Run every GPU-marked test, shared out among processes; in a rehearsal a few tests of the kernels, interpreted."""
     begin = time.monotonic()
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    chosen = ["tests/interpreted", "-m", "gpu"]
+    chosen = ["tests", "-m", "gpu"]
     if rehearse:
         environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
         chosen = ["tests/interpreted", "-k", "test_empty or repeated_runs"]
@@ -100,6 +100,9 @@ def run_pytest(root: Path, out: Path, seconds: float, rehearse: bool) -> Outcome
     missing = re.findall(r"^ERROR (\S+\.py)", collected.stdout, re.M)
     notes = f"{len(names)} tests in {len(shares)} processes" + (f"; {late} ended for lack of time" if late else "")
     notes += "".join(f"; {name} could not be collected" for name in dict.fromkeys(missing))
+    notes += "".join(
+        f"; {reason}" for reason in dict.fromkeys(re.findall(r"^E +(\w*Error: .*)$", collected.stdout, re.M))
+    )
     return Outcome("pytest", passed, failed, skipped, time.monotonic() - begin, notes)
 
 

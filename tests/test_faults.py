@@ -15,6 +15,7 @@ import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +23,7 @@ import tritongru
 from tritongru import ExchangeError, FallbackWarning, UnsupportedError, dispatch, eager, faults, functional
 from tritongru.configs import MOST_WAVES, PERSISTENT, STEPS, Device, choose, count_waves
 from tritongru.tools.cases import Case, make_arguments, run_case
+from tritongru.tools.compare import compare_backend
 
 CASE = Case(3, 6, 4, 9, "float64", mask=True)
 
@@ -249,6 +251,23 @@ def test_errors_are_told_apart_by_where_they_arose():
     with pytest.raises(AttributeError) as caught:
         tritongru.no_such_name  # noqa: B018
     assert faults.classify(caught.value) is None
+
+
+@pytest.mark.parametrize(
+    "triton, numpy, runs",
+    [("3.6.0", "2.3.5", True), ("3.6.0+git1", "2.4.0rc1", False), ("3.3.1", "3.0", False), ("3.7.1", "2.5.5", True)],
+)
+def test_an_interpreter_that_is_too_old_for_numpy(monkeypatch, triton, numpy, runs):
+    monkeypatch.setattr(pytest.importorskip("triton"), "__version__", triton)
+    monkeypatch.setattr(np, "__version__", numpy)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    reasons = faults.reasons_against_environment("cpu")
+    assert reasons == (
+        () if runs else (f"the interpreter of triton {triton} needs numpy older than 2.4, found {numpy}",)
+    )
+    if not runs:
+        (row,) = compare_backend(replace(CASE, dtype="float32"), "triton", torch.device("cpu"))
+        assert row.verdict == "not run" and row.note == reasons[0]
 
 
 @pytest.mark.parametrize("text", ["operation not supported", "too many blocks in cooperative launch"])

@@ -105,7 +105,7 @@ def compile_scan(
     gpu, limit = TARGETS[target]
     if config.waits and config.exchange not in exchanges(gpu.backend):
         raise ValueError(f"`config.exchange` {config.exchange!r} is not sound on target {target!r}")
-    constants = _constants(direction, config, units, dtype, precision) | flags
+    constants = _constants(direction, config, units, dtype, precision, gpu) | flags
     absent = _absent_arguments(constants)
     signature, values, attributes = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):
@@ -155,15 +155,18 @@ def compile_probe(target: str, method: str, programs: int, dtype: torch.dtype, n
     return _resources(triton.compile(source, target=gpu, options={"num_warps": num_warps}), gpu)[:2]
 
 
-def _constants(direction: str, config: LaunchConfig, units: int, dtype: torch.dtype, precision: str) -> dict:
+def _constants(
+    direction: str, config: LaunchConfig, units: int, dtype: torch.dtype, precision: str, gpu: GPUTarget
+) -> dict:
     chunks = -(-units // config.block_k)
     shared = dict(
         BLOCK_B=config.block_b, BLOCK_H=config.block_h, BLOCK_K=config.block_k, NK=chunks,
         GROUP=chunks_in_flight(config, chunks, dtype.itemsize, 1 if direction == "forward" else 3),
         SINGLE=config.schedule == SINGLE, PERSISTENT=config.waits, STREAM=config.streams, EXCHANGE=config.exchange,
-        POLLS=polls(-(-units // config.block_h), config.num_warps), PTX=True, PHASE=0, WAVES=False, ACT=1, REC_ACT=2,
-        RESET_AFTER=True, ZERO_MASKED=False, REVERSE=False, GATE_Z=0, GATE_R=1, DROPS=0, HAS_MASK=False,
-        HAS_RESET=False, HAS_ROWS=False, DOT=getattr(triton.language, str(dtype).removeprefix("torch.")),
+        POLLS=polls(-(-units // config.block_h), config.num_warps), PTX=gpu.backend == "cuda", PHASE=0, WAVES=False,
+        ACT=1, REC_ACT=2, RESET_AFTER=True, ZERO_MASKED=False, REVERSE=False, GATE_Z=0, GATE_R=1, DROPS=0,
+        HAS_MASK=False, HAS_RESET=False, HAS_ROWS=False,
+        DOT=getattr(triton.language, str(dtype).removeprefix("torch.")),
         PRECISION=precision if dtype == torch.float32 else "ieee",
     )  # fmt: skip
     if direction == "forward":

@@ -25,6 +25,9 @@ from .spec import ExchangeError, FallbackWarning, is_interpreted
 LOWEST_CAPABILITY = (7, 0)
 # The kernels' constants and the cooperative launch; pyproject.toml asks for the same.
 LOWEST_TRITON = (3, 3)
+# Triton's interpreter takes arrays of one element for numbers up to here, and numpy refuses that from here on.
+INTERPRETER_WITH_ANY_NUMPY = (3, 7)
+NUMPY_WITHOUT_SCALAR_ARRAYS = (2, 4)
 # Memory comes back, so a lack of it is met three times in a row before such calls go elsewhere at once.
 ATTEMPTS_WITHOUT_MEMORY = 3
 
@@ -166,7 +169,10 @@ def forget() -> None:
         _failures.clear()
         _warned.clear()
         _not_cooperative.clear()
-    for cached in (has_triton, reasons_against_operators, _import_reasons, _driver_reasons, _has_cooperative_launch):
+    for cached in (
+        has_triton, reasons_against_operators, reasons_against_interpreter, _import_reasons, _driver_reasons,
+        _has_cooperative_launch,
+    ):  # fmt: skip
         cached.cache_clear()
 
 
@@ -197,8 +203,10 @@ def reasons_against_environment(device: str, index: int = 0) -> tuple[str, ...]:
         return ()
     if broken := _import_reasons():
         return broken
+    if device == "cpu":
+        return reasons_against_interpreter()
     # Asked about a GPU where there is none, the answer is about Triton alone.
-    if device != "cuda" or not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         return ()
     if torch.version.hip is None and (capability := torch.cuda.get_device_capability(index)) < LOWEST_CAPABILITY:
         found, lowest = (".".join(map(str, value)) for value in (capability, LOWEST_CAPABILITY))
@@ -230,6 +238,17 @@ def reasons_against_operators() -> tuple[str, ...]:
     return ()
 
 
+@functools.cache
+def reasons_against_interpreter() -> tuple[str, ...]:
+    """Return why Triton's interpreter, which TRITON_INTERPRET=1 chooses, cannot run the kernels here."""
+    if broken := _import_reasons():
+        return broken
+    triton, numpy = (str(importlib.import_module(name).__version__) for name in ("triton", "numpy"))
+    if _release(triton) < INTERPRETER_WITH_ANY_NUMPY and _release(numpy) >= NUMPY_WITHOUT_SCALAR_ARRAYS:
+        return (f"the interpreter of triton {triton} needs numpy older than 2.4, found {numpy}",)
+    return ()
+
+
 # Dynamo cannot trace these; they give one answer per process. See torch.compiler.assume_constant_result.
 reasons_against_environment._dynamo_marked_constant = True  # type: ignore[attr-defined]
 warn_of_environment._dynamo_marked_constant = True  # type: ignore[attr-defined]
@@ -258,10 +277,15 @@ def _import_reasons() -> tuple[str, ...]:
     except Exception as error:  # whatever a broken installation raises, on its own import
         return (f"triton cannot be imported ({describe(error)})",)
     stated = str(getattr(triton, "__version__", "of no version"))
-    found = re.match(r"(\d+)\.(\d+)", stated)
-    if found is None or tuple(map(int, found.groups())) < LOWEST_TRITON:
+    if _release(stated) < LOWEST_TRITON:
         return (f"triton {stated} is older than {'.'.join(map(str, LOWEST_TRITON))}",)
     return ()
+
+
+def _release(version: str) -> tuple[int, int]:
+    """Return the first two numbers of a version; (0, 0) for what is none."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 @functools.cache

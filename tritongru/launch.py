@@ -256,8 +256,8 @@ class _Workspace:
             BLOCK_B=config.block_b, BLOCK_H=config.block_h, BLOCK_K=config.block_k, NK=chunks,
             GROUP=configs.chunks_in_flight(config, chunks, self.u.element_size(), self.planes),
             SINGLE=config.schedule == SINGLE, PERSISTENT=config.waits, STREAM=config.streams,
-            EXCHANGE=config.exchange, POLLS=configs.polls(self.grid[0], config.num_warps), PTX=not interpreted,
-            DOT=dot,
+            EXCHANGE=config.exchange, POLLS=configs.polls(self.grid[0], config.num_warps),
+            PTX=not interpreted and torch.version.hip is None, DOT=dot,
             PRECISION="ieee" if interpreted or self.u.dtype != torch.float32 else precision,
         )  # fmt: skip
 

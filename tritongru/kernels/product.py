@@ -15,10 +15,32 @@ from .weights import load_weights
 
 
 @triton.jit
+def keep_layout(values):
+    """Return `values` through an instruction that the compiler does not look into.
+
+    Triton 3.6 would otherwise carry each chunk to the product's layout as soon as it is loaded. Many warps hold the
+    same values there, so the chunks in flight would take several times the registers, and spill.
+    """
+    if values.dtype.primitive_bitwidth == 32:
+        values = tl.inline_asm_elementwise(
+            "mov.b32 $0, $1;", "=f,f", [values], dtype=values.dtype, is_pure=False, pack=1
+        )
+    else:
+        values = tl.inline_asm_elementwise(
+            "mov.b32 $0, $1;", "=r,r", [values], dtype=values.dtype, is_pure=False, pack=2
+        )
+    return values
+
+
+@triton.jit
 def load_chunk(
-    p_rows, words, stale, round, k, U, s_row, o_b, m_b, BLOCK_K: tl.constexpr, TAGGED: tl.constexpr, PTX: tl.constexpr
-):
-    """Return chunk k (BLOCK_B, BLOCK_K) of values with rows s_row apart, or of (B,U) words; and `stale`, updated."""
+    p_rows, words, stale, round, k, U, s_row, o_b, m_b, BLOCK_K: tl.constexpr, TAGGED: tl.constexpr,
+    PTX: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """Return chunk k (BLOCK_B, BLOCK_K) of values with rows s_row apart, or of (B,U) words; and `stale`, updated.
+
+    KEEP: whether many chunks are in flight, and must stay as they were loaded until they are multiplied.
+    """
     # The chunk's place is added last, as a constant: so the chunks share the registers of one address.
     o_k = tl.arange(0, BLOCK_K)
     m_bk = m_b[:, None] & (o_k < U - k * BLOCK_K)[None, :]
@@ -31,6 +53,8 @@ def load_chunk(
         # Past the first-level cache: others have written it.
         p_k = p_rows + (o_b[:, None] * s_row + o_k[None, :]) + k * BLOCK_K
         b_k = tl.load(p_k, mask=m_bk, other=0.0, cache_modifier=".cg")
+        if KEEP:
+            b_k = keep_layout(b_k)
     return b_k, stale
 
 
@@ -60,7 +84,8 @@ def multiply_once(
             # Nothing is stale here; a number, since Triton 3.6 lets no function return None.
             k_z, k_r, k_n, _ = load_rows(
                 p_z, p_r, p_n, s_zr, s_n, words_z, words_r, words_n, 0, round, own_z, own_r, own_n, drop,
-                k, U, o_b, m_b, step_size, ZR, N, SAME, SINGLE, TAGGED, PTX, DROPS, GATE_Z, GATE_R, BLOCK_K, DOT,
+                k, U, o_b, m_b, step_size, ZR, N, SAME, SINGLE, TAGGED, PTX, False, DROPS, GATE_Z, GATE_R, BLOCK_K,
+                DOT,
             )  # fmt: skip
             if ZR:
                 a_z = tl.dot(k_z.to(DOT), c_z, a_z, input_precision=PRECISION)
@@ -80,8 +105,8 @@ def multiply_once(
                 if k < NK:
                     k_z, k_r, k_n, stale = load_rows(
                         p_z, p_r, p_n, s_zr, s_n, words_z, words_r, words_n, stale, round, own_z, own_r, own_n, drop,
-                        k, U, o_b, m_b, step_size, ZR, N, SAME, SINGLE, TAGGED, PTX, DROPS, GATE_Z, GATE_R, BLOCK_K,
-                        DOT,
+                        k, U, o_b, m_b, step_size, ZR, N, SAME, SINGLE, TAGGED, PTX, PTX, DROPS, GATE_Z, GATE_R,
+                        BLOCK_K, DOT,
                     )  # fmt: skip
                     rows_z, rows_r, rows_n = rows_z + (k_z,), rows_r + (k_r,), rows_n + (k_n,)
             for k in tl.static_range(first, first + AHEAD):
@@ -101,20 +126,20 @@ def multiply_once(
 def load_rows(
     p_z, p_r, p_n, s_zr, s_n, words_z, words_r, words_n, stale, round, own_z, own_r, own_n, drop,
     k, U, o_b, m_b, step_size, ZR: tl.constexpr, N: tl.constexpr, SAME: tl.constexpr, SINGLE: tl.constexpr,
-    TAGGED: tl.constexpr, PTX: tl.constexpr, DROPS: tl.constexpr, GATE_Z: tl.constexpr, GATE_R: tl.constexpr,
-    BLOCK_K: tl.constexpr, DOT: tl.constexpr,
+    TAGGED: tl.constexpr, PTX: tl.constexpr, KEEP: tl.constexpr, DROPS: tl.constexpr, GATE_Z: tl.constexpr,
+    GATE_R: tl.constexpr, BLOCK_K: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Return chunk k of the rows for gates z, r, n, each with its dropout mask, and `stale`, updated."""
     k_z, k_r, k_n = own_z, own_r, own_n
     if not SINGLE:
         if ZR or SAME:
-            k_z, stale = load_chunk(p_z, words_z, stale, round, k, U, s_zr, o_b, m_b, BLOCK_K, TAGGED, PTX)
+            k_z, stale = load_chunk(p_z, words_z, stale, round, k, U, s_zr, o_b, m_b, BLOCK_K, TAGGED, PTX, KEEP)
         k_r, k_n = k_z, k_z
         if not SAME:
             if ZR:
-                k_r, stale = load_chunk(p_r, words_r, stale, round, k, U, s_zr, o_b, m_b, BLOCK_K, TAGGED, PTX)
+                k_r, stale = load_chunk(p_r, words_r, stale, round, k, U, s_zr, o_b, m_b, BLOCK_K, TAGGED, PTX, KEEP)
             if N:
-                k_n, stale = load_chunk(p_n, words_n, stale, round, k, U, s_n, o_b, m_b, BLOCK_K, TAGGED, PTX)
+                k_n, stale = load_chunk(p_n, words_n, stale, round, k, U, s_n, o_b, m_b, BLOCK_K, TAGGED, PTX, KEEP)
     # Multiplied in the products' type: in bfloat16 the interpreter would multiply the bits.
     if DROPS == 1:
         k_n = k_n.to(DOT) * load_factor(drop, k, U, o_b, m_b, BLOCK_K).to(DOT)
