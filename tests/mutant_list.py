@@ -17,6 +17,7 @@ class Mutant(NamedTuple):
 EAGER = "test_eager.py -k grid"
 SHAPES = "test_eager.py -k shapes_and_dtypes"
 LENGTHS = "test_compat.py -k lengths_equal"
+PACKING = "test_packing.py"
 CHUNKS = "test_eager.py -k chunk"
 HALF = "test_eager.py -k half"
 NO_STEPS = "test_eager.py -k no_steps"
@@ -44,15 +45,25 @@ MUTANTS = [
     Mutant("eager/layout.py", "torch.float64 if dtype == torch.float64 else torch.float32", "dtype", HALF),
     Mutant("eager/layout.py", "before.masked_fill(resets[begin:end, :, None], 0.0)", "before", EAGER),
     Mutant("eager/layout.py", "T else after[begin + 1 : end + 1]", "T else after[begin:end]", CHUNKS),
-    Mutant("eager/layout.py", "yield (T - end, T - begin) if reverse", "yield (begin, end) if reverse", CHUNKS),
+    Mutant("eager/layout.py", "yield (T - step, T - first) if reverse", "yield (first, step) if reverse", CHUNKS),
     Mutant("eager/forward.py", "h = torch.where(resets[t, :, None]", "h = torch.where(resets[t - 1, :, None]", EAGER),
     Mutant("eager/forward.py", "torch.where(mask[t, :, None], new, h", "torch.where(mask[t, :, None], new, new", EAGER),
     Mutant("eager/forward.py", "torch.lerp(n, h, z", "torch.lerp(h, n, z", EAGER),
     Mutant("eager/forward.py", "torch.cat((early[: 2 * U], torch.zeros_like(bias_n)))", "early", EAGER),
     Mutant("eager/forward.py", "f(n.addmm_(r * h_n, u_n))", "f(n.addmm_(r * h, u_n))", EAGER),
-    Mutant("eager/forward.py", "gh_n.addmm_(dropped(h, d_n), u_n)", "gh_n.addmm_(dropped(h, d_z), u_n)", EAGER),
+    Mutant("eager/forward.py", "gh_n.addmm_(drop_rows(h, d_n), u_n)", "gh_n.addmm_(drop_rows(h, d_z), u_n)", EAGER),
     Mutant("eager/forward.py", "after.masked_fill(~mask[..., None], 0.0)", "after", EAGER),
     Mutant("eager/forward.py", "found.masked_fill(found == T, -1)", "found", EAGER),
+    Mutant("eager/layout.py", "leaving[size:now] = rows[size:]", "pass", PACKING),
+    Mutant("eager/layout.py", "h0[here : steps.sizes[t]]", "h0[: steps.sizes[t] - here]", PACKING),
+    Mutant("eager/packing.py", "or resets is not None or drop", "or drop", PACKING),
+    Mutant("eager/packing.py", "~mask & (final < nowhere)", "~mask", PACKING),
+    Mutant("eager/packing.py", "last = T - lengths if rises", "last = T - 1 - lengths if rises", PACKING),
+    Mutant("eager/packing.py", "if variant.reverse == bool(rises) and", "if", PACKING),
+    Mutant("eager/forward.py", "index_copy_(0, order, last)", "copy_(last)", PACKING),
+    Mutant("eager/forward.py", "kept[steps.starts[-1] :] = 0", "pass", PACKING),
+    Mutant("eager/backward.py", "d_last + d_repeated", "d_last", PACKING),
+    Mutant("eager/backward.py", "not restarts and sizes[before] == sizes[t]", "not restarts", PACKING),
     Mutant("eager/backward.py", "self.dh = self.dh.masked_fill(restart, 0.0)", "pass", EAGER),
     Mutant("eager/backward.py", "add_(self.dh.masked_fill(~restart, 0.0))", "mul_(1.0)", EAGER),
     Mutant("eager/backward.py", "z.masked_fill(masked, 1.0)", "z.masked_fill(masked, 0.0)", EAGER),
@@ -90,7 +101,7 @@ MUTANTS = [
     Mutant("kernels/gates.py", "tanh(0.5 * a) * (tl.exp(a) + 1.0)", "tl.exp(a) - 1.0", RECORDED),
     Mutant("kernels/gates.py", "e, tl.log(u) * (e / tl.where(rounded == 0.0, 1.0, rounded))", "e, tl.log(u)", RECORDED),
     Mutant("kernels/gates.py", "d = -expm1(-y)", "d = -expm1(y)", ACTIVATIONS),
-    Mutant("eager/forward.py", "h if m is None or not h.numel() else", "h if m is None else", RECORDED),
+    Mutant("eager/layout.py", "h if m is None or not h.numel() else", "h if m is None else", RECORDED),
     Mutant("kernels/product.py", "k_n = k_n.to(DOT) * load_factor(drop, k, U, o_b, m_b, BLOCK_K).to(DOT)",
            "k_n = k_n * load_factor(drop, k, U, o_b, m_b, BLOCK_K)", RECORDED),
     Mutant("launch.py", "dot = tl.float32 if interpreted", "dot = tl.float32 if not interpreted", RECORDED),

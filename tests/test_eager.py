@@ -14,9 +14,9 @@ from tritongru.tools.cases import Case, differentiated, in_dtype, make_arguments
 from tritongru.tools.tolerance import check
 
 
-def assert_equals_oracle(case: Case, backend: str = "eager") -> None:
-    """Assert outputs, state and every gradient by name."""
-    arguments = make_arguments(case)
+def assert_equals_oracle(case: Case, backend: str = "eager", **changes) -> None:
+    """Assert outputs, state and every gradient by name; `changes` replace arguments of the case."""
+    arguments = make_arguments(case) | changes
     truth = run_case(in_dtype(arguments, torch.float64), "reference", case.seed)
     oracle = run_case(arguments, "reference", case.seed)
     for name, value in run_case(arguments, backend, case.seed).items():
@@ -59,14 +59,14 @@ def test_chunks_of_steps(monkeypatch, layout: str, reset_after: bool, go_backwar
 
 
 def test_one_call_is_one_chunk_or_many(monkeypatch) -> None:
-    from tritongru.eager.layout import chunks
+    from tritongru.eager.layout import Steps
 
     monkeypatch.setattr("tritongru.eager.layout.CHUNK", 24)
     monkeypatch.setattr("tritongru.eager.layout.CHUNK_ROWS", 2)
-    assert list(chunks(7, 2, 4, False)) == [(0, 3), (3, 6), (6, 7)]
-    assert list(chunks(7, 2, 4, True)) == [(4, 7), (1, 4), (0, 1)]
-    assert list(chunks(0, 2, 4, False)) == []
-    assert list(chunks(2, 0, 4, False)) == [(0, 2)]
+    assert list(Steps([2] * 7).chunks(4, False)) == [(0, 3), (3, 6), (6, 7)]
+    assert list(Steps([2] * 7).chunks(4, True)) == [(4, 7), (1, 4), (0, 1)]
+    assert list(Steps([2] * 0).chunks(4, False)) == []
+    assert list(Steps([0] * 2).chunks(4, False)) == [(0, 2)]
 
 
 @pytest.mark.parametrize("reset_after", [True, False])

@@ -244,8 +244,8 @@ def rebuild_gates(
     """Return the gates (4 or 3,T,B,U) that `scan` did not save, by one product over all steps."""
     variant = Variant(activation, recurrent_activation, reset_after, reset_gate_first=reset_gate_first)
     with product_precision(x, precision):
-        packed = eager.rebuild(x, w, bias_x, u, bias_h, entering, drop, variant)
-    return eager.unpack_gates(packed, variant).to(x.dtype)
+        rows = eager.rebuild(x.flatten(0, 1), w, bias_x, u, bias_h, entering.flatten(0, 1), drop, variant)
+    return eager.unpack_gates(rows.unflatten(0, entering.shape[:2]), variant).to(x.dtype)
 
 
 @rebuild_gates.register_fake

@@ -17,17 +17,20 @@ from ..spec import Variant
 from .forward import last_valid, rebuild
 from .layout import (
     Gates,
-    chunks,
+    Steps,
     compute_dtype,
-    each_step,
+    drop_rows,
+    entering_rows,
     entering_states,
     gate_width,
     pull_back,
+    resize,
     split_drop,
     split_gates,
     steps_with,
     view_gates,
 )
+from .packing import pack_output_gradients, plan_packing
 from .sums import Sums, Wanted
 
 
@@ -35,8 +38,8 @@ class Chunk(NamedTuple):
     """A chunk of steps on its way back.
 
     Attributes:
-        d: packed gate gradients (K,B,4U or 3U); first the factors of dh, then, step by step, the gradients.
-        z: how much of dh goes through the mixture, (K,B,U). r: how much of ds goes to the state, without reset_after.
+        d: packed gate gradients (N,4U or 3U); first the factors of dh, then, step by step, the gradients.
+        z: how much of dh goes through the mixture, (N,U). r: how much of ds goes to the state, without reset_after.
     """
 
     d: Tensor
@@ -65,54 +68,126 @@ def run_backward(
     """Return the gradients of `forward.run_forward`'s tensor inputs.
 
     Args:
-        after: (T,B,U) states leaving each step. gates: as saved, or empty: they are then rebuilt chunk by chunk.
+        after, gates: as `run_forward` returned them, those of packed rows among them; gates may be empty: they are then
+            rebuilt chunk by chunk.
         d_out: (T,B,U) or None; d_last: (B,U) or None. wanted: which gradients to compute.
 
     Returns:
         d_x, d_w, d_bias_x, d_u, d_bias_h, d_h0, d_fresh, d_drop, each laid out as its input; empty where not wanted.
     """
     T, B, U = after.shape
-    dtype, width = compute_dtype(x.dtype), gate_width(variant)
-    sums = Sums(x, w, bias_x, u, bias_h, drop, variant, wanted)
-    reverse = Reverse(u, mask, resets, drop, variant, d_out, d_last, T, B, dtype)
+    dtype = compute_dtype(x.dtype)
+    d_out = None if d_out is None else d_out.to(dtype)
+    d_last = u.new_zeros(B, U, dtype=dtype) if d_last is None else d_last.to(dtype)
+    gates = gates.flatten(0, 1) if gates.dim() == 3 else gates
+    packing = plan_packing(mask, resets, drop, variant)
+    if packing is None:
+        d_out = None if d_out is None else fold_outputs(d_out, mask, variant).flatten(0, 1)
+        return scan_back(
+            x, Steps([B] * T), w, bias_x, u, bias_h, h0, mask, resets, fresh, drop,
+            lambda begin, end: entering_states(after, begin, end, h0, resets, fresh, variant).flatten(0, 1),
+            gates, d_out, d_last, variant, wanted,
+        )  # fmt: skip
+    steps, order, places = Steps(packing.sizes), packing.order, packing.places
+    if d_out is not None:
+        d_out, d_repeated = pack_output_gradients(d_out, packing)
+        d_last = d_last if d_repeated is None else d_last + d_repeated
+    h0, after = h0[order], after.flatten(0, 1)
+    d_x, d_w, d_bias_x, d_u, d_bias_h, d_h0, d_fresh, d_drop = scan_back(
+        x[places], steps, w, bias_x, u, bias_h, h0, None, None, None, None,
+        lambda begin, end: entering_rows(after, steps, begin, end, h0, variant),
+        gates, d_out, d_last[order], variant, wanted,
+    )  # fmt: skip
+    d_x = torch.zeros_like(x).index_put_(places, d_x) if wanted.x else d_x
+    d_h0 = torch.empty_like(d_h0).index_copy_(0, order, d_h0) if wanted.h0 else d_h0
+    return d_x, d_w, d_bias_x, d_u, d_bias_h, d_h0, d_fresh, d_drop
+
+
+def scan_back(
+    x: Tensor,
+    all_steps: Steps,
+    w: Tensor | None,
+    bias_x: Tensor | None,
+    u: Tensor,
+    bias_h: Tensor | None,
+    h0: Tensor,
+    mask: Tensor | None,
+    resets: Tensor | None,
+    fresh: Tensor | None,
+    drop: Tensor | None,
+    entering: Callable[[int, int], Tensor],
+    gates: Tensor,
+    d_out: Tensor | None,
+    d_last: Tensor,
+    variant: Variant,
+    wanted: Wanted,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of the tensor inputs of `forward.scan`, as `run_backward` does.
+
+    Args:
+        entering: gives the states entering the steps begin..end. gates: (N,4U or 3U) or empty. d_out: (N,U) or None.
+    """
+    dtype, width = compute_dtype(x.dtype), gate_width(variant) * u.shape[0]
+    sums = Sums(x, w, bias_x, u, bias_h, drop, variant, wanted, all_steps)
+    reverse = Reverse(u, mask, resets, drop, variant, d_out, d_last, all_steps)
     d_fresh = torch.zeros_like(fresh, dtype=dtype) if wanted.fresh and fresh is not None else None
-    bounds = list(chunks(T, B, width * U, variant.reverse))
-    buffer = x.new_empty(max((end - begin for begin, end in bounds), default=0), B, width * U, dtype=dtype)
+    bounds = list(all_steps.chunks(width, variant.reverse))
+    most = max((all_steps.count(begin, end) for begin, end in bounds), default=0)
+    buffer = x.new_empty(most, width, dtype=dtype)
     for begin, end in reversed(bounds):
-        h = entering_states(after, begin, end, h0, resets, fresh, variant)
-        if gates.dim() == 3:
-            packed = gates[begin:end].to(dtype)
+        h = entering(begin, end)
+        if gates.dim() == 2:
+            packed = gates[all_steps.rows(begin, end)].to(dtype)
         else:
-            packed = rebuild(x[begin:end], w, bias_x, u, bias_h, h, drop, variant)
+            packed = rebuild(all_steps.read(x, begin, end), w, bias_x, u, bias_h, h, drop, variant)
         h, g = h.to(dtype), view_gates(packed, variant)
-        chunk = reverse.fill_factors(buffer[: end - begin], g, h, begin, end)
+        chunk = reverse.fill_factors(buffer[: all_steps.count(begin, end)], g, h, begin, end)
         reverse.walk(chunk, begin, end, d_fresh)
         sums.add(chunk.d, h, g.r, begin, end)
-    d_h0 = reverse.dh.to(h0.dtype, copy=True) if wanted.h0 else x.new_empty(0)
+    d_h0 = reverse.finish().to(h0.dtype, copy=True) if wanted.h0 else x.new_empty(0)
     d_fresh = x.new_empty(0) if d_fresh is None else d_fresh.to(x.dtype)
     d_x, d_w, d_bias_x, d_u, d_bias_h, d_drop = sums.finish()
     return d_x, d_w, d_bias_x, d_u, d_bias_h, d_h0, d_fresh, d_drop
 
 
 class Reverse:
-    """The state of the walk back over all steps: `dh`, the gradient of the state that leaves the next step."""
+    """The state of the walk back over all steps.
 
-    def __init__(self, u, mask, resets, drop, variant: Variant, d_out, d_last, T: int, B: int, dtype: torch.dtype):
-        self.variant, self.dtype, self.T = variant, dtype, T
+    Attributes:
+        dh: the gradient of the state that leaves the next step, its rows those of that step.
+    """
+
+    def __init__(self, u, mask, resets, drop, variant: Variant, d_out, d_last: Tensor, all_steps: Steps):
+        """Begin after the last step: d_out (N,U) or None, d_last (B,U), both in the dtype of sums."""
+        T = len(all_steps.sizes)
+        self.variant, self.steps = variant, all_steps
         self.mask, self.resets = mask, resets
-        self.drop_n = None if drop is None else split_drop(drop.to(dtype), variant)[2]
+        self.drop_n = None if drop is None else split_drop(drop.to(d_last.dtype), variant)[2]
         self.f_back, self.g_back = pull_back(variant.activation), pull_back(variant.recurrent_activation)
         self.some_valid = steps_with(mask, T) if mask is not None else [True] * T
         self.some_reset = steps_with(resets, T)
-        self.select, self.step = make_step(u, drop, variant, dtype)
-        d_out = None if d_out is None else fold_outputs(d_out.to(dtype), mask, variant)
-        self.d_after: Sequence[Tensor | None] = [None] * T if d_out is None else d_out.unbind(0)
-        self.dh = u.new_zeros(B, u.shape[0], dtype=dtype) if d_last is None else d_last.to(dtype)
-        if d_out is not None and T:
-            self.dh = self.dh + self.d_after[0 if variant.reverse else T - 1]
+        self.select, self.step = make_step(u, drop, variant, d_last.dtype)
+        self.d_after: Sequence[Tensor | None] = [None] * T if d_out is None else all_steps.split(d_out, 0, T)
+        self.dh = self.d_last = d_last
+        self.d_h0 = torch.empty_like(d_last)
+        self.pass_to(0 if variant.reverse else T - 1)
+
+    def pass_to(self, t: int) -> None:
+        """Give dh the rows of step t, and add the gradient of its output."""
+        if not 0 <= t < len(self.steps.sizes):
+            return
+        if (size := self.steps.sizes[t]) != self.dh.shape[0]:
+            self.dh = resize(self.dh, size, self.d_last, self.d_h0)
+        d_after = self.d_after[t]
+        self.dh = self.dh if d_after is None else self.dh + d_after
+
+    def finish(self) -> Tensor:
+        """Return the gradient of the initial state, (B,U)."""
+        self.d_h0[: self.dh.shape[0]] = self.dh
+        return self.d_h0
 
     def fill_factors(self, d_packed: Tensor, g: Gates, h: Tensor, begin: int, end: int) -> Chunk:
-        """Fill `d_packed` (K,B,..) with what dh is multiplied by in each gate's gradient."""
+        """Fill `d_packed` (N,..) with what dh is multiplied by in each gate's gradient."""
         d = view_gates(d_packed, self.variant)
         self.f_back(torch.sub(1, g.z, out=d.n), g.n)
         self.g_back(torch.sub(h, g.n, out=d.z), g.z)
@@ -122,33 +197,37 @@ class Reverse:
             self.g_back(torch.mul(d.n, g.gh_n, out=d.r), g.r)  # type: ignore[arg-type]
         else:
             # The factor of ds = da_n R_h', which is known only in the walk.
-            h_n, r = (h, g.r) if self.drop_n is None else (h * self.drop_n, g.r * self.drop_n)
+            h_n, r = (h, g.r) if self.drop_n is None else (drop_rows(h, self.drop_n), drop_rows(g.r, self.drop_n))
             self.g_back(d.r.copy_(h_n), g.r)
         if self.mask is not None:
             # A masked step is the identity: all of dh goes on, nothing to the gates, whatever the padding holds.
-            masked = ~self.mask[begin:end, :, None]
+            masked = ~self.mask[begin:end].flatten()[:, None]
             d_packed.masked_fill_(masked, 0.0)
             z, r = z.masked_fill(masked, 1.0), None if r is None else r.masked_fill(masked, 0.0)
         return Chunk(d_packed, z, r)
 
     def walk(self, chunk: Chunk, begin: int, end: int, d_fresh: Tensor | None) -> None:
         """Turn the factors of steps begin..end into gradients, from the last processed step to the first."""
-        steps, step = each_step(self.select(chunk)), self.step
-        before = 1 if self.variant.reverse else -1
+        parts, step = self.steps.split_all(self.select(chunk), begin, end), self.step
+        sizes, T = self.steps.sizes, len(self.steps.sizes)
         for k in range(end - begin) if self.variant.reverse else reversed(range(end - begin)):
             t = begin + k
-            d_before = self.d_after[t + before] if 0 <= t + before < self.T else None
+            before = t + (1 if self.variant.reverse else -1)
             restarts = self.some_reset[t]
-            if self.some_valid[t]:
-                self.dh = step(self.dh, None if restarts else d_before, *steps[k])
-            elif d_before is not None and not restarts:
+            # The output's gradient of the step before is added on the way where its rows are the same.
+            together = 0 <= before < T and not restarts and sizes[before] == sizes[t]
+            d_before = self.d_after[before] if together else None
+            if self.some_valid[t] and sizes[t]:
+                self.dh = step(self.dh, d_before, *parts[k])
+            elif d_before is not None:
                 self.dh = self.dh + d_before
             if restarts:
                 restart = self.resets[t, :, None]
                 if d_fresh is not None:
                     (d_fresh[t] if d_fresh.dim() == 3 else d_fresh).add_(self.dh.masked_fill(~restart, 0.0))
                 self.dh = self.dh.masked_fill(restart, 0.0)
-                self.dh = self.dh if d_before is None else self.dh + d_before
+            if not together:
+                self.pass_to(before)
 
 
 def make_step(

@@ -1,6 +1,7 @@
 """The scan: five torch operations per step where nothing but the plain GRU is asked for.
 
-Shapes: `x (T,B,I)`, or `(T,B,3U)` already projected where `w` is None; `u (U,3U)`; see `sequence.Problem`.
+Shapes: `x (T,B,I)`, or `(T,B,3U)` already projected where `w` is None; `u (U,3U)`; see `sequence.Problem`. Inside, the
+rows of all steps stand one step below the other, N of them: T*B, or fewer where rows of different length are packed.
 Half precision is computed in float32, as the kernels do, and rounded where it is stored.
 """
 
@@ -14,16 +15,18 @@ from torch import Tensor
 from ..spec import Variant
 from .layout import (
     Gates,
-    chunks,
+    Steps,
     compute_dtype,
-    each_step,
+    drop_rows,
     gate_width,
     in_place,
+    resize,
     split_drop,
     split_gates,
     steps_with,
     view_gates,
 )
+from .packing import plan_packing
 
 
 def run_forward(
@@ -39,37 +42,87 @@ def run_forward(
     drop: Tensor | None,
     variant: Variant,
     save_gates: bool,
+    may_pack: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Project the input and run the recurrence over all steps.
 
-    Args: as `sequence.Problem`; `fresh` is the state after a reset, None for zeros.
+    Args: as `sequence.Problem`; `fresh` is the state after a reset, None for zeros; `may_pack`: whether states and
+        gates may be those of packed rows, in the first N of T*B, as `run_backward` takes them.
 
     Returns:
         out (T,B,U) at the input's time index; last state (B,U); states leaving each step (T,B,U), empty without a mask,
         where they are `out`; packed gates (T,B,4U or 3U), see `layout`, empty unless `save_gates`.
     """
     T, B = x.shape[:2]
-    U, width, dtype = u.shape[0], gate_width(variant), compute_dtype(x.dtype)
+    U, width = u.shape[0], gate_width(variant)
+    after, last = x.new_empty(T, B, U), h0.new_empty(B, U)
+    gates = x.new_empty((T, B, width * U) if save_gates else (0,))
+    weights = (w, bias_x, u, bias_h)
+    into = (after.flatten(0, 1), last, gates.flatten(0, 1) if save_gates else None)
+    packing = plan_packing(mask, resets, drop, variant) if may_pack else None
+    if packing is None:
+        scan(x, Steps([B] * T), *weights, h0, mask, resets, fresh, drop, variant, *into)
+        out = after if mask is None else read_outputs(after, mask, resets is not None, variant)
+        return out, last, after if mask is not None else x.new_empty(0), gates
+    steps, order = Steps(packing.sizes), packing.order
+    for kept in (into[0], into[2]):
+        if kept is not None:
+            kept[steps.starts[-1] :] = 0  # an operator leaves nothing undefined
+    scan(x[packing.places], steps, *weights, h0[order], None, None, None, None, variant, *into)
+    out = after.flatten(0, 1).index_select(0, packing.shown).view(T, B, U)
+    return out, torch.empty_like(last).index_copy_(0, order, last), after, gates
+
+
+def scan(
+    x: Tensor,
+    all_steps: Steps,
+    w: Tensor | None,
+    bias_x: Tensor | None,
+    u: Tensor,
+    bias_h: Tensor | None,
+    h0: Tensor,
+    mask: Tensor | None,
+    resets: Tensor | None,
+    fresh: Tensor | None,
+    drop: Tensor | None,
+    variant: Variant,
+    after: Tensor,
+    last: Tensor,
+    gates: Tensor | None,
+) -> None:
+    """Fill `after`, the states leaving each step (N,U), `last` (B,U), and `gates` (N,4U or 3U) if they are kept.
+
+    Args:
+        x: (N,..), or (T,B,..) where no row ends early. all_steps: where the rows of each step are.
+        mask, resets: (T,B), for steps of B rows alone.
+    """
+    T, U, width, dtype = len(all_steps.sizes), u.shape[0], gate_width(variant), compute_dtype(x.dtype)
     project = make_projection(w, bias_x, bias_h, variant, dtype)
     select, compute_gates = make_gates(u, drop, variant, dtype)
-    gates = x.new_empty((T, B, width * U) if save_gates else (0,))
-    after = x.new_empty(T, B, U)
     exact = x.dtype == dtype  # else the results are rounded on their way out
     some_valid, some_masked = steps_with(mask, T), steps_with(None if mask is None else ~mask, T)
     some_reset = steps_with(resets, T)
-    h, scratch = h0.to(dtype), None
-    for begin, end in chunks(T, B, width * U, variant.reverse):
-        if save_gates and exact:
-            packed = gates[begin:end]
+    scratch = None
+    first = h = h0.to(dtype)
+    for begin, end in all_steps.chunks(width * U, variant.reverse):
+        rows = all_steps.rows(begin, end)
+        count = all_steps.count(begin, end)
+        if gates is not None and exact:
+            packed = gates[rows]
         else:
-            if scratch is None or scratch.shape[0] < end - begin:
-                scratch = x.new_empty(end - begin, B, width * U, dtype=dtype)
-            packed = scratch[: end - begin]
-        leaving = after[begin:end] if exact else x.new_empty(end - begin, B, U, dtype=dtype)
-        project(x[begin:end], packed)
-        steps, states = each_step(select(view_gates(packed, variant))), leaving.unbind(0)
+            if scratch is None or scratch.shape[0] < count:
+                scratch = x.new_empty(count, width * U, dtype=dtype)
+            packed = scratch[:count]
+        leaving = after[rows] if exact else x.new_empty(count, U, dtype=dtype)
+        project(all_steps.read(x, begin, end), packed)
+        steps = all_steps.split_all(select(view_gates(packed, variant)), begin, end)
+        states = all_steps.split(leaving, begin, end)
         for k in reversed(range(end - begin)) if variant.reverse else range(end - begin):
             t, parts = begin + k, steps[k]
+            if (size := all_steps.sizes[t]) != h.shape[0]:
+                h = resize(h, size, first, last)
+            if not size:
+                continue
             if some_reset[t]:
                 start = torch.zeros_like(h) if fresh is None else (fresh[t] if fresh.dim() == 3 else fresh).to(dtype)
                 h = torch.where(resets[t, :, None], start, h)  # type: ignore[index]
@@ -82,30 +135,27 @@ def run_forward(
             new = torch.lerp(n, h, z, out=states[k])
             h = torch.where(mask[t, :, None], new, h, out=new) if mask is not None and some_masked[t] else new
         if not exact:
-            after[begin:end] = leaving
-            if save_gates:
-                gates[begin:end] = packed
-    last = h.to(h0.dtype, copy=True)
-    if mask is None:
-        return after, last, x.new_empty(0), gates
-    return read_outputs(after, mask, resets is not None, variant), last, after, gates
+            after[rows] = leaving
+            if gates is not None:
+                gates[rows] = packed
+    last[: h.shape[0]] = h
 
 
 def make_projection(w, bias_x, bias_h, variant: Variant, dtype: torch.dtype) -> Callable[[Tensor, Tensor], None]:
-    """Return the function that fills the packed gates (K,B,..) of an input (K,B,I) with x W + b and c_h."""
+    """Return the function that fills the packed gates (N,..) of some rows (N,I) with x W + b and c_h."""
     w = None if w is None else w.to(dtype)
     bias, bias_n = split_bias(bias_x, bias_h, variant, dtype)
 
     def project(x: Tensor, packed: Tensor) -> None:
-        gates = view_gates(packed.flatten(0, 1), variant)
+        gates = view_gates(packed, variant)
         if w is None:
-            gates.projected.copy_(x.flatten(0, 1))
+            gates.projected.copy_(x)
             if bias is not None:
                 gates.projected.add_(bias)
         elif bias is None:
-            torch.mm(x.flatten(0, 1).to(dtype), w, out=gates.projected)
+            torch.mm(x.to(dtype), w, out=gates.projected)
         else:
-            torch.addmm(bias, x.flatten(0, 1).to(dtype), w, out=gates.projected)
+            torch.addmm(bias, x.to(dtype), w, out=gates.projected)
         if gates.gh_n is not None:
             gates.gh_n.copy_(bias_n) if bias_n is not None else gates.gh_n.zero_()
 
@@ -130,7 +180,7 @@ def make_gates(
 ) -> tuple[Callable[[Gates], tuple[Tensor, ...]], Callable[..., None]]:
     """Return how to turn the projections of some rows into their gates, in place, given their states.
 
-    Rows are those of one step (B,..), or of many steps at once where the states are known: (K*B,..).
+    Rows are those of one step, or of many steps at once where the states are known.
 
     Returns:
         `select`, which takes from `Gates` the parts that are needed, n and z first; `compute`, which takes the states
@@ -145,10 +195,6 @@ def make_gates(
     U = u.shape[0]
     u_n, u_zr = u_packed[:, :U], u_packed[:, U:]
 
-    def dropped(h: Tensor, m: Tensor | None) -> Tensor:
-        # A batch of no rows does not say how many steps there are.
-        return h if m is None or not h.numel() else (h.view(-1, *m.shape) * m).view(h.shape)
-
     def after(h: Tensor, n: Tensor, z: Tensor, r: Tensor, zr: Tensor, gh_n: Tensor, recurrent: Tensor) -> None:
         recurrent.addmm_(h, u_packed)
         g(zr)
@@ -156,21 +202,21 @@ def make_gates(
 
     def after_dropped(h: Tensor, n: Tensor, z: Tensor, r: Tensor, zr: Tensor, gh_n: Tensor, recurrent: Tensor) -> None:
         if one_mask:
-            recurrent.addmm_(dropped(h, d_z), u_packed)
+            recurrent.addmm_(drop_rows(h, d_z), u_packed)
         else:
-            z.addmm_(dropped(h, d_z), u_z)
-            r.addmm_(dropped(h, d_r), u_r)
-            gh_n.addmm_(dropped(h, d_n), u_n)
+            z.addmm_(drop_rows(h, d_z), u_z)
+            r.addmm_(drop_rows(h, d_r), u_r)
+            gh_n.addmm_(drop_rows(h, d_n), u_n)
         g(zr)
         f(n.addcmul_(r, gh_n))
 
     def before(h: Tensor, n: Tensor, z: Tensor, r: Tensor, zr: Tensor) -> None:
-        h_n = dropped(h, d_n)
+        h_n = drop_rows(h, d_n)
         if one_mask:
             zr.addmm_(h_n, u_zr)
         else:
-            z.addmm_(dropped(h, d_z), u_z)
-            r.addmm_(dropped(h, d_r), u_r)
+            z.addmm_(drop_rows(h, d_z), u_z)
+            r.addmm_(drop_rows(h, d_r), u_r)
         g(zr)
         f(n.addmm_(r * h_n, u_n))
 
@@ -181,13 +227,12 @@ def make_gates(
 
 
 def rebuild(x: Tensor, w, bias_x, u: Tensor, bias_h, entering: Tensor, drop: Tensor | None, variant: Variant) -> Tensor:
-    """Return the packed gates (K,B,4U or 3U) of steps whose entering states (K,B,U) are known, in the dtype of sums."""
+    """Return the packed gates (N,4U or 3U) of rows (N,I) with known entering states (N,U), in the dtype of sums."""
     dtype = compute_dtype(x.dtype)
-    K, B, U = entering.shape
-    packed = x.new_empty(K, B, gate_width(variant) * U, dtype=dtype)
+    packed = x.new_empty(x.shape[0], gate_width(variant) * u.shape[0], dtype=dtype)
     make_projection(w, bias_x, bias_h, variant, dtype)(x, packed)
     select, compute_gates = make_gates(u, drop, variant, dtype)
-    compute_gates(entering.to(dtype).flatten(0, 1), *select(view_gates(packed.flatten(0, 1), variant)))
+    compute_gates(entering.to(dtype), *select(view_gates(packed, variant)))
     return packed
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..spec import Variant
-from .backward import Reverse
+from .backward import Reverse, fold_outputs
 from .forward import run_forward
-from .layout import compute_dtype, entering_states, gate_width, view_gates
+from .layout import Steps, compute_dtype, entering_states, gate_width, view_gates
 
 
 def scan_forward(
@@ -40,7 +40,7 @@ def scan_forward(
     """
     bias_h = None if bias_n is None else torch.cat((bias_n.new_zeros(2 * bias_n.shape[0]), bias_n))
     out, last, states, gates = run_forward(
-        gx, None, None, u, bias_h, h0, mask, resets, fresh, drop, variant, save_gates
+        gx, None, None, u, bias_h, h0, mask, resets, fresh, drop, variant, save_gates, may_pack=False
     )
     if mask is not None or resets is not None:
         after = out if mask is None else states
@@ -73,18 +73,20 @@ def scan_backward(
     """
     T, B, U = entering.shape
     dtype = compute_dtype(entering.dtype)
-    reverse = Reverse(u, mask, resets, drop, variant, d_out, d_last, T, B, dtype)
+    d_out = None if d_out is None else fold_outputs(d_out.to(dtype), mask, variant).flatten(0, 1)
+    d_last = entering.new_zeros(B, U, dtype=dtype) if d_last is None else d_last.to(dtype)
+    reverse = Reverse(u, mask, resets, drop, variant, d_out, d_last, Steps([B] * T))
     d_fresh = entering.new_zeros(T, B, U, dtype=dtype) if fresh_gradient else None
-    d_packed = entering.new_empty(T, B, gate_width(variant) * U, dtype=dtype)
-    saved = view_gates(pack_gates(gates.to(dtype), variant), variant)
-    chunk = reverse.fill_factors(d_packed, saved, entering.to(dtype), 0, T)
+    d_packed = entering.new_empty(T * B, gate_width(variant) * U, dtype=dtype)
+    saved = view_gates(pack_gates(gates.to(dtype), variant).flatten(0, 1), variant)
+    chunk = reverse.fill_factors(d_packed, saved, entering.to(dtype).flatten(0, 1), 0, T)
     reverse.walk(chunk, 0, T, d_fresh)
-    d = view_gates(d_packed, variant)
+    d = view_gates(d_packed.unflatten(0, (T, B)), variant)
 
     def result(value: Tensor | None) -> Tensor:
         return entering.new_empty(0) if value is None else value.to(entering.dtype, copy=True).contiguous()
 
-    return result(d.projected), result(d.gh_n), result(reverse.dh), result(d_fresh)
+    return result(d.projected), result(d.gh_n), result(reverse.finish()), result(d_fresh)
 
 
 def unpack_gates(packed: Tensor, variant: Variant) -> Tensor:

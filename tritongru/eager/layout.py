@@ -11,6 +11,7 @@ the first three (to the two of z and r without reset_after), and the activations
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -59,10 +60,50 @@ def view_gates(packed: Tensor, variant: Variant) -> Gates:
     return Gates(recurrent, packed[..., -3 * U :], zr, z, r, n, gh_n[0] if gh_n else None)
 
 
-def each_step(parts: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-    """Return `parts` of every step, of parts with a leading axis of time."""
-    # Views made by one call cost far less than views made inside the loop over time.
-    return list(zip(*(part.unbind(0) for part in parts), strict=True))
+class Steps:
+    """The rows of all steps, one step below the other: B for each, or fewer where rows end (`packing`).
+
+    Attributes:
+        sizes: rows of each step. starts: first row of each step, and the number of all rows.
+    """
+
+    def __init__(self, sizes: Sequence[int]):
+        self.sizes = sizes
+        self.starts = [0, *itertools.accumulate(sizes)]
+
+    def rows(self, begin: int, end: int) -> slice:
+        """Return the rows of the steps begin..end."""
+        return slice(self.starts[begin], self.starts[end])
+
+    def count(self, begin: int, end: int) -> int:
+        """Return how many rows the steps begin..end have."""
+        return self.starts[end] - self.starts[begin]
+
+    def read(self, x: Tensor, begin: int, end: int) -> Tensor:
+        """Return the rows of the steps begin..end of `x`, (N,..) or (T,B,..)."""
+        return x[begin:end].flatten(0, 1) if x.dim() == 3 else x[self.rows(begin, end)]
+
+    def split(self, rows: Tensor, begin: int, end: int) -> Sequence[Tensor]:
+        """Return the rows of the steps begin..end, step by step."""
+        # Views made by one call cost far less than views made inside the loop over time.
+        return rows.split(self.sizes[begin:end]) if begin < end else ()
+
+    def split_all(self, parts: Sequence[Tensor], begin: int, end: int) -> list[tuple[Tensor, ...]]:
+        """Return the rows of several tensors, step by step."""
+        return list(zip(*(self.split(part, begin, end) for part in parts), strict=True))
+
+    def chunks(self, width: int, reverse: bool) -> Iterator[tuple[int, int]]:
+        """Yield the bounds (begin, end) of chunks of steps in the order of processing; `width` is that of the gates."""
+        T = len(self.sizes)
+        first, rows = 0, 0
+        for step in range(T):
+            size = self.sizes[T - 1 - step if reverse else step]
+            if step > first and rows >= CHUNK_ROWS and (rows + size) * width > CHUNK:
+                yield (T - step, T - first) if reverse else (first, step)
+                first, rows = step, 0
+            rows += size
+        if first < T:
+            yield (0, T - first) if reverse else (first, T)
 
 
 def split_gates(weights: Tensor, variant: Variant) -> tuple[Tensor, Tensor, Tensor]:
@@ -80,12 +121,13 @@ def split_drop(drop: Tensor | None, variant: Variant) -> tuple:
     return (drop[1], drop[0], drop[2]) if variant.reset_gate_first else (drop[0], drop[1], drop[2])
 
 
-def chunks(T: int, B: int, width: int, reverse: bool) -> Iterator[tuple[int, int]]:
-    """Yield the bounds (begin, end) of the chunks of steps in the order of processing; `width` is that of the gates."""
-    size = max(CHUNK // max(B * width, 1), -(-CHUNK_ROWS // max(B, 1)))
-    for begin in range(0, T, size):
-        end = min(begin + size, T)
-        yield (T - end, T - begin) if reverse else (begin, end)
+def resize(rows: Tensor, size: int, joining: Tensor, leaving: Tensor) -> Tensor:
+    """Return the first `size` rows: of those that are not there yet `joining`; what leaves is written to `leaving`."""
+    now = rows.shape[0]
+    if size > now:
+        return torch.cat((rows, joining[now:size]))
+    leaving[size:now] = rows[size:]
+    return rows[:size]
 
 
 def entering_states(
@@ -105,6 +147,26 @@ def entering_states(
     if fresh is None:
         return before.masked_fill(resets[begin:end, :, None], 0.0)
     return torch.where(resets[begin:end, :, None], fresh[begin:end] if fresh.dim() == 3 else fresh, before)
+
+
+def entering_rows(after: Tensor, steps: Steps, begin: int, end: int, h0: Tensor, variant: Variant) -> Tensor:
+    """Return the states entering packed steps begin..end, of the states leaving each step, `after` (N,U)."""
+    parts = []
+    for t in range(begin, end):
+        before = t + (1 if variant.reverse else -1)
+        there = steps.sizes[before] if 0 <= before < len(steps.sizes) else 0
+        here = min(there, steps.sizes[t])
+        if here:
+            start = steps.starts[before]
+            parts.append(after[start : start + here])
+        parts.append(h0[here : steps.sizes[t]].to(after.dtype))
+    return torch.cat(parts)
+
+
+def drop_rows(h: Tensor, m: Tensor | None) -> Tensor:
+    """Return the rows `h` (K*B,U) of K steps times the mask (B,U) of each step; `h` where there is none."""
+    # A batch of no rows does not say how many steps there are.
+    return h if m is None or not h.numel() else (h.view(-1, *m.shape) * m).view(h.shape)
 
 
 def steps_with(flags: Tensor | None, T: int) -> list[bool]:

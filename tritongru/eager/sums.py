@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..spec import Variant
-from .layout import compute_dtype, gate_width, split_drop, split_gates, view_gates
+from .layout import Steps, compute_dtype, drop_rows, gate_width, split_drop, split_gates, view_gates
 
 
 class Wanted(NamedTuple):
@@ -27,8 +27,10 @@ class Wanted(NamedTuple):
 class Sums:
     """Gradients that grow by one product or sum per chunk; kept in the dtype of sums until `finish`."""
 
-    def __init__(self, x: Tensor, w, bias_x, u: Tensor, bias_h, drop, variant: Variant, wanted: Wanted):
-        self.variant, self.x, self.w, self.u = variant, x, w, u
+    def __init__(
+        self, x: Tensor, w, bias_x, u: Tensor, bias_h, drop, variant: Variant, wanted: Wanted, all_steps: Steps
+    ):
+        self.steps, self.variant, self.x, self.w, self.u = all_steps, variant, x, w, u
         self.dtype = compute_dtype(x.dtype)
         self.drop = None if drop is None else drop.to(self.dtype)
         self.wt = None if w is None else w.to(self.dtype).t()
@@ -46,16 +48,18 @@ class Sums:
         self.rows = u.new_zeros(gate_width(variant) * u.shape[0], dtype=self.dtype)
 
     def add(self, d_packed: Tensor, h: Tensor, r: Tensor, begin: int, end: int) -> None:
-        """Add the chunk of steps begin..end: gate gradients (K,B,..), entering states and reset gates (K,B,U)."""
-        flat = d_packed.flatten(0, 1)
-        d = view_gates(flat, self.variant)
+        """Add the chunk of steps begin..end: gate gradients (N,..), entering states and reset gates (N,U)."""
+        d = view_gates(d_packed, self.variant)
         if self.d_x is not None:
             rows = d.projected if self.wt is None else d.projected @ self.wt
-            self.d_x[begin:end] = rows.view(end - begin, *self.x.shape[1:])
+            if self.x.dim() == 2:
+                self.d_x[self.steps.rows(begin, end)] = rows
+            else:
+                self.d_x[begin:end] = rows.view(end - begin, *self.x.shape[1:])
         if self.d_w is not None:
-            self.d_w.addmm_(self.x[begin:end].flatten(0, 1).to(self.dtype).t(), d.projected)
+            self.d_w.addmm_(self.steps.read(self.x, begin, end).to(self.dtype).t(), d.projected)
         if self.d_bias_x is not None or self.d_bias_h is not None:
-            self.rows += flat.sum(0)
+            self.rows += d_packed.sum(0)
         if self.d_u is not None or self.d_drop is not None:
             self._add_recurrent(d, h, h if self.variant.reset_after else h * r)
 
@@ -65,18 +69,18 @@ class Sums:
         if self.drop is None:
             assert self.d_u is not None
             U = h.shape[-1]
-            self.d_u[:, : 2 * U].addmm_(h.flatten(0, 1).t(), d.zr)
-            self.d_u[:, 2 * U :].addmm_(h_n.flatten(0, 1).t(), d_gh_n)
+            self.d_u[:, : 2 * U].addmm_(h.t(), d.zr)
+            self.d_u[:, 2 * U :].addmm_(h_n.t(), d_gh_n)
             return
         d_gates = (d.z, d.r, d_gh_n)
         if self.d_u is not None:
             masks, places = split_drop(self.drop, self.variant), split_gates(self.d_u, self.variant)
             for side, m, d_gate, place in zip((h, h, h_n), masks, d_gates, places, strict=True):
-                place.addmm_((side * m).flatten(0, 1).t(), d_gate)
-        if self.d_drop is not None:
+                place.addmm_(drop_rows(side, m).t(), d_gate)
+        if self.d_drop is not None and h.numel():
             weights, places = split_gates(self.u.to(self.dtype), self.variant), split_drop(self.d_drop, self.variant)
             for side, d_gate, u_gate, place in zip((h, h, h_n), d_gates, weights, places, strict=True):
-                place += ((d_gate @ u_gate.t()).view_as(side) * side).sum(0)
+                place += ((d_gate @ u_gate.t()) * side).view(-1, *place.shape).sum(0)
 
     def finish(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return d_x, d_w, d_bias_x, d_u, d_bias_h, d_drop in the inputs' dtype; empty where not wanted."""
