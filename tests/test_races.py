@@ -9,7 +9,7 @@ from tritongru import choices, configs, dispatch, table_files, tables
 from tritongru.configs import PERSISTENT, STEPS, STREAMED, Device, LaunchConfig
 from tritongru.dispatch import Facts, decide
 from tritongru.spec import Shape, Variant
-from tritongru.tables import Entry, Key, Race, Table
+from tritongru.tables import KERNELS, Entry, Key, Race, Table
 
 H100 = Device(132, 227 * 1024, name="Test GPU", target="sm_90")
 KEY = Key("forward", "bfloat16", "ieee", 512)
@@ -96,6 +96,18 @@ def test_without_a_race_the_schedule_decides(write, gpu):
     assert decision.backend == "aten" and "from memory at every step" in decision.rejected["triton"][0]
     assert decide(facts(units=4096, time=1)).backend == "triton"
     assert decide(facts(units=1024)).backend == "triton"
+
+
+def test_many_launches_of_programs_that_wait_lose(write, gpu):
+    resident = LaunchConfig(PERSISTENT, 32, 32, 64)  # 32 programs a tile, 4 tiles at once on 132 multiprocessors
+    write(
+        "user", *(Entry(replace(KEY, kernel=kernel, units=1024), (1, 4096), resident, 9.0, "p") for kernel in KERNELS)
+    )
+    most = 4 * 32 * configs.MOST_WAVES
+    assert decide(facts(units=1024, batch=most)).backend == "triton"
+    decision = decide(facts(units=1024, batch=most + 1))
+    assert decision.backend == "aten" and "5 launches, one after another" in decision.rejected["triton"][0]
+    assert decide(facts(units=1024, batch=most + 1, has_mask=True)).backend == "triton"
 
 
 def test_one_kernel_by_steps_is_enough_to_lose_a_training_call(write, gpu):

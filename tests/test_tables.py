@@ -107,7 +107,7 @@ def test_the_order_of_the_sources(places):
     choices.forget()
     choice = choices.choose(KEY, 16, H100)
     assert (choice.source, choice.config) == ("shipped", CONFIG)
-    assert "1.50 us per step modelled on 2026-01-02" in choice.reason and "sm_90-132.json" in choice.reason
+    assert "1.50 us per step of 4096 rows modelled on 2026-01-02" in choice.reason and "sm_90-132.json" in choice.reason
     mine = replace(CONFIG, block_h=64)
     user.write_text(table_files.dump(make_table(entry(batches=(16, 16), config=mine))))
     choices.forget()

@@ -66,6 +66,12 @@ def reason_for_aten(key: Key, batch: int, training: bool, device: Device) -> str
             return f"aten took {race.aten:.2f} us per step and triton {race.triton:.2f}, measured on {date}"
     for kernel in ("forward", "backward") if training else ("forward",):
         choice = choose(replace(key, kernel=kernel), batch, device)
+        waves = configs.count_waves(choice.config, key.units, batch, device) if choice.config.waits else 1
+        if waves > configs.MOST_WAVES:
+            return (
+                f"the {kernel} kernel would take this many rows in {waves} launches, one after another; products of "
+                "many rows are what aten's one launch per step is good at"
+            )
         if choice.config.streams:
             return (
                 f"the {kernel} kernel would read the recurrent weights from memory at every step "
@@ -179,7 +185,8 @@ def forget() -> None:
 
 def _origin(table: Table, entry: Entry) -> str:
     kind, date = (table.provenances[entry.provenance].get(name, "undated") for name in ("kind", "date"))
-    return f"{entry.microseconds:.2f} us per step {kind} on {date}, for {entry}, in {Path(table.path).name}"
+    rows = f"{entry.batches[1]} row{'s' if entry.batches[1] > 1 else ''}"
+    return f"{entry.microseconds:.2f} us per step of {rows} {kind} on {date}, for {entry}, in {Path(table.path).name}"
 
 
 @functools.lru_cache(maxsize=256)

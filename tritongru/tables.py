@@ -63,7 +63,7 @@ class Entry:
 
     Attributes:
         key: what for. batches: the first and the last batch bucket it serves.
-        config: how to launch. microseconds: of a step, modelled or measured.
+        config: how to launch. microseconds: of a step, modelled or measured, for the last of its buckets.
         shared: bytes of shared memory the compiler asked for, 0 if unknown. registers: per thread, 0 if unknown.
         provenance: a key of the table's provenances.
     """
