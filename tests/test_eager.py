@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tritongru import gru
+from tritongru import gradients, gru
 from tritongru.eager import layout
 from tritongru.tools.cases import Case, differentiated, in_dtype, make_arguments, run_case
 from tritongru.tools.tolerance import check
@@ -125,6 +125,23 @@ def test_second_derivatives() -> None:
 
     assert torch.autograd.gradcheck(function, tuple(leaves.values()))
     assert torch.autograd.gradgradcheck(function, tuple(leaves.values()))
+
+
+@pytest.mark.parametrize("used", [0, 1])
+def test_no_zeros_are_made_for_results_that_nobody_used(monkeypatch, used: int) -> None:
+    """Autograd would fill arrays of zeros as large as the states and the gates."""
+    seen = []
+    inner = gradients.eager_gradients
+
+    def look(setting, inputs, needs, found, d_out, d_last):
+        seen.append([d is not None for d in (d_out, d_last)])
+        return inner(setting, inputs, needs, found, d_out, d_last)
+
+    monkeypatch.setattr(gradients, "eager_gradients", look)
+    arguments = make_arguments(Case(2, 3, 2, 2, mask=True)) | {"backend": "eager"}
+    arguments["x"].requires_grad_()
+    gru(**arguments)[used].sum().backward()
+    assert seen == [[used == 0, used == 1]]
 
 
 def test_a_repeated_run_gives_the_same_bits() -> None:

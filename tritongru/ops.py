@@ -138,6 +138,8 @@ def _(
 
 
 def _setup_context(ctx, inputs, output):
+    # Else autograd fills arrays of zeros as large as the states and the gates, whose gradients nobody asks for.
+    ctx.set_materialize_grads(False)
     tensors = Inputs(*inputs[:10])
     ctx.setting = Setting(Variant(*inputs[10:16]), *inputs[16:])
     ctx.present = [t is not None for t in tensors]

@@ -161,11 +161,12 @@ class Reverse:
         """Begin after the last step: d_out (N,U) or None, d_last (B,U), both in the dtype of sums."""
         T = len(all_steps.sizes)
         self.variant, self.steps = variant, all_steps
-        self.mask, self.resets = mask, resets
+        self.mask = mask
         self.drop_n = None if drop is None else split_drop(drop.to(d_last.dtype), variant)[2]
         self.f_back, self.g_back = pull_back(variant.activation), pull_back(variant.recurrent_activation)
         self.some_valid = steps_with(mask, T) if mask is not None else [True] * T
         self.some_reset = steps_with(resets, T)
+        self.restarts = () if resets is None else resets[..., None].unbind(0)
         self.select, self.step = make_step(u, drop, variant, d_last.dtype)
         self.d_after: Sequence[Tensor | None] = [None] * T if d_out is None else all_steps.split(d_out, 0, T)
         self.dh = self.d_last = d_last
@@ -222,7 +223,7 @@ class Reverse:
             elif d_before is not None:
                 self.dh = self.dh + d_before
             if restarts:
-                restart = self.resets[t, :, None]
+                restart = self.restarts[t]
                 if d_fresh is not None:
                     (d_fresh[t] if d_fresh.dim() == 3 else d_fresh).add_(self.dh.masked_fill(~restart, 0.0))
                 self.dh = self.dh.masked_fill(restart, 0.0)

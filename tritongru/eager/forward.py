@@ -101,7 +101,7 @@ def scan(
     select, compute_gates = make_gates(u, drop, variant, dtype)
     exact = x.dtype == dtype  # else the results are rounded on their way out
     some_valid, some_masked = steps_with(mask, T), steps_with(None if mask is None else ~mask, T)
-    some_reset = steps_with(resets, T)
+    some_reset, restarts = steps_with(resets, T), () if resets is None else resets[..., None].unbind(0)
     scratch = None
     first = h = h0.to(dtype)
     for begin, end in all_steps.chunks(width * U, variant.reverse):
@@ -124,8 +124,10 @@ def scan(
             if not size:
                 continue
             if some_reset[t]:
-                start = torch.zeros_like(h) if fresh is None else (fresh[t] if fresh.dim() == 3 else fresh).to(dtype)
-                h = torch.where(resets[t, :, None], start, h)  # type: ignore[index]
+                if fresh is None:
+                    h = h.masked_fill(restarts[t], 0.0)
+                else:
+                    h = torch.where(restarts[t], (fresh[t] if fresh.dim() == 3 else fresh).to(dtype), h)
             if mask is not None and not some_valid[t]:
                 h = states[k].copy_(h)
                 continue
