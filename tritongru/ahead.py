@@ -130,7 +130,8 @@ def compile_scan(
     registers, spills, in_loop = _resources(compiled, gpu)
     return Report(
         direction, target, _NAMES[dtype], units, config, registers, spills, in_loop, compiled.metadata.shared, limit,
-        _matrix_instruction(compiled), weights_read_in_loop(compiled.asm["ttgir"]),
+        _matrix_instruction(compiled),
+        weights_read_in_loop(compiled.asm["ttgir"], [name for name, kind in signature.items() if kind != "constexpr"]),
     )  # fmt: skip
 
 
@@ -241,9 +242,14 @@ def _matrix_instruction(compiled) -> str:
     return ""
 
 
-def weights_read_in_loop(ttgir: str) -> bool:
-    """Return whether a load from the argument `u` stands inside a loop of the GPU dialect's text."""
-    derived, depth, inside = {"%u"}, 0, []
+def weights_read_in_loop(ttgir: str, arguments: list[str]) -> bool:
+    """Return whether a load from the argument `u` stands inside a loop of the GPU dialect's text.
+
+    Args:
+        arguments: the kernel's, in order, without constants; before Triton 3.6 the text calls them by number.
+    """
+    weights = "%u" if "%u: " in ttgir else f"%arg{arguments.index('u')}"
+    derived, depth, inside = {weights}, 0, []
     for line in ttgir.splitlines():
         stripped = line.strip()
         if match := re.match(r"(%[\w:]+(?:, %[\w:]+)*) = (.*)", stripped):

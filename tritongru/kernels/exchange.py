@@ -81,7 +81,7 @@ def read_flags(p_flags, PTX: tl.constexpr):
 @triton.jit
 def publish(p_words, round, value, mask, io: tl.constexpr):
     """Store `value`, rounded to `io`, each element in one word with the round: 32 bits beside 32, or 16 beside 16."""
-    if io.primitive_bitwidth == 32:
+    if io == tl.float32:
         bits = value.to(io).to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
         tag = tl.cast(round, tl.int64) << 32
     else:
@@ -94,7 +94,7 @@ def publish(p_words, round, value, mask, io: tl.constexpr):
 def collect(p_words, round, mask, io: tl.constexpr, PTX: tl.constexpr):
     """Load words: their values in `io`, zeros outside `mask`, and int32 that are 0 where the words carry `round`."""
     # Volatile: not from the first-level cache, and again at each call. What is not loaded counts as fresh.
-    if io.primitive_bitwidth == 32:
+    if io == tl.float32:
         words = tl.load(p_words, mask=mask, other=tl.cast(round, tl.int64) << 32, volatile=True)
         if PTX:
             bits = tl.inline_asm_elementwise(
