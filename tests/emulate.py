@@ -35,7 +35,7 @@ from strategies import JUMPING
 from torch import Tensor
 
 from tritongru import choices
-from tritongru.configs import EXCHANGES, LaunchConfig, next_power_of_two
+from tritongru.configs import EXCHANGES, FENCED_COPIES, LaunchConfig, next_power_of_two, triton_release
 from tritongru.tools.cases import Case
 
 ACTIVATIONS = ("tanh", "sigmoid", "hard_sigmoid", "softsign", "relu", "elu", "selu", "softplus", "linear", "leaky_relu")
@@ -70,6 +70,8 @@ def draw(seed: int) -> Scan:
     config, capability, processors = draw_config(r, case.units), r.choice([90, 90, 80, 100]), None
     if capability == 100 and (config is None or config.block_b == 64):
         capability = 90  # sm_100 has products for tiles of 64 rows that the machine does not know
+    if config is not None and config.streams and capability == 90 and triton_release() < FENCED_COPIES:
+        config = replace(config, block_b=min(config.block_b, 32))  # what the tables' entries are passed over for
     if config is not None and -(-case.units // config.block_h) <= 5:
         processors = r.choice([None, None, 5])
     return Scan(case, config, capability, seed, processors)

@@ -289,11 +289,16 @@ def test_recurrent_dropout_of_one_cuts_the_state_from_the_gates():
 ], ids=str)  # fmt: skip
 def test_a_wrong_constructor_is_refused_as_torch_does(kwargs):
     arguments = {"input_size": 3, "hidden_size": 5, **kwargs}
-    with pytest.raises(Exception) as theirs:  # noqa: B017
+    try:
         nn.GRU(**arguments)
-    with pytest.raises(type(theirs.value)) as ours:
+    except Exception as error:  # whatever torch says, the same is to be said
+        theirs = error
+    else:
         GRU(**arguments)
-    assert str(ours.value) == str(theirs.value)
+        pytest.skip(f"torch {torch.__version__} takes it, and so does this")
+    with pytest.raises(type(theirs)) as ours:
+        GRU(**arguments)
+    assert str(ours.value) == str(theirs)
 
 
 def test_dropout_with_one_layer_warns():

@@ -296,9 +296,10 @@ def test_tables_are_shipped():
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_tables_fit_their_device(path):
+def test_shipped_tables_fit_their_device(path, monkeypatch):
     from tritongru.tools.tune_verify import misfits, table_device
 
+    monkeypatch.setattr(configs, "triton_release", lambda: None)
     table = table_files.read(path)
     assert not table.problems
     device = table_device(table)
@@ -321,4 +322,21 @@ def test_a_shipped_entry_compiles_to_what_it_says(path, kernel):
     mine = [one for one in table.entries if one.key.kernel == kernel]
     one = min(mine, key=lambda one: (one.key.dtype, one.key.units, one.batches))
     compiled = compile_job(Job(table.device["target"], one.key, one.config))
-    assert compiled.wrong == () and compiled.shared <= one.shared, str(one)
+    # Before 3.6 Triton takes up to 256 bytes more than the version that the tables were made with.
+    more = 256 if configs.triton_release() < (3, 6) else 0
+    assert compiled.wrong == () and compiled.shared <= one.shared + more, str(one)
+
+
+@pytest.mark.parametrize("release, source", [((3, 6), "formula"), ((3, 7), "shipped"), (None, "shipped")])
+def test_products_that_an_older_triton_does_not_fence_are_passed_over(monkeypatch, release, source):
+    """Streamed tiles of 64 rows, of which the shipped table has some."""
+    monkeypatch.setattr(configs, "triton_release", lambda: release)
+    choices.forget()
+    table = choices.load(choices.shipped_path(DEVICES["h100"]))
+    entry = next(one for one in table.entries if one.config.streams and one.config.block_b == 64)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        choice = choices.choose(entry.key, entry.batches[0], DEVICES["h100"])
+    choices.forget()
+    assert choice.source == source and (choice.config.block_b == 64) == (source == "shipped")
+    assert [str(one.message) for one in caught if "no fence" in str(one.message)] or source == "shipped"

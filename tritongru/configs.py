@@ -6,6 +6,9 @@ of batch tiles. Everything here is plain arithmetic, so it can be asked for any 
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
+import re
 from dataclasses import dataclass
 
 SINGLE, PERSISTENT, STREAMED, STEPS = SCHEDULES = "single", "persistent", "streamed", "steps"
@@ -15,6 +18,10 @@ EXCHANGES = ("counter", "flags", "tagged")
 MAX_SUMS_PER_THREAD = 48
 # Launches one after another of programs that wait for each other; with more rows, one launch per step does not wait.
 MOST_WAVES = 4
+# Triton before this lets a product of 64 rows read what an asynchronous copy has brought without `fence.proxy.async`
+# between the two, on the devices whose products read shared memory by themselves.
+FENCED_COPIES = (3, 7)
+READ_SHARED_MEMORY = ("sm_90", "sm_100")
 
 
 @dataclass(frozen=True)
@@ -220,6 +227,12 @@ def reasons_against(config: LaunchConfig, units: int, batch: int, itemsize: int,
         reasons.append(f"block_h={config.block_h}, block_k={config.block_k}: one program does not hold units={units}")
     if not config.streams and (needed := config.weight_bytes(units, itemsize)) > device.shared_memory:
         reasons.append(f"{needed} bytes of weights per program, {device.shared_memory} of shared memory")
+    if config.streams and config.block_b >= 64 and config.num_warps >= 4 and device.target in READ_SHARED_MEMORY:
+        if (release := triton_release()) is not None and release < FENCED_COPIES:
+            found = ".".join(map(str, release))
+            reasons.append(
+                f"triton {found} puts no fence between the copies and the products of block_b={config.block_b}"
+            )
     if config.waits:
         if not device.cooperative:
             reasons.append("the device cannot run programs that wait for each other")
@@ -228,6 +241,18 @@ def reasons_against(config: LaunchConfig, units: int, batch: int, itemsize: int,
         if (programs := -(-units // config.block_h)) > device.processors:
             reasons.append(f"{programs} programs of a tile must run at once on {device.processors} multiprocessors")
     return reasons
+
+
+@functools.cache
+def triton_release() -> tuple[int, int] | None:
+    """Return the first two numbers of the installed Triton's version, None where it is not installed."""
+    for name in ("triton", "pytorch-triton"):
+        try:
+            found = re.match(r"(\d+)\.(\d+)", importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return (int(found[1]), int(found[2])) if found else None
+    return None
 
 
 def count_programs(config: LaunchConfig, units: int, batch: int) -> int:

@@ -164,7 +164,9 @@ def gru_backward_kernel(
         # Gradients of the owned pre-activations.
         p_g = d_gx + o_t * 3 + o_bg
         rounds += 1
-        q_z, q_r, q_n = board, board, board
+        q_z = board
+        q_r = board
+        q_n = board
         if TAGGED:
             q_z = board + (rounds & 1) * 3 * step_size
             q_r = q_z + step_size

@@ -22,9 +22,13 @@ def keep_layout(values):
     same values there, so the chunks in flight would take several times the registers, and spill.
     """
     if values.dtype == tl.float32:
-        values = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=f,f", [values], dtype=values.dtype, is_pure=False, pack=1)
+        values = tl.inline_asm_elementwise(
+            "mov.b32 $0, $1;", "=f,f", [values], dtype=values.dtype, is_pure=False, pack=1
+        )
     else:
-        values = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [values], dtype=values.dtype, is_pure=False, pack=2)
+        values = tl.inline_asm_elementwise(
+            "mov.b32 $0, $1;", "=r,r", [values], dtype=values.dtype, is_pure=False, pack=2
+        )
     return values
 
 
