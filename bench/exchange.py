@@ -95,7 +95,10 @@ def rehearse(methods: tuple[str, ...]) -> list[dict]:
             rows.append(
                 dict(method=method, programs=programs, tiles=tiles, dtype=dtype, samples=0, notes=wrong or "rehearsed")
             )
-    environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {
+        "TRITON_INTERPRET": "0",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+    }
     subprocess.run([sys.executable, __file__, "--compile"], env=environment, check=True)
     return rows
 

@@ -107,7 +107,8 @@ def test_stops(has_resets):
 
 # Mistakes in compiled code. The probe does what a scan's step does, and compiles quickly.
 
-BARRIER = r"^\s*bar\.sync\s+0;$"
+# Several without an instruction between them are one: Triton has its own before a release from 3.9 on.
+BARRIER = r"^\s*bar\.sync\s+0;$(?:\n\s*(?:(?:\.loc|//).*|bar\.sync\s+0;)?$)*"
 
 
 def places_of(pattern, method):
@@ -177,13 +178,13 @@ def test_asynchronous_work_that_is_not_waited_for_is_found(scan, pattern, error,
 
 
 def test_a_missing_guard_is_found():
-    with pytest.raises(AccessError, match="in no buffer|which has"):
+    with pytest.raises((AccessError, RaceError), match="in no buffer|which has|nothing orders"):
         run_edited(r"@%p\d+ (ld\.global\.cg)", r"\1", -1, "counter")
 
 
 def test_a_missing_store_is_found():
     with pytest.raises(AccessError, match="never written"):
-        run_edited(r"^\s*(@%p\d+ )?st\.shared\..*;$", "", 0, "counter")
+        run_edited(r"^\s*(@%p\d+ )?st\.shared(::cta)?\..*;$", "", 0, "counter")
 
 
 def test_a_grid_that_cannot_be_resident_is_refused():

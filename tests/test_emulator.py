@@ -88,6 +88,11 @@ def lanes(function):
         ("xor.b32 %r7, %r1, 31; shfl.sync.idx.b32 %r8, %r1, %r7, 31, -1;", lambda i: 31 - i),
         ("mov.b32 %r7, -1; redux.sync.max.s32 %r8, %r1, %r7;", lambda i: 31),
         ("st.shared.b32 [%r4], %r1; bar.warp.sync -1; ld.shared.b32 %r8, [global_smem+12];", lambda i: 3),
+        (
+            "add.s32 %r7, %r1, 0x50000; st.shared::cta.b16 [%r4], %r7; ld.shared::cta.u16 %rs1, [%r4];"
+            "cvt.u32.u16 %r8, %rs1;",
+            lambda i: i,
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -332,6 +332,7 @@ def test_products_that_an_older_triton_does_not_fence_are_passed_over(monkeypatc
     """Streamed tiles of 64 rows, of which the shipped table has some."""
     monkeypatch.setattr(configs, "triton_release", lambda: release)
     choices.forget()
+    choices._warn_once.cache_clear()
     table = choices.load(choices.shipped_path(DEVICES["h100"]))
     entry = next(one for one in table.entries if one.config.streams and one.config.block_b == 64)
     with warnings.catch_warnings(record=True) as caught:

@@ -120,7 +120,9 @@ def _read_statement(statement: str, source: str, line: int) -> Instruction:
         tuple(item.strip() for item in part[1:-1].split(",")) if part.startswith("{") else part.strip()
         for part in parts
     )
-    return Instruction(match["opcode"], operands, match["guard"], match["negated"] == "!", source, line)
+    # `.shared` alone means the same, and is what Triton up to 3.7 writes.
+    opcode = match["opcode"].replace(".shared::cta.", ".shared.")
+    return Instruction(opcode, operands, match["guard"], match["negated"] == "!", source, line)
 
 
 def register(operand: Operand) -> tuple[str, int] | None:

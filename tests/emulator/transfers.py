@@ -150,7 +150,9 @@ def _store(instruction, step_number, registers):
     transfer = Transfer(instruction)
     _require(instruction, not transfer.rest and transfer.order in (None, "release", "relaxed", "volatile"))
     sources = _several(instruction.operands[1])
-    width = max(8 * transfer.width, 16)
+    # A register may be wider than what is stored of it.
+    found = register(sources[0])
+    width = max(8 * transfer.width, WIDTHS[found[0]] if found else 16)
     indices = [registers.index(source, f"u{width}") for source in sources]
     _require(instruction, len(indices) == transfer.count)
     lanes, where = _lanes(instruction, registers), _address(instruction.operands[0], transfer.space, registers)
