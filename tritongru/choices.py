@@ -3,7 +3,8 @@
     choice  =  the user's table (exact)  ->  the table shipped for the device (exact, then nearest)  ->  the formula
 
 The shipped tables are in data/tuning; the user's are in the folder of TRITONGRU_CACHE, or the system's place for
-caches. A damaged table, or an entry that the device cannot run, is named in a warning once and passed over.
+caches. A damaged table is named in a warning once and ignored. An entry that the device cannot run is passed over and
+named in the choice's reason; one of the user's in a warning too.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Choice:
 @functools.lru_cache(maxsize=4096)
 def choose(key: Key, batch: int, device: Device) -> Choice:
     """Return the configuration for a problem on a device, and the reason for it."""
-    size = ITEM_SIZES[key.dtype]
+    size, passed_over = ITEM_SIZES[key.dtype], ""
     for source, path, table in tables_for(device):
         entry = find(table, key, batch, nearest=source == "shipped")
         if entry is None:
@@ -44,10 +45,13 @@ def choose(key: Key, batch: int, device: Device) -> Choice:
         reasons = reasons_against(entry, key, batch, device)
         if not reasons:
             why = configs.describe(entry.config, key.units, batch, size, device)
-            return Choice(entry.config, source, f"{why}; {_origin(table, entry)}")
-        _warn_once(f"{path}: the entry for {entry} is passed over on this device: {'; '.join(reasons)}")
+            return Choice(entry.config, source, f"{why}; {_origin(table, entry)}{passed_over}")
+        against = f"the entry for {entry} is passed over on this device: {'; '.join(reasons)}"
+        passed_over += f"; {path.name}: {against}"
+        if source == "user":
+            _warn_once(f"{path}: {against}")
     config = configs.choose(key.units, batch, size, device, "dropout" in key.flags)
-    return Choice(config, "formula", configs.describe(config, key.units, batch, size, device))
+    return Choice(config, "formula", configs.describe(config, key.units, batch, size, device) + passed_over)
 
 
 @functools.lru_cache(maxsize=4096)

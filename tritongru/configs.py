@@ -1,7 +1,8 @@
 """Launch configurations: which schedule and which tile sizes for a problem on a device.
 
 The choice is a formula of the device's shared memory and multiprocessors, never of T, and of B only through the number
-of batch tiles. Everything here is plain arithmetic, so it can be asked for any device without one.
+of batch tiles. Everything here is plain arithmetic, so it can be asked for any device without one; one rule also asks
+which Triton is installed.
 """
 
 from __future__ import annotations
