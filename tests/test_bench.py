@@ -16,7 +16,7 @@ from tritongru.__main__ import main
 from tritongru.configs import Device
 from tritongru.tools import bench, contenders, floor, memory, report, results, workloads
 from tritongru.tools.bench import BUILDERS, PEERS, build, has_failed
-from tritongru.tools.contenders import FORWARD, TRAINING, UnavailableError, make_call
+from tritongru.tools.contenders import FORWARD, INFERENCE, TRAINING, UnavailableError, make_call
 from tritongru.tools.work import Work
 from tritongru.tools.workloads import TINY, Workload, with_features
 
@@ -51,6 +51,11 @@ def test_keras_computes_the_same(workload):
         pytest.skip(missing["keras"])
     assert set(built) == {"keras"}, missing
     make_call(built["keras"], Work(workload, "float32"), TRAINING)(0)
+
+
+def test_what_auto_is_depends_on_the_direction():
+    rows = bench.bench([replace(PLAIN, time=40)], backends=["auto"], seconds=0)
+    assert {row.direction: row.notes for row in rows} == {INFERENCE: "is aten here", TRAINING: "is eager here"}
 
 
 def test_a_contender_with_wrong_numbers_is_not_timed(monkeypatch):

@@ -161,11 +161,12 @@ def run_cell(
             rows.append(Result(**same, backend=name, notes=failed[name]))
             continue
         t: Timing = timings[name]
+        notes = ", ".join(filter(None, (built[name].note, built[name].note_of(direction))))
         rows.append(
             Result(
                 **same, backend=name, p20_ms=t.p20, p50_ms=t.p50, p80_ms=t.p80, samples=len(t.samples),
                 us_per_step=t.p50 * 1e3 / max(w.time, 1), floor_us=floor, peak_bytes=extra[name][0],
-                saved_bytes=extra[name][1], notes=built[name].note,
+                saved_bytes=extra[name][1], notes=notes,
                 ratio_to_nn_gru=ratio(timings[TORCH], t) if TORCH in timings else None,
             )
         )  # fmt: skip

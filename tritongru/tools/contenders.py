@@ -36,7 +36,7 @@ class Contender:
     Attributes:
         forward: from the number of a set of inputs and its x (T,B,I) to outputs (T,B,U).
         weights: the tensors a training step wants gradients of, beside x.
-        note: conditions that a reader of its numbers must know.
+        note: conditions that a reader of its numbers must know. note_of: those that depend on the direction.
         same_numbers: whether its outputs must be those of the reference.
         enter: gives the context that a call, its backward pass included, runs in.
     """
@@ -46,6 +46,7 @@ class Contender:
     note: str = ""
     same_numbers: bool = True
     enter: Callable[[], AbstractContextManager] = nullcontext
+    note_of: Callable[[str], str] = lambda direction: ""
 
 
 def make_call(contender: Contender, work: Work, direction: str) -> Callable[[int], Tensor]:
@@ -88,22 +89,27 @@ def own(
         initial_state=None, recurrent_activation="sigmoid", lengths=None, reset_state=None, input_dropout=None,
         zero_output_for_mask=False, go_backwards=False, precision="auto",
     )  # fmt: skip
+
+    def note_of(direction: str) -> str:
+        # The choice can depend on whether gradients are wanted.
+        with torch.set_grad_enabled(direction != INFERENCE):
+            decision = explain_call(arguments(0, work.inputs[0].x) | rest, backend)
+        interpreted = "interpreted" if decision.backend == "triton" and is_interpreted() else ""
+        return ", ".join(filter(None, (f"is {decision.backend} here" if backend == "auto" else "", interpreted)))
+
     try:
-        decision = explain_call(arguments(0, work.inputs[0].x) | rest, backend)
+        note_of(TRAINING)
     except UnsupportedError as error:
         raise UnavailableError("; ".join(error.rejected.get(backend, (str(error),)))) from None
-    note = f"is {decision.backend} here" if backend == "auto" else ""
-    if decision.backend == "triton" and is_interpreted():
-        note = f"{note}, interpreted".lstrip(", ")
 
     def forward(number: int, x: Tensor) -> Tensor:
         return gru(**arguments(number, x), backend=backend)[0]
 
     if config is None:
-        return Contender(forward, weights, note)
+        return Contender(forward, weights, note_of=note_of)
     from ..launch import use_config
 
-    return Contender(forward, weights, f"{config} {note}".strip(), enter=lambda: use_config(config))
+    return Contender(forward, weights, str(config), enter=lambda: use_config(config), note_of=note_of)
 
 
 def schedule(work: Work, name: str, exchange: str | None = None) -> Contender:
