@@ -35,7 +35,8 @@ from strategies import JUMPING
 from torch import Tensor
 
 from tritongru import choices
-from tritongru.configs import EXCHANGES, FENCED_COPIES, LaunchConfig, next_power_of_two, triton_release
+from tritongru.configs import EXCHANGES, FENCED_COPIES, LaunchConfig, next_power_of_two
+from tritongru.releases import triton_release
 from tritongru.tools.cases import Case
 
 ACTIVATIONS = ("tanh", "sigmoid", "hard_sigmoid", "softsign", "relu", "elu", "selu", "softplus", "linear", "leaky_relu")

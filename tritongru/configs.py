@@ -7,10 +7,9 @@ which Triton is installed.
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
-import re
 from dataclasses import dataclass
+
+from .releases import triton_release
 
 SINGLE, PERSISTENT, STREAMED, STEPS = SCHEDULES = "single", "persistent", "streamed", "steps"
 # How the programs of a batch tile meet, kernels/exchange.py; a search space takes its choices from here.
@@ -242,18 +241,6 @@ def reasons_against(config: LaunchConfig, units: int, batch: int, itemsize: int,
         if (programs := -(-units // config.block_h)) > device.processors:
             reasons.append(f"{programs} programs of a tile must run at once on {device.processors} multiprocessors")
     return reasons
-
-
-@functools.cache
-def triton_release() -> tuple[int, int] | None:
-    """Return the first two numbers of the installed Triton's version, None where it is not installed."""
-    for name in ("triton", "pytorch-triton"):
-        try:
-            found = re.match(r"(\d+)\.(\d+)", importlib.metadata.version(name))
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        return (int(found[1]), int(found[2])) if found else None
-    return None
 
 
 def count_programs(config: LaunchConfig, units: int, batch: int) -> int:

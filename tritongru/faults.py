@@ -10,7 +10,6 @@ import ctypes
 import functools
 import importlib
 import importlib.util
-import re
 import subprocess
 import threading
 import warnings
@@ -19,6 +18,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from .releases import read_release
 from .spec import ExchangeError, FallbackWarning, is_interpreted
 
 # The exchange's atomic additions with release and acquire order; ptxas refuses them below (PTX ISA, "atom").
@@ -244,7 +244,7 @@ def reasons_against_interpreter() -> tuple[str, ...]:
     if broken := _import_reasons():
         return broken
     triton, numpy = (str(importlib.import_module(name).__version__) for name in ("triton", "numpy"))
-    if _release(triton) < INTERPRETER_WITH_ANY_NUMPY and _release(numpy) >= NUMPY_WITHOUT_SCALAR_ARRAYS:
+    if read_release(triton) < INTERPRETER_WITH_ANY_NUMPY and read_release(numpy) >= NUMPY_WITHOUT_SCALAR_ARRAYS:
         return (f"the interpreter of triton {triton} needs numpy older than 2.4, found {numpy}",)
     return ()
 
@@ -277,15 +277,9 @@ def _import_reasons() -> tuple[str, ...]:
     except Exception as error:  # whatever a broken installation raises, on its own import
         return (f"triton cannot be imported ({describe(error)})",)
     stated = str(getattr(triton, "__version__", "of no version"))
-    if _release(stated) < LOWEST_TRITON:
+    if read_release(stated) < LOWEST_TRITON:
         return (f"triton {stated} is older than {'.'.join(map(str, LOWEST_TRITON))}",)
     return ()
-
-
-def _release(version: str) -> tuple[int, int]:
-    """Return the first two numbers of a version; (0, 0) for what is none."""
-    found = re.match(r"(\d+)\.(\d+)", version)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 @functools.cache
