@@ -9,7 +9,7 @@ import torch
 from tritongru import gru
 from tritongru.spec import UnsupportedError
 from tritongru.tools.cases import Case, in_dtype, make_arguments, run_case
-from tritongru.tools.tolerance import check
+from tritongru.tools.tolerance import FLOOR_IN_EPSILONS, check, largest_error, machine_epsilon
 
 SMALL = Case(3, 8, 5, 9)
 # Quantities with one row per row of the batch.
@@ -99,6 +99,15 @@ def check_a_reset_ends_it(backend: str, case: Case, bad: float) -> None:
     assert torch.equal(results["state"], clean["state"])
 
 
+def assert_same_row(backend: str, value: torch.Tensor, other: torch.Tensor, name: str) -> None:
+    """The same bits; in the eager scan, whose products have as many rows as are valid, the same but for rounding."""
+    if backend != "eager":
+        assert torch.equal(value, other), name
+        return
+    allowed = FLOOR_IN_EPSILONS[value.dtype] * machine_epsilon(value.dtype) * float(other.abs().max())
+    assert largest_error(value, other) <= allowed, name
+
+
 def check_rows_without_steps(backend: str, case: Case) -> None:
     """Rows masked throughout, by mask or by length 0: the state passes through, forward and backward, exactly."""
     arguments = make_arguments(case)
@@ -116,7 +125,7 @@ def check_rows_without_steps(backend: str, case: Case) -> None:
         assert not results["d x"][nothing].any()
         assert torch.equal(results["d initial_state"][nothing].double(), given[1][nothing].double())
         for name in ("outputs", "state", "d x", "d initial_state"):
-            assert torch.equal(results[name][1], plain[name][1]), name
+            assert_same_row(backend, results[name][1], plain[name][1], name)
     everything = torch.zeros(case.batch, case.time, dtype=torch.bool)
     results = run_case(arguments | {"mask": everything}, backend)
     for name in ("d kernel", "d recurrent_kernel"):
@@ -124,12 +133,12 @@ def check_rows_without_steps(backend: str, case: Case) -> None:
 
 
 def check_length_is_a_shorter_call(backend: str, case: Case) -> None:
-    """Lengths 1 and T give the bits of calls over as many steps."""
+    """Lengths 1 and T give the outputs of calls over as many steps."""
     arguments = make_arguments(case)
     lengths = torch.tensor([1, case.time, 2])
     outputs, state = gru(**arguments, lengths=lengths, backend=backend)
     for row, length in enumerate(lengths.tolist()):
         short: dict = arguments | {"x": arguments["x"][:, :length]}
         alone, last = gru(**short, lengths=torch.full((case.batch,), length), backend=backend)
-        assert torch.equal(outputs[row, :length], alone[row])
-        assert torch.equal(state[row], last[row])
+        assert_same_row(backend, outputs[row, :length], alone[row], "outputs")
+        assert_same_row(backend, state[row], last[row], "state")
