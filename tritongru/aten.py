@@ -29,7 +29,7 @@ def run_aten(problem: Problem) -> tuple[Tensor, Tensor]:
         zero = p.x.new_zeros(3 * p.shape.units)
         weights += [zero if b is None else _in_torch_order(b, p) for b in (bias_x, bias_h)]
     x = p.x.flip(0) if p.variant.reverse else p.x
-    with product_precision(p.x, p.precision), torch.autocast(p.x.device.type, enabled=False):
+    with product_precision(p.x, p.precision), _without_autocast(p.x.device.type):
         if p.x.device.type == "cuda" and wants_gradients((x, p.h0, *weights)):
             outputs, last = TwiceDifferentiable.apply(x, p.h0, *weights)
         else:
@@ -93,6 +93,11 @@ def _in_torch_order(value: Tensor, p: Problem) -> Tensor:
         return value
     z, r, n = value.split(p.shape.units, dim=-1)
     return torch.cat((r, z, n), dim=-1)
+
+
+def _without_autocast(device: str) -> contextlib.AbstractContextManager:
+    # The arguments are in autocast's dtype already. Where it is off, its context would cost more than a step.
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
