@@ -11,6 +11,7 @@ from test_eager import assert_equals_oracle
 from tritongru import gru
 from tritongru.eager import backward, forward
 from tritongru.eager.packing import plan_packing
+from tritongru.inputs import Inputs
 from tritongru.spec import Variant
 from tritongru.tools.cases import Case, make_arguments
 
@@ -137,7 +138,8 @@ def test_operators(batch_first: bool) -> None:
 def test_the_plan() -> None:
     """The module's own example: a to d of lengths 4, 2, 2, 1, given as c, a, d, b."""
     mask = torch.arange(4)[:, None] < torch.tensor([2, 4, 1, 2])
-    packing = plan_packing(mask, None, None, Variant())
+    x, u, h0 = torch.zeros(4, 4, 1), torch.zeros(1, 3), torch.zeros(4, 1)
+    packing = plan_packing(Inputs(x, None, None, u, None, h0, mask, None, None, None), Variant())
     assert packing is not None
     assert packing.order.tolist() == [1, 0, 3, 2] and packing.sizes == [4, 3, 1, 1]
     step, row = packing.places

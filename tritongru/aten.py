@@ -12,7 +12,8 @@ import warnings
 import torch
 from torch import Tensor
 
-from .gradients import Inputs, differentiable_gradients, wants_gradients
+from .gradients import differentiable_gradients, wants_gradients
+from .inputs import Inputs
 from .precision import product_precision
 from .sequence import Problem
 from .spec import Variant

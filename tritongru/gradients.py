@@ -17,26 +17,12 @@ import torch
 from torch import Tensor
 
 from . import eager
+from .inputs import Inputs
 from .precision import product_precision
 from .reference import gru_reference
 from .spec import Variant
 
 SAVE_NOTHING, SAVE_GATES, RECOMPUTE = "nothing", "gates", "recompute"
-
-
-class Inputs(NamedTuple):
-    """The tensor inputs of `scan`, in its order."""
-
-    x: Tensor
-    w: Tensor | None
-    bias_x: Tensor | None
-    u: Tensor
-    bias_h: Tensor | None
-    h0: Tensor
-    mask: Tensor | None
-    resets: Tensor | None
-    fresh: Tensor | None
-    drop: Tensor | None
 
 
 @dataclass(frozen=True)

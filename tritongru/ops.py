@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from . import eager, faults, gradients
-from .gradients import RECOMPUTE, SAVE_GATES, SAVE_NOTHING, Inputs, Setting, wants_gradients
+from .gradients import RECOMPUTE, SAVE_GATES, SAVE_NOTHING, Setting, wants_gradients
+from .inputs import Inputs
 from .precision import product_precision
 from .sequence import Problem
 from .spec import Variant
@@ -71,9 +72,8 @@ def scan(
     variant = Variant(activation, recurrent_activation, reset_after, zero_output_for_mask, reverse, reset_gate_first)
     with product_precision(x, precision):
         if backend == "eager":
-            return eager.run_forward(
-                x, w, bias_x, u, bias_h, h0, mask, resets, fresh, drop, variant, save == SAVE_GATES
-            )
+            inputs = Inputs(x, w, bias_x, u, bias_h, h0, mask, resets, fresh, drop)
+            return eager.run_forward(inputs, variant, save == SAVE_GATES)
         gx, bias_n = project_input(x, w, bias_x, bias_h, variant)
         arguments = (gx, u, bias_n, h0, mask, resets, fresh, drop, variant, save == SAVE_GATES)
         return _run_on(backend, "scan_forward", arguments, lambda: _describe(u, variant, mask, resets, drop, precision))
@@ -194,10 +194,8 @@ def eager_backward(
     """Return the gradients of `scan`'s inputs; arguments and results as `eager.run_backward`."""
     variant = Variant(activation, recurrent_activation, reset_after, zero_output_for_mask, reverse, reset_gate_first)
     with product_precision(x, precision):
-        return eager.run_backward(
-            x, w, bias_x, u, bias_h, h0, mask, resets, fresh, drop, after, gates, d_out, d_last, variant,
-            eager.Wanted(*wanted),
-        )  # fmt: skip
+        inputs = Inputs(x, w, bias_x, u, bias_h, h0, mask, resets, fresh, drop)
+        return eager.run_backward(inputs, after, gates, d_out, d_last, variant, eager.Wanted(*wanted))
 
 
 @eager_backward.register_fake

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..inputs import Inputs
 from ..spec import Variant
 from .forward import last_valid, rebuild
 from .layout import (
@@ -30,7 +31,7 @@ from .layout import (
     steps_with,
     view_gates,
 )
-from .packing import pack_output_gradients, plan_packing
+from .packing import pack_inputs, pack_output_gradients, plan_packing
 from .sums import Sums, Wanted
 
 
@@ -48,16 +49,7 @@ class Chunk(NamedTuple):
 
 
 def run_backward(
-    x: Tensor,
-    w: Tensor | None,
-    bias_x: Tensor | None,
-    u: Tensor,
-    bias_h: Tensor | None,
-    h0: Tensor,
-    mask: Tensor | None,
-    resets: Tensor | None,
-    fresh: Tensor | None,
-    drop: Tensor | None,
+    a: Inputs,
     after: Tensor,
     gates: Tensor,
     d_out: Tensor | None,
@@ -76,45 +68,38 @@ def run_backward(
         d_x, d_w, d_bias_x, d_u, d_bias_h, d_h0, d_fresh, d_drop, each laid out as its input; empty where not wanted.
     """
     T, B, U = after.shape
-    dtype = compute_dtype(x.dtype)
+    dtype = compute_dtype(a.x.dtype)
     d_out = None if d_out is None else d_out.to(dtype)
-    d_last = u.new_zeros(B, U, dtype=dtype) if d_last is None else d_last.to(dtype)
+    d_last = a.u.new_zeros(B, U, dtype=dtype) if d_last is None else d_last.to(dtype)
     gates = gates.flatten(0, 1) if gates.dim() == 3 else gates
-    packing = plan_packing(mask, resets, drop, variant)
+    packing = plan_packing(a, variant)
     if packing is None:
-        d_out = None if d_out is None else fold_outputs(d_out, mask, variant).flatten(0, 1)
-        return scan_back(
-            x, Steps([B] * T), w, bias_x, u, bias_h, h0, mask, resets, fresh, drop,
-            lambda begin, end: entering_states(after, begin, end, h0, resets, fresh, variant).flatten(0, 1),
-            gates, d_out, d_last, variant, wanted,
-        )  # fmt: skip
-    steps, order, places = Steps(packing.sizes), packing.order, packing.places
+        d_out = None if d_out is None else fold_outputs(d_out, a.mask, variant).flatten(0, 1)
+
+        def entering(begin: int, end: int) -> Tensor:
+            return entering_states(after, begin, end, a.h0, a.resets, a.fresh, variant).flatten(0, 1)
+
+        return scan_back(a, Steps([B] * T), entering, gates, d_out, d_last, variant, wanted)
+
     if d_out is not None:
         d_out, d_repeated = pack_output_gradients(d_out, packing)
         d_last = d_last if d_repeated is None else d_last + d_repeated
-    h0, after = h0[order], after.flatten(0, 1)
+    steps, rows, after_rows = Steps(packing.sizes), pack_inputs(a, packing), after.flatten(0, 1)
+
+    def entering_packed(begin: int, end: int) -> Tensor:
+        return entering_rows(after_rows, steps, begin, end, rows.h0, variant)
+
     d_x, d_w, d_bias_x, d_u, d_bias_h, d_h0, d_fresh, d_drop = scan_back(
-        x[places], steps, w, bias_x, u, bias_h, h0, None, None, None, None,
-        lambda begin, end: entering_rows(after, steps, begin, end, h0, variant),
-        gates, d_out, d_last[order], variant, wanted,
-    )  # fmt: skip
-    d_x = torch.zeros_like(x).index_put_(places, d_x) if wanted.x else d_x
-    d_h0 = torch.empty_like(d_h0).index_copy_(0, order, d_h0) if wanted.h0 else d_h0
+        rows, steps, entering_packed, gates, d_out, d_last[packing.order], variant, wanted
+    )
+    d_x = torch.zeros_like(a.x).index_put_(packing.places, d_x) if wanted.x else d_x
+    d_h0 = torch.empty_like(d_h0).index_copy_(0, packing.order, d_h0) if wanted.h0 else d_h0
     return d_x, d_w, d_bias_x, d_u, d_bias_h, d_h0, d_fresh, d_drop
 
 
 def scan_back(
-    x: Tensor,
+    a: Inputs,
     all_steps: Steps,
-    w: Tensor | None,
-    bias_x: Tensor | None,
-    u: Tensor,
-    bias_h: Tensor | None,
-    h0: Tensor,
-    mask: Tensor | None,
-    resets: Tensor | None,
-    fresh: Tensor | None,
-    drop: Tensor | None,
     entering: Callable[[int, int], Tensor],
     gates: Tensor,
     d_out: Tensor | None,
@@ -122,15 +107,15 @@ def scan_back(
     variant: Variant,
     wanted: Wanted,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of the tensor inputs of `forward.scan`, as `run_backward` does.
+    """Return the gradients of the inputs of `forward.scan`, as `run_backward` does.
 
     Args:
         entering: gives the states entering the steps begin..end. gates: (N,4U or 3U) or empty. d_out: (N,U) or None.
     """
-    dtype, width = compute_dtype(x.dtype), gate_width(variant) * u.shape[0]
-    sums = Sums(x, w, bias_x, u, bias_h, drop, variant, wanted, all_steps)
-    reverse = Reverse(u, mask, resets, drop, variant, d_out, d_last, all_steps)
-    d_fresh = torch.zeros_like(fresh, dtype=dtype) if wanted.fresh and fresh is not None else None
+    x, dtype, width = a.x, compute_dtype(a.x.dtype), gate_width(variant) * a.u.shape[0]
+    sums = Sums(a, variant, wanted, all_steps)
+    reverse = Reverse(a.u, a.mask, a.resets, a.drop, variant, d_out, d_last, all_steps)
+    d_fresh = torch.zeros_like(a.fresh, dtype=dtype) if wanted.fresh and a.fresh is not None else None
     bounds = list(all_steps.chunks(width, variant.reverse))
     most = max((all_steps.count(begin, end) for begin, end in bounds), default=0)
     buffer = x.new_empty(most, width, dtype=dtype)
@@ -139,12 +124,12 @@ def scan_back(
         if gates.dim() == 2:
             packed = gates[all_steps.rows(begin, end)].to(dtype)
         else:
-            packed = rebuild(all_steps.read(x, begin, end), w, bias_x, u, bias_h, h, drop, variant)
+            packed = rebuild(all_steps.read(x, begin, end), a.w, a.bias_x, a.u, a.bias_h, h, a.drop, variant)
         h, g = h.to(dtype), view_gates(packed, variant)
         chunk = reverse.fill_factors(buffer[: all_steps.count(begin, end)], g, h, begin, end)
         reverse.walk(chunk, begin, end, d_fresh)
         sums.add(chunk.d, h, g.r, begin, end)
-    d_h0 = reverse.finish().to(h0.dtype, copy=True) if wanted.h0 else x.new_empty(0)
+    d_h0 = reverse.finish().to(a.h0.dtype, copy=True) if wanted.h0 else x.new_empty(0)
     d_fresh = x.new_empty(0) if d_fresh is None else d_fresh.to(x.dtype)
     d_x, d_w, d_bias_x, d_u, d_bias_h, d_drop = sums.finish()
     return d_x, d_w, d_bias_x, d_u, d_bias_h, d_h0, d_fresh, d_drop
@@ -198,7 +183,7 @@ class Reverse:
             self.g_back(torch.mul(d.n, g.gh_n, out=d.r), g.r)  # type: ignore[arg-type]
         else:
             # The factor of ds = da_n R_h', which is known only in the walk.
-            h_n, r = (h, g.r) if self.drop_n is None else (drop_rows(h, self.drop_n), drop_rows(g.r, self.drop_n))
+            h_n, r = drop_rows(h, self.drop_n), drop_rows(g.r, self.drop_n)
             self.g_back(d.r.copy_(h_n), g.r)
         if self.mask is not None:
             # A masked step is the identity: all of dh goes on, nothing to the gates, whatever the padding holds.

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..inputs import Inputs
 from ..spec import Variant
 from .layout import (
     Gates,
@@ -26,84 +27,57 @@ from .layout import (
     steps_with,
     view_gates,
 )
-from .packing import plan_packing
+from .packing import pack_inputs, plan_packing
 
 
 def run_forward(
-    x: Tensor,
-    w: Tensor | None,
-    bias_x: Tensor | None,
-    u: Tensor,
-    bias_h: Tensor | None,
-    h0: Tensor,
-    mask: Tensor | None,
-    resets: Tensor | None,
-    fresh: Tensor | None,
-    drop: Tensor | None,
-    variant: Variant,
-    save_gates: bool,
-    may_pack: bool = True,
+    a: Inputs, variant: Variant, save_gates: bool, may_pack: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Project the input and run the recurrence over all steps.
 
-    Args: as `sequence.Problem`; `fresh` is the state after a reset, None for zeros; `may_pack`: whether states and
-        gates may be those of packed rows, in the first N of T*B, as `run_backward` takes them.
+    Args:
+        a: its `fresh` is the state after a reset, None for zeros. may_pack: whether states and gates may be those of
+            packed rows, in the first N of T*B, as `run_backward` takes them.
 
     Returns:
         out (T,B,U) at the input's time index; last state (B,U); states leaving each step (T,B,U), empty without a mask,
         where they are `out`; packed gates (T,B,4U or 3U), see `layout`, empty unless `save_gates`.
     """
-    T, B = x.shape[:2]
-    U, width = u.shape[0], gate_width(variant)
-    after, last = x.new_empty(T, B, U), h0.new_empty(B, U)
-    gates = x.new_empty((T, B, width * U) if save_gates else (0,))
-    weights = (w, bias_x, u, bias_h)
-    into = (after.flatten(0, 1), last, gates.flatten(0, 1) if save_gates else None)
-    packing = plan_packing(mask, resets, drop, variant) if may_pack else None
+    T, B = a.x.shape[:2]
+    U = a.u.shape[0]
+    after, last = a.x.new_empty(T, B, U), a.h0.new_empty(B, U)
+    gates = a.x.new_empty((T, B, gate_width(variant) * U) if save_gates else (0,))
+    state_rows, gate_rows = after.flatten(0, 1), gates.flatten(0, 1) if save_gates else None
+    packing = plan_packing(a, variant) if may_pack else None
     if packing is None:
-        scan(x, Steps([B] * T), *weights, h0, mask, resets, fresh, drop, variant, *into)
-        out = after if mask is None else read_outputs(after, mask, resets is not None, variant)
-        return out, last, after if mask is not None else x.new_empty(0), gates
-    steps, order = Steps(packing.sizes), packing.order
-    for kept in (into[0], into[2]):
-        if kept is not None:
-            kept[steps.starts[-1] :] = 0  # an operator leaves nothing undefined
-    scan(x[packing.places], steps, *weights, h0[order], None, None, None, None, variant, *into)
-    out = after.flatten(0, 1).index_select(0, packing.shown).view(T, B, U)
-    return out, torch.empty_like(last).index_copy_(0, order, last), after, gates
+        scan(a, Steps([B] * T), variant, state_rows, last, gate_rows)
+        out = after if a.mask is None else read_outputs(after, a.mask, a.resets is not None, variant)
+        return out, last, after if a.mask is not None else a.x.new_empty(0), gates
+    steps = Steps(packing.sizes)
+    for rows in (state_rows, gate_rows):
+        if rows is not None:
+            rows[steps.starts[-1] :] = 0  # an operator leaves nothing undefined
+    scan(pack_inputs(a, packing), steps, variant, state_rows, last, gate_rows)
+    out = state_rows.index_select(0, packing.shown).view(T, B, U)
+    return out, torch.empty_like(last).index_copy_(0, packing.order, last), after, gates
 
 
-def scan(
-    x: Tensor,
-    all_steps: Steps,
-    w: Tensor | None,
-    bias_x: Tensor | None,
-    u: Tensor,
-    bias_h: Tensor | None,
-    h0: Tensor,
-    mask: Tensor | None,
-    resets: Tensor | None,
-    fresh: Tensor | None,
-    drop: Tensor | None,
-    variant: Variant,
-    after: Tensor,
-    last: Tensor,
-    gates: Tensor | None,
-) -> None:
+def scan(a: Inputs, all_steps: Steps, variant: Variant, after: Tensor, last: Tensor, gates: Tensor | None) -> None:
     """Fill `after`, the states leaving each step (N,U), `last` (B,U), and `gates` (N,4U or 3U) if they are kept.
 
     Args:
-        x: (N,..), or (T,B,..) where no row ends early. all_steps: where the rows of each step are.
-        mask, resets: (T,B), for steps of B rows alone.
+        a: x is (N,..), or (T,B,..) where no row ends early; a mask and resets are for steps of B rows alone.
+        all_steps: where the rows of each step are.
     """
+    x, u, mask, fresh = a.x, a.u, a.mask, a.fresh
     T, U, width, dtype = len(all_steps.sizes), u.shape[0], gate_width(variant), compute_dtype(x.dtype)
-    project = make_projection(w, bias_x, bias_h, variant, dtype)
-    select, compute_gates = make_gates(u, drop, variant, dtype)
+    project = make_projection(a.w, a.bias_x, a.bias_h, variant, dtype)
+    select, compute_gates = make_gates(u, a.drop, variant, dtype)
     exact = x.dtype == dtype  # else the results are rounded on their way out
     some_valid, some_masked = steps_with(mask, T), steps_with(None if mask is None else ~mask, T)
-    some_reset, restarts = steps_with(resets, T), () if resets is None else resets[..., None].unbind(0)
+    some_reset, restarts = steps_with(a.resets, T), () if a.resets is None else a.resets[..., None].unbind(0)
     scratch = None
-    first = h = h0.to(dtype)
+    first = h = a.h0.to(dtype)
     for begin, end in all_steps.chunks(width * U, variant.reverse):
         rows = all_steps.rows(begin, end)
         count = all_steps.count(begin, end)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..inputs import Inputs
 from ..spec import Variant
 from .backward import Reverse, fold_outputs
 from .forward import run_forward
@@ -39,9 +40,8 @@ def scan_forward(
         unless `save_gates`.
     """
     bias_h = None if bias_n is None else torch.cat((bias_n.new_zeros(2 * bias_n.shape[0]), bias_n))
-    out, last, states, gates = run_forward(
-        gx, None, None, u, bias_h, h0, mask, resets, fresh, drop, variant, save_gates, may_pack=False
-    )
+    inputs = Inputs(gx, None, None, u, bias_h, h0, mask, resets, fresh, drop)
+    out, last, states, gates = run_forward(inputs, variant, save_gates, may_pack=False)
     if mask is not None or resets is not None:
         after = out if mask is None else states
         states = entering_states(after, 0, after.shape[0], h0, resets, fresh, variant)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..inputs import Inputs
 from ..spec import Variant
 
 
@@ -38,13 +39,14 @@ class Packing(NamedTuple):
     repeated: Tensor | None
 
 
-def plan_packing(mask: Tensor | None, resets: Tensor | None, drop: Tensor | None, variant: Variant) -> Packing | None:
-    """Return how to pack the rows of `mask` (T,B); None where they are to be left as they are.
+def plan_packing(a: Inputs, variant: Variant) -> Packing | None:
+    """Return how to pack the rows of the mask (T,B); None where they are to be left as they are.
 
     That is: the mask has holes or masks nothing; there are resets, which change the state in masked steps too, or
     dropout masks, which belong to rows; or the mask lies on an accelerator, which reading it back would stop.
     """
-    if mask is None or mask.device.type != "cpu" or resets is not None or drop is not None or mask.all():
+    mask = a.mask
+    if mask is None or mask.device.type != "cpu" or a.resets is not None or a.drop is not None or mask.all():
         return None
     rises, falls = (mask[1:] > mask[:-1]).any(), (mask[1:] < mask[:-1]).any()
     if rises and falls:
@@ -65,6 +67,11 @@ def plan_packing(mask: Tensor | None, resets: Tensor | None, drop: Tensor | None
         repeated = ~mask & (final < nowhere)
         shown = torch.where(mask, shown, final)
     return Packing(order, ordered.sum(1).tolist(), (step, row), shown.flatten(), repeated)
+
+
+def pack_inputs(a: Inputs, packing: Packing) -> Inputs:
+    """Return the inputs with x (N,..) and the initial states (B,U) in the order of the packed rows, without a mask."""
+    return a._replace(x=a.x[packing.places], h0=a.h0[packing.order], mask=None)
 
 
 def pack_output_gradients(d_out: Tensor, packing: Packing) -> tuple[Tensor, Tensor | None]:

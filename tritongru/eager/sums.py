@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..inputs import Inputs
 from ..spec import Variant
 from .layout import Steps, compute_dtype, drop_rows, gate_width, split_drop, split_gates, view_gates
 
@@ -27,9 +28,8 @@ class Wanted(NamedTuple):
 class Sums:
     """Gradients that grow by one product or sum per chunk; kept in the dtype of sums until `finish`."""
 
-    def __init__(
-        self, x: Tensor, w, bias_x, u: Tensor, bias_h, drop, variant: Variant, wanted: Wanted, all_steps: Steps
-    ):
+    def __init__(self, a: Inputs, variant: Variant, wanted: Wanted, all_steps: Steps):
+        x, w, bias_x, u, bias_h, drop = a.x, a.w, a.bias_x, a.u, a.bias_h, a.drop
         self.steps, self.variant, self.x, self.w, self.u = all_steps, variant, x, w, u
         self.dtype = compute_dtype(x.dtype)
         self.drop = None if drop is None else drop.to(self.dtype)
