@@ -36,7 +36,7 @@ def run_tests(args: argparse.Namespace) -> int:
     """Every GPU-marked test compiled, in several processes; then the sanitizer on one small case of each schedule."""
     import gpu_tests
 
-    return gpu_tests.run(ROOT, python_path(), args.out, args.budget, args.rehearse)
+    return gpu_tests.run(ROOT, args.out, args.budget, args.rehearse)
 
 
 def run_exchange(args: argparse.Namespace) -> int:
@@ -210,17 +210,13 @@ def check_kernels(dtypes: Sequence[str], device: str) -> None:
     print("the kernels agree with the oracle")
 
 
-def python_path() -> str:
-    """Return PYTHONPATH for a child process: this source tree first, then what is set."""
-    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
 def call(command: list[str], args: argparse.Namespace) -> int:
     """Run a Python command from the repository and return its exit status; 124 when the budget ended it."""
-    environment = os.environ | {"PYTHONPATH": python_path()}
-    if args.rehearse:
-        environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-        command = command + (["--rehearse"] if command[0].endswith("exchange.py") else [])
+    from gpu_tests import child_environment
+
+    environment = child_environment(ROOT, args.rehearse)
+    if args.rehearse and command[0].endswith("exchange.py"):
+        command = [*command, "--rehearse"]
     print("python " + " ".join(command), flush=True)
     try:
         return subprocess.run([sys.executable, *command], env=environment, cwd=ROOT, timeout=args.budget).returncode

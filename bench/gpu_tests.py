@@ -33,15 +33,22 @@ class Outcome:
     notes: str = ""
 
 
-def run(root: Path, python_path: str, out: Path, budget: float, rehearse: bool) -> int:
+def child_environment(root: Path, rehearse: bool) -> dict[str, str]:
+    """Return the environment of a child process: this source tree first; in a rehearsal the interpreter and no GPU."""
+    paths = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    rehearsal = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""} if rehearse else {}
+    return os.environ | {"PYTHONPATH": paths} | rehearsal
+
+
+def run(root: Path, out: Path, budget: float, rehearse: bool) -> int:
     """Run tests and sanitizer, write gpu-tests.csv, print a table; 1 if anything failed or nothing ran."""
     from tritongru.tools.files import replace_file
     from tritongru.tools.show import print_table
 
     stop = time.monotonic() + budget
     # A part of the time is kept for the sanitizer.
-    outcomes = [run_pytest(root, python_path, out, 0.7 * budget, rehearse)]
-    outcomes += run_sanitizer(root, python_path, stop, rehearse)
+    outcomes = [run_pytest(root, out, 0.7 * budget, rehearse)]
+    outcomes += run_sanitizer(root, stop, rehearse)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(FIELDS)
@@ -53,13 +60,12 @@ def run(root: Path, python_path: str, out: Path, budget: float, rehearse: bool) 
     return int(any(o.failed for o in outcomes) or outcomes[0].passed == 0)
 
 
-def run_pytest(root: Path, python_path: str, out: Path, seconds: float, rehearse: bool) -> Outcome:
+def run_pytest(root: Path, out: Path, seconds: float, rehearse: bool) -> Outcome:
     """Run every GPU-marked test, shared out among processes; in a rehearsal a few tests of the kernels, interpreted."""
     begin = time.monotonic()
-    environment = os.environ | {"PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"}
+    environment = child_environment(root, rehearse) | {"OMP_NUM_THREADS": "1"}
     chosen = ["tests", "-m", "gpu"]
     if rehearse:
-        environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
         chosen = ["tests/interpreted", "-k", "test_empty or repeated_runs"]
     # A file that needs a package that is not there is left out, and the notes say so.
     base = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
@@ -106,32 +112,25 @@ def run_pytest(root: Path, python_path: str, out: Path, seconds: float, rehearse
     return Outcome("pytest", passed, failed, skipped, time.monotonic() - begin, notes)
 
 
-def run_sanitizer(root: Path, python_path: str, stop: float, rehearse: bool) -> list[Outcome]:
+def run_sanitizer(root: Path, stop: float, rehearse: bool) -> list[Outcome]:
     """Run one small case of each schedule under compute-sanitizer's tools, where it is installed."""
     from tritongru.configs import SCHEDULES
 
     tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if rehearse:
-        return [
-            _case(root, python_path, [], schedule, "plainly, no sanitizer", stop, True)
-            for schedule in ("single", "steps")
-        ]
+        return [_case(root, [], schedule, "plainly, no sanitizer", stop, True) for schedule in ("single", "steps")]
     if tool is None:
         return [Outcome("compute-sanitizer", 0, 0, 1, 0.0, "not installed")]
     return [
-        _case(root, python_path, [tool, "--tool", name, "--error-exitcode", "9"], schedule, name, stop, False)
+        _case(root, [tool, "--tool", name, "--error-exitcode", "9"], schedule, name, stop, False)
         for schedule in SCHEDULES
         for name in SANITIZER_TOOLS
     ]
 
 
-def _case(
-    root: Path, python_path: str, prefix: Sequence[str], schedule: str, name: str, stop: float, rehearse: bool
-) -> Outcome:
+def _case(root: Path, prefix: Sequence[str], schedule: str, name: str, stop: float, rehearse: bool) -> Outcome:
     begin, what = time.monotonic(), f"{schedule}, {name}"
-    environment = os.environ | {"PYTHONPATH": python_path}
-    if rehearse:
-        environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = child_environment(root, rehearse)
     left = stop - begin
     if left < 5:
         return Outcome(what, 0, 0, 1, 0.0, "no time left")
