@@ -1,0 +1,1 @@
+"""The ways a GRU call can be computed, one folder each."""

@@ -1,0 +1,33 @@
+"""The places of a plan: the array of int64 that a scan is called with. Addresses are 0 where there is nothing.
+
+Shapes: T steps, B rows of the batch, I inputs, U units; P is U rounded up to whole vectors (whole panels where gates are
+multiplied apart). A part of the batch has `ROWS` rows in groups of `SIZE`, R with the last group filled up. Strides
+count numbers, not bytes; the last axis of every tensor is contiguous. Packed matrices: see products.py; inside, the
+gates' order is z, r, n.
+"""
+
+(
+    STEPS, BATCH, INPUT, UNITS, PADDED,
+    ROWS, SIZE, ORDER,  # ORDER: (rows,) int64, places in the batch
+    BEGIN, END,  # the steps to take, counted in the order of processing
+    CHUNK,  # steps projected at a time
+    REVERSE, RESET_AFTER, ZERO_OUTPUT, ACTIVATION, RECURRENT_ACTIVATION,
+    X, X_STEP, X_ROW,  # (T,B,I), or (T,B,3U) where there is no W
+    W, RECURRENT,  # packed: (I,3P) and (U,3P); in the reverse scan RECURRENT is (3P,N), its rows n, z, r
+    BIAS, BIAS_N,  # (3P,) and (P,): the candidate's inside the reset product
+    H0, H0_ROW,  # (B,U)
+    MASK, RESETS,  # (T,B) bytes
+    FRESH, FRESH_STEP, FRESH_ROW,  # (T,B,U), FRESH_STEP 0 for (B,U)
+    DROP, DROPS,  # (DROPS,B,U) in the order z, r, n; DROPS 0, 1 or 3
+    OUT, STATES,  # (T,B,U): outputs, and the states leaving each step where a mask makes them differ
+    LAST,  # (B,U)
+    GATES, Z_AT, R_AT, N_AT, WIDTH,  # (T,B,WIDTH) with h R_n + c_n at 0 where reset_after
+    # The reverse scan alone.
+    D_OUT, D_OUT_STEP, D_OUT_ROW, D_LAST,  # (T,B,U), (B,U)
+    D_GATES, PLACES,  # (N,WIDTH) and the row in it of each (T,B) int64, or 0: t B + b less D_FIRST
+    D_FIRST, D_H0, D_FRESH, D_FRESH_STEP,  # (B,U), (T,B,U) or (B,U) with D_FRESH_STEP 0
+    COLUMNS,  # N: U rounded up to whole panels
+    # Scratch of the part, R rows each.
+    H, ENTERING, PROJECTED, SUMS, SHOWN, KEPT, LIVE, FLAGS, GROUPS,
+    COUNT,
+) = range(61)  # fmt: skip
