@@ -24,8 +24,8 @@ gates' order is z, r, n.
     GATES, Z_AT, R_AT, N_AT, WIDTH,  # (T,B,WIDTH) with h R_n + c_n at 0 where reset_after
     # The reverse scan alone.
     D_OUT, D_OUT_STEP, D_OUT_ROW, D_LAST,  # (T,B,U), (B,U)
-    D_GATES, PLACES,  # (N,WIDTH) and the row in it of each (T,B) int64, or 0: t B + b less D_FIRST
-    D_FIRST, D_H0, D_FRESH, D_FRESH_STEP,  # (B,U), (T,B,U) or (B,U) with D_FRESH_STEP 0
+    D_GATES, D_FIRST, PLACES,  # rows (..,WIDTH) of the steps taken; its row of (t, b) is PLACES[t,b] (or t B + b) - D_FIRST
+    D_H0, D_FRESH, D_FRESH_STEP,  # (B,U), (T,B,U) or (B,U) with D_FRESH_STEP 0
     COLUMNS,  # N: U rounded up to whole panels
     # Scratch of the part, R rows each.
     H, ENTERING, PROJECTED, SUMS, SHOWN, KEPT, LIVE, FLAGS, GROUPS,

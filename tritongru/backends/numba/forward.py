@@ -122,34 +122,36 @@ class Problem:
 
     def make_part(self, order: Tensor, steps: int) -> np.ndarray:
         """Return the plan of the rows `order`, with scratch of its own."""
-        P, size = self.padded, group_size(self.a.x.shape[1])
-        rows = order.shape[0]
-        R = round_up(rows, size)
+        plan, R = self.place_rows(order)
+        P = self.padded
         # A multiple of four, so that a row's steps are always grouped in the same way.
         chunk = max(4, min(round_up(steps, 4), CHUNK // (R * 3 * P * self.dtype.itemsize) // 4 * 4))
         copies = max(self.drops, 0 if self.variant.reset_after else 1)
         masked = self.a.mask is not None
-        plan = self.plan.copy()
-        plan[at.ROWS], plan[at.SIZE], plan[at.CHUNK] = rows, size, chunk
-        self._place(plan, order, R, masked * chunk)
-        self._lay_out(
+        plan[at.CHUNK] = chunk
+        if masked:
+            flags = torch.empty(chunk * R // int(plan[at.SIZE]), dtype=torch.uint8)
+            self.kept.append(flags)
+            plan[at.FLAGS] = flags.data_ptr()
+        self.lay_out(
             plan, H=R * P, ENTERING=copies * R * P, PROJECTED=chunk * R * 3 * P, SUMS=R * 3 * P, SHOWN=masked * R * P,
             KEPT=self.drops * R * P,
-        )
+        )  # fmt: skip
         return plan
 
-    def _place(self, plan: np.ndarray, order: Tensor, R: int, flagged_steps: int) -> None:
-        """Give the plan its rows, its groups and the flags of the groups."""
-        size = int(plan[at.SIZE])
-        count = R // size
-        numbers = torch.cat((order, torch.arange(0, R, size), order.new_empty(count)))
-        flags = torch.empty(flagged_steps * count, dtype=torch.uint8)
-        self.kept += (numbers, flags)
+    def place_rows(self, order: Tensor) -> tuple[np.ndarray, int]:
+        """Return the plan of the rows `order` and its groups, and how many rows the groups have."""
+        plan, size, rows = self.plan.copy(), group_size(self.a.x.shape[1]), order.shape[0]
+        R = round_up(rows, size)
+        numbers = torch.cat((order, torch.arange(0, R, size), order.new_empty(R // size)))
+        self.kept.append(numbers)
         start = numbers.data_ptr()
-        plan[at.ORDER], plan[at.GROUPS] = start, start + 8 * order.shape[0]
-        plan[at.LIVE], plan[at.FLAGS] = start + 8 * (order.shape[0] + count), flags.data_ptr()
+        plan[at.ROWS], plan[at.SIZE] = rows, size
+        plan[at.ORDER], plan[at.GROUPS] = start, start + 8 * rows
+        plan[at.LIVE] = start + 8 * (rows + R // size)
+        return plan, R
 
-    def _lay_out(self, plan: np.ndarray, **sizes: int) -> None:
+    def lay_out(self, plan: np.ndarray, **sizes: int) -> None:
         """Give the plan scratch of so many numbers each."""
         starts, total = {}, 0
         for name, size in sizes.items():

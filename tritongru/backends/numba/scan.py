@@ -133,7 +133,8 @@ def scan_part(plan, like):
     reverse, after, zero_output = plan[at.REVERSE] != 0, plan[at.RESET_AFTER] != 0, plan[at.ZERO_OUTPUT] != 0
     f, g, drops = plan[at.ACTIVATION], plan[at.RECURRENT_ACTIVATION], plan[at.DROPS]
     has_mask, has_resets, has_w = plan[at.MASK] != 0, plan[at.RESETS] != 0, plan[at.W] != 0
-    saves, has_out, has_fresh = plan[at.GATES] != 0, plan[at.OUT] != 0, plan[at.FRESH] != 0
+    saves, has_fresh = plan[at.GATES] != 0, plan[at.FRESH] != 0
+    has_out, has_states = plan[at.OUT] != 0, plan[at.STATES] != 0
     z_at, r_at, n_at, wide = plan[at.Z_AT], plan[at.R_AT], plan[at.N_AT], plan[at.WIDTH]
     order, groups, live = pointer(plan[at.ORDER], 0), pointer(plan[at.GROUPS], 0), pointer(plan[at.LIVE], 0)
     mask, resets = pointer(plan[at.MASK], BYTE), pointer(plan[at.RESETS], BYTE)
@@ -233,7 +234,8 @@ def scan_part(plan, like):
                         fill_row(out, o, U)
                     elif has_out:
                         show_row(shown, row * P, out, o, U, P)
-                    show_row(h, row * P, states, o, U, P)
+                    if has_states:
+                        show_row(h, row * P, states, o, U, P)
                     if saves:
                         fill_row(gates, k, wide)
                     continue
@@ -255,8 +257,9 @@ def scan_part(plan, like):
                         put(gates, k + n_at + j, n, U - j)
                     if has_out:
                         put(out, o + j, new, U - j)
-                    if has_mask:
+                    if has_states:
                         put(states, o + j, new, U - j)
+                    if has_mask:
                         store(shown, row * P + j, new)
     for row in range(rows):
         show_row(h, row * P, last, order[row] * U, U, P)
