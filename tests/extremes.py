@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from tritongru import gru
-from tritongru.spec import UnsupportedError
+from tritongru.call.errors import UnsupportedError
 from tritongru.tools.cases import Case, in_dtype, make_arguments, run_case
 from tritongru.tools.tolerance import FLOOR_IN_EPSILONS, check, largest_error, machine_epsilon
 

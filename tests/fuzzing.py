@@ -18,12 +18,14 @@ from strategies import Configuration, Leaf, call_arguments, configurations, make
 from torch import Tensor
 
 from tritongru import gru
-from tritongru.configs import LaunchConfig, next_power_of_two
-from tritongru.eager import layout
+from tritongru.backends.eager import layout
+from tritongru.call.arguments import Arguments
+from tritongru.call.errors import UnsupportedError
+from tritongru.environment import is_interpreted
 from tritongru.functional import explain_call
 from tritongru.reference import gru_reference
-from tritongru.spec import UnsupportedError, is_interpreted
 from tritongru.tools.tolerance import check, largest_error, tolerance
+from tritongru.tuning.configs import LaunchConfig, next_power_of_two
 
 # How many random roundings of the inputs stand for all of them, where the oracle's own error says too little.
 DISTURBED = 8
@@ -142,9 +144,8 @@ def disturb(leaves: dict[str, Leaf], c: Configuration, number: int) -> dict[str,
 
 def accepts(arguments: dict, backend: str) -> bool:
     """Return whether `backend` runs the call."""
-    optional = ("lengths", "mask", "resets", "reset_state", "input_dropout", "recurrent_dropout")
     try:
-        explain_call(dict.fromkeys(optional) | {"precision": "auto"} | arguments, backend)
+        explain_call(Arguments(**arguments), backend)
     except UnsupportedError:
         return False
     return True

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import tritongru
+from tritongru.call.errors import UnsupportedError
 from tritongru.compat import GRU
-from tritongru.spec import UnsupportedError, is_interpreted
+from tritongru.environment import is_interpreted
 
 F64 = torch.float64
 SHAPES = [(3, 7, 5, 9), (1, 1, 1, 1), (1, 6, 2, 3), (4, 1, 3, 5)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tritongru.faults import reasons_against_interpreter
+from tritongru.environment import reasons_against_interpreter
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 # One process per program needs the interpreter.

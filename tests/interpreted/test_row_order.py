@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from tritongru import launch
-from tritongru.configs import SCHEDULES, LaunchConfig
-from tritongru.spec import Variant, is_interpreted
+from tritongru.call.problem import Variant
+from tritongru.environment import is_interpreted
+from tritongru.tuning.configs import SCHEDULES, LaunchConfig
 
 
 @pytest.mark.skipif(not is_interpreted(), reason="draws its tensors on the CPU")

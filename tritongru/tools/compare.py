@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 
+from ..call.arguments import Arguments
+from ..call.check import resolve_precision
+from ..call.errors import BACKENDS, PRECISIONS, UnsupportedError, check_choice
 from ..functional import explain_call
-from ..precision import resolve_precision
-from ..spec import BACKENDS, PRECISIONS, UnsupportedError, check_choice
 from .cases import DTYPES, Case, in_dtype, make_arguments, run_case
 from .show import print_table
 from .tolerance import largest_error, tolerance
@@ -102,7 +103,7 @@ def compare_backend(case: Case, backend: str, device: torch.device) -> list[Row]
     """Compare one backend in this process."""
     arguments = make_arguments(case, device)
     try:
-        explain_call(_explained(arguments), backend)
+        explain_call(Arguments(**arguments), backend)
     except UnsupportedError as error:
         reasons = error.rejected.get(backend, (str(error),))
         return [Row(backend, str(case), "-", float("nan"), float("nan"), NOT_RUN, "; ".join(reasons))]
@@ -192,12 +193,6 @@ def main(args: argparse.Namespace) -> int:
         print("FAIL: a backend is outside the tolerance")
         return 1
     return 0
-
-
-def _explained(arguments: dict) -> dict:
-    """Return `arguments` with every optional one of `tritongru.gru` present."""
-    optional = ("initial_state", "mask", "lengths", "resets", "reset_state", "input_dropout", "recurrent_dropout")
-    return dict.fromkeys(optional) | arguments
 
 
 def _number(value: float) -> str:
