@@ -23,10 +23,8 @@ from tritongru.eager import layout
 from tritongru.functional import explain_call
 from tritongru.reference import gru_reference
 from tritongru.spec import UnsupportedError, is_interpreted
-from tritongru.tools.tolerance import check, largest_error, tolerance
+from tritongru.tools.tolerance import MOVES, check, largest_error, move, tolerance
 
-# How many random roundings of the inputs stand for all of them, where the oracle's own error says too little.
-DISTURBED = 8
 ORACLE = "oracle"  # no backend: see `call`
 REGRESSIONS = Path(__file__).parent / "regressions.json"
 WANTED = {
@@ -120,7 +118,7 @@ def further_measures(c: Configuration, leaves: dict[str, Leaf], truth: dict[str,
     On a handful of numbers the oracle may be exact by luck, and in float64 it is the truth. So the measure is also what
     one rounding of every input changes, and for float64 what float32 gets wrong, in proportion to the epsilons.
     """
-    measures = [run(c, disturb(leaves, c, number), torch.float64, ORACLE) for number in range(DISTURBED)]
+    measures = [run(c, disturb(leaves, c, number), torch.float64, ORACLE) for number in range(MOVES)]
     if c.dtype == "float64":
         coarse, ratio = run(c, leaves, torch.float32, ORACLE), 2.0 ** (23 - 52)
         measures.append({name: right + (coarse[name].double() - right) * ratio for name, right in truth.items()})
@@ -133,9 +131,7 @@ def disturb(leaves: dict[str, Leaf], c: Configuration, number: int) -> dict[str,
     epsilon = torch.finfo(c.torch_dtype()).eps
 
     def moved(leaf: Leaf) -> Leaf:
-        values = leaf.view(leaf.base)
-        signs = torch.randint(0, 2, values.shape, generator=generator) * 2 - 1
-        return Leaf(values.double() * (1 + epsilon * signs), lambda base: base)
+        return Leaf(move(leaf.view(leaf.base), epsilon, generator), lambda base: base)
 
     return {name: moved(leaf) for name, leaf in leaves.items()}
 

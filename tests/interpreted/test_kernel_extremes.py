@@ -24,6 +24,8 @@ from tritongru.spec import is_interpreted
 from tritongru.tools.cases import Case
 
 pytestmark = [
+    pytest.mark.bits,
+    pytest.mark.usefixtures("sums_in_order"),
     pytest.mark.skipif(not is_interpreted(), reason="draws its tensors on the CPU"),
     pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning"),
 ]
