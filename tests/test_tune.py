@@ -543,7 +543,7 @@ def test_info_says_which_tables_are_asked(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITONGRU_CACHE", str(tmp_path))
     monkeypatch.setattr(choices, "SHIPPED", tmp_path)
     choices.forget()
-    assert describe_tables(H100) == "a formula of the device (tritongru.configs)"
+    assert describe_tables(H100) == "a formula of the device (tritongru.tuning.configs)"
     save(tmp_path / "test-gpu.json", 256)
     save(tmp_path / "sm_90-132.json", 256, 512)
     choices.forget()

@@ -24,6 +24,8 @@ from tritongru.tuning import configs
 from tritongru.tuning.configs import LaunchConfig
 
 pytestmark = [
+    pytest.mark.bits,
+    pytest.mark.usefixtures("sums_in_order"),
     pytest.mark.skipif(not is_interpreted(), reason="draws its tensors on the CPU"),
     pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning"),
 ]

@@ -21,7 +21,7 @@ from ..call.arguments import Arguments
 from ..call.check import resolve_precision
 from ..call.errors import BACKENDS, PRECISIONS, UnsupportedError, check_choice
 from ..functional import explain_call
-from .cases import DTYPES, Case, in_dtype, make_arguments, run_case
+from .cases import DTYPES, Case, in_dtype, make_arguments, moved_arguments, run_case
 from .show import print_table
 from .tolerance import largest_error, tolerance
 
@@ -109,6 +109,7 @@ def compare_backend(case: Case, backend: str, device: torch.device) -> list[Row]
         return [Row(backend, str(case), "-", float("nan"), float("nan"), NOT_RUN, "; ".join(reasons))]
     truth = run_case(in_dtype(arguments, torch.float64), "reference", case.seed)
     oracle = run_case(arguments, "reference", case.seed)
+    moved = [run_case(given, "reference", case.seed) for given in moved_arguments(arguments)]
     try:
         results = run_case(arguments, backend, case.seed)
     except ImportError as error:
@@ -117,7 +118,9 @@ def compare_backend(case: Case, backend: str, device: torch.device) -> list[Row]
     rows = []
     for quantity, exact in truth.items():
         error = largest_error(results[quantity], exact)
-        allowed = tolerance(oracle[quantity], exact, DTYPES[case.dtype], precision)
+        allowed = tolerance(
+            oracle[quantity], exact, DTYPES[case.dtype], precision, moved=[other[quantity] for other in moved]
+        )
         rows.append(Row(backend, str(case), quantity, error, allowed, OK if error <= allowed else FAILED))
     return rows
 

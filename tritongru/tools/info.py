@@ -112,4 +112,4 @@ def describe_tables(device: Device) -> str:
             continue
         kinds = sorted({f"{record['kind']} {record.get('date', '')}" for record in table.provenances.values()})
         words.append(f"{source} {path}: {len(table.entries)} entries, {', '.join(kinds)}")
-    return "; then ".join([*words, "a formula of the device (tritongru.configs)"])
+    return "; then ".join([*words, "a formula of the device (tritongru.tuning.configs)"])
