@@ -95,8 +95,8 @@ def use_tuned_table(out: Path) -> None:
     """Let auto take the table that the step "tune" left in `out`, as if it were the user's own."""
     import torch
 
-    from tritongru import choices
-    from tritongru.devices import device_limits
+    from tritongru.tuning import choices
+    from tritongru.tuning.devices import device_limits
 
     device = device_limits(torch.device("cuda"))
     table = out / f"{device.target}-{device.processors}.json"
@@ -240,7 +240,7 @@ def check_device() -> None:
 
 def check_interpreter() -> None:
     """Stop early where Triton's interpreter cannot run."""
-    from tritongru.faults import reasons_against_interpreter
+    from tritongru.environment import reasons_against_interpreter
 
     if reasons := reasons_against_interpreter():
         raise StepError("; ".join(reasons))

@@ -114,7 +114,7 @@ def run_pytest(root: Path, out: Path, seconds: float, rehearse: bool) -> Outcome
 
 def run_sanitizer(root: Path, stop: float, rehearse: bool) -> list[Outcome]:
     """Run one small case of each schedule under compute-sanitizer's tools, where it is installed."""
-    from tritongru.configs import SCHEDULES
+    from tritongru.tuning.configs import SCHEDULES
 
     tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if rehearse:

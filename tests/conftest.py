@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from tritongru import dispatch
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 # Triton settles on its interpreter when it is imported, so these files need a process of their own, or a GPU.
@@ -30,6 +32,12 @@ def fixed_seeds():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def decisions_made_anew():
+    """A test that pretends to be on another machine leaves no decision behind."""
+    dispatch.forget()
 
 
 @pytest.fixture(autouse=True)

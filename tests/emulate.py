@@ -34,10 +34,10 @@ from emulator.scans import Scan, check, run, truth_and_oracle
 from strategies import JUMPING
 from torch import Tensor
 
-from tritongru import choices
-from tritongru.configs import EXCHANGES, FENCED_COPIES, LaunchConfig, next_power_of_two
-from tritongru.releases import triton_release
+from tritongru.environment import triton_release
 from tritongru.tools.cases import Case
+from tritongru.tuning import choices
+from tritongru.tuning.configs import EXCHANGES, FENCED_COPIES, LaunchConfig, next_power_of_two
 
 ACTIVATIONS = ("tanh", "sigmoid", "hard_sigmoid", "softsign", "relu", "elu", "selu", "softplus", "linear", "leaky_relu")
 # For the gates: with an unbounded one, states may grow until nothing can be compared.

@@ -22,7 +22,7 @@ import torch
 from fuzzing import REGRESSIONS, TARGETS, Target
 from hypothesis import HealthCheck, Verbosity, given, seed, settings
 
-from tritongru.spec import is_interpreted
+from tritongru.environment import is_interpreted
 
 SHRINK_S = 60.0
 ROUND = 200  # configurations between two looks at the clock

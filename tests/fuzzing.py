@@ -18,15 +18,15 @@ from strategies import Configuration, Leaf, call_arguments, configurations, make
 from torch import Tensor
 
 from tritongru import gru
-from tritongru.configs import LaunchConfig, next_power_of_two
-from tritongru.eager import layout
+from tritongru.backends.eager import layout
+from tritongru.call.arguments import Arguments
+from tritongru.call.errors import UnsupportedError
+from tritongru.environment import is_interpreted
 from tritongru.functional import explain_call
 from tritongru.reference import gru_reference
-from tritongru.spec import UnsupportedError, is_interpreted
-from tritongru.tools.tolerance import check, largest_error, tolerance
+from tritongru.tools.tolerance import MOVES, check, largest_error, move, tolerance
+from tritongru.tuning.configs import LaunchConfig, next_power_of_two
 
-# How many random roundings of the inputs stand for all of them, where the oracle's own error says too little.
-DISTURBED = 8
 ORACLE = "oracle"  # no backend: see `call`
 REGRESSIONS = Path(__file__).parent / "regressions.json"
 WANTED = {
@@ -120,7 +120,7 @@ def further_measures(c: Configuration, leaves: dict[str, Leaf], truth: dict[str,
     On a handful of numbers the oracle may be exact by luck, and in float64 it is the truth. So the measure is also what
     one rounding of every input changes, and for float64 what float32 gets wrong, in proportion to the epsilons.
     """
-    measures = [run(c, disturb(leaves, c, number), torch.float64, ORACLE) for number in range(DISTURBED)]
+    measures = [run(c, disturb(leaves, c, number), torch.float64, ORACLE) for number in range(MOVES)]
     if c.dtype == "float64":
         coarse, ratio = run(c, leaves, torch.float32, ORACLE), 2.0 ** (23 - 52)
         measures.append({name: right + (coarse[name].double() - right) * ratio for name, right in truth.items()})
@@ -133,18 +133,15 @@ def disturb(leaves: dict[str, Leaf], c: Configuration, number: int) -> dict[str,
     epsilon = torch.finfo(c.torch_dtype()).eps
 
     def moved(leaf: Leaf) -> Leaf:
-        values = leaf.view(leaf.base)
-        signs = torch.randint(0, 2, values.shape, generator=generator) * 2 - 1
-        return Leaf(values.double() * (1 + epsilon * signs), lambda base: base)
+        return Leaf(move(leaf.view(leaf.base), epsilon, generator), lambda base: base)
 
     return {name: moved(leaf) for name, leaf in leaves.items()}
 
 
 def accepts(arguments: dict, backend: str) -> bool:
     """Return whether `backend` runs the call."""
-    optional = ("lengths", "mask", "resets", "reset_state", "input_dropout", "recurrent_dropout")
     try:
-        explain_call(dict.fromkeys(optional) | {"precision": "auto"} | arguments, backend)
+        explain_call(Arguments(**arguments), backend)
     except UnsupportedError:
         return False
     return True

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 triton = pytest.importorskip("triton")
-from tritongru import ahead, configs  # noqa: E402
+from tritongru import ahead  # noqa: E402
+from tritongru.tuning import configs  # noqa: E402
 
 RELEASE = tuple(map(int, triton.__version__.split(".")[:2]))
 # Bytes that a program may put away before its time loop and fetch after it. With other versions one or two do.

@@ -5,8 +5,9 @@ import warnings
 import pytest
 import torch
 
-from tritongru import aten, gru
-from tritongru.aten import TwiceDifferentiable
+from tritongru import gru
+from tritongru.backends import aten
+from tritongru.backends.aten import TwiceDifferentiable
 
 
 def make_tensors(has_bias: bool, needs: str = "all", T=4, B=2, I=3, U=5):  # noqa: E741

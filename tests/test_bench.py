@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from tritongru.__main__ import main
-from tritongru.configs import Device
 from tritongru.tools import bench, contenders, floor, memory, report, results, workloads
 from tritongru.tools.bench import BUILDERS, PEERS, build, has_failed
 from tritongru.tools.contenders import FORWARD, INFERENCE, TRAINING, UnavailableError, make_call
 from tritongru.tools.work import Work
 from tritongru.tools.workloads import TINY, Workload, with_features
+from tritongru.tuning.configs import Device
 
 CPU = torch.device("cpu")
 OWN = tuple(name for name in BUILDERS if name not in PEERS and not name.startswith("triton"))

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from tritongru.keras import GRU, Bidirectional
+from tritongru.layouts import keras_to_torch, torch_to_keras
 from tritongru.tools import convert, keras_read
-from tritongru.weights import keras_to_torch, torch_to_keras
 
 h5py = pytest.importorskip("h5py")
 pytest.importorskip("safetensors")

@@ -11,17 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tritongru
-from tritongru import UnsupportedError, dispatch, faults, functional
-from tritongru.configs import Device
-from tritongru.dispatch import Facts, decide
-from tritongru.spec import BACKENDS, Shape, Variant
+from tritongru import UnsupportedError, environment, functional
+from tritongru.backends.triton import reasons
+from tritongru.call.arguments import Arguments
+from tritongru.call.check import Signature
+from tritongru.call.errors import BACKENDS
+from tritongru.call.problem import Shape, Variant
+from tritongru.dispatch import decide
 from tritongru.tools.cases import Case, make_arguments
+from tritongru.tuning.configs import Device
 
 
-def facts(device: str = "cuda", dtype: torch.dtype = torch.float32, **changes) -> Facts:
-    variant = {name: changes.pop(name) for name in list(changes) if name in Variant.__dataclass_fields__}
+def facts(device: str = "cuda", dtype: torch.dtype = torch.float32, **changes) -> Signature:
+    variant = {name: changes.pop(name) for name in list(changes) if name in Variant._fields}
     defaults = dict(units=9, shape=Shape(3, 7, 5, 9))
-    return Facts(device, dtype, Variant(**variant), **(defaults | changes))
+    return Signature(device, dtype, Variant(**variant), **(defaults | changes))
 
 
 H100 = Device(132, 227 * 1024, name="Test GPU", target="sm_90")
@@ -62,17 +66,17 @@ def test_scans_need_a_derivative_of_the_output(backend: str, name: str, argument
 
 
 def test_triton_names_dtype_and_device(monkeypatch) -> None:
-    monkeypatch.setattr(dispatch, "reasons_against_environment", lambda device, index: ())
+    monkeypatch.setattr(reasons, "reasons_against_environment", lambda device, index: ())
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert any("float64" in reason for reason in decide(facts(dtype=torch.float64)).rejected["triton"])
     assert any("device='cpu'" in reason for reason in decide(facts("cpu")).rejected["triton"])
     assert any("device='mps'" in reason for reason in decide(facts("mps")).rejected["triton"])
-    monkeypatch.setattr(dispatch, "device_limits", lambda device: H100)
+    monkeypatch.setattr(reasons, "device_limits", lambda device: H100)
     assert decide(facts("cuda")).backend == "triton"
 
 
 def test_without_triton(monkeypatch) -> None:
-    monkeypatch.setattr(faults, "has_triton", lambda: False)
+    monkeypatch.setattr(environment, "has_triton", lambda: False)
     decision = decide(facts("cuda"))
     assert decision.backend == "aten"
     assert decision.rejected["triton"] == ("triton is not installed",)
@@ -105,7 +109,10 @@ def test_auto_on_a_cpu_takes_the_faster_of_eager_and_aten() -> None:
         shape = Shape(batch, time, 8, units)
         return decide(facts(device, units=units, shape=shape, wants_gradients=wants_gradients)).backend
 
-    assert chosen(1, 1, 256, False) == chosen(1, 64, 256, True) == "aten"
+    assert chosen(2, 1, 256, False) == chosen(1, 64, 256, True) == "aten"
+    assert chosen(1, 1, 256, False) == "eager"
+    one_step = facts("cpu", shape=Shape(1, 1, 8, 9), reset_gate_first=True)
+    assert decide(one_step).backend == "aten", "torch's own GRU takes torch's weights as they are"
     assert chosen(100, 1, 64, True) == chosen(1000, 1, 64, False) == chosen(50, 16, 512, False) == "eager"
     assert chosen(100, 32, 128, False) == chosen(128, 1, 256, False) == "aten"
     assert chosen(64, 1, 64, False) == chosen(200, 1, 1024, False) == chosen(16, 8, 256, False) == "aten"
@@ -122,8 +129,7 @@ def test_a_call_that_wants_gradients_says_so() -> None:
 
 
 def gru_decision(arguments: dict) -> str:
-    rest = dict(reset_state=None, input_dropout=None, recurrent_dropout=None, mask=None, lengths=None, resets=None)
-    return functional.explain_call(rest | arguments).backend
+    return functional.explain_call(Arguments(**arguments)).backend
 
 
 def test_decision_reads_well() -> None:

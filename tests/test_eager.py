@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tritongru import gradients, gru
-from tritongru.eager import layout
+from tritongru import gru
+from tritongru.backends import eager
+from tritongru.backends.eager import layout
 from tritongru.tools.cases import Case, differentiated, in_dtype, make_arguments, run_case
 from tritongru.tools.tolerance import check
 
@@ -44,8 +45,8 @@ def test_grid(layout: str, reset_after: bool, go_backwards: bool, recompute: boo
 @pytest.mark.parametrize("layout, reset_after, go_backwards", VARIANTS)
 def test_chunks_of_steps(monkeypatch, layout: str, reset_after: bool, go_backwards: bool, steps: int) -> None:
     """States, gradients and sums cross from one chunk of steps to the next, and the last one may be shorter."""
-    monkeypatch.setattr("tritongru.eager.layout.CHUNK", 0)
-    monkeypatch.setattr("tritongru.eager.layout.CHUNK_ROWS", 3 * steps)
+    monkeypatch.setattr("tritongru.backends.eager.layout.CHUNK", 0)
+    monkeypatch.setattr("tritongru.backends.eager.layout.CHUNK_ROWS", 3 * steps)
     for seed, (mask, reset_state, dropouts, zero) in enumerate(FLAGS):
         case = Case(
             3, 5, 4, 5, "float64", seed, reset_after=reset_after, layout=layout, go_backwards=go_backwards,
@@ -59,10 +60,10 @@ def test_chunks_of_steps(monkeypatch, layout: str, reset_after: bool, go_backwar
 
 
 def test_one_call_is_one_chunk_or_many(monkeypatch) -> None:
-    from tritongru.eager.layout import Steps
+    from tritongru.backends.eager.layout import Steps
 
-    monkeypatch.setattr("tritongru.eager.layout.CHUNK", 24)
-    monkeypatch.setattr("tritongru.eager.layout.CHUNK_ROWS", 2)
+    monkeypatch.setattr("tritongru.backends.eager.layout.CHUNK", 24)
+    monkeypatch.setattr("tritongru.backends.eager.layout.CHUNK_ROWS", 2)
     assert list(Steps([2] * 7).chunks(4, False)) == [(0, 3), (3, 6), (6, 7)]
     assert list(Steps([2] * 7).chunks(4, True)) == [(4, 7), (1, 4), (0, 1)]
     assert list(Steps([2] * 0).chunks(4, False)) == []
@@ -131,13 +132,13 @@ def test_second_derivatives() -> None:
 def test_no_zeros_are_made_for_results_that_nobody_used(monkeypatch, used: int) -> None:
     """Autograd would fill arrays of zeros as large as the states and the gates."""
     seen = []
-    inner = gradients.eager_gradients
+    inner = eager.run_backward
 
-    def look(setting, inputs, needs, found, d_out, d_last):
+    def look(inputs, variant, setting, saved, d_out, d_last, wanted):
         seen.append([d is not None for d in (d_out, d_last)])
-        return inner(setting, inputs, needs, found, d_out, d_last)
+        return inner(inputs, variant, setting, saved, d_out, d_last, wanted)
 
-    monkeypatch.setattr(gradients, "eager_gradients", look)
+    monkeypatch.setattr(eager, "run_backward", look)
     arguments = make_arguments(Case(2, 3, 2, 2, mask=True)) | {"backend": "eager"}
     arguments["x"].requires_grad_()
     gru(**arguments)[used].sum().backward()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tritongru
-from tritongru.spec import check_units
+from tritongru.call.errors import check_units
 from tritongru.tools.cases import Case, make_arguments
 
 B, T, I, U = 3, 7, 5, 9  # noqa: E741

@@ -20,7 +20,9 @@ from extremes import (
 )
 
 from tritongru import gru
-from tritongru.sequence import canonicalize, check_arguments
+from tritongru.call.arguments import Arguments
+from tritongru.call.check import check as check_call
+from tritongru.call.problem import canonicalize
 from tritongru.tools.cases import Case, in_dtype, make_arguments, run_case
 from tritongru.tools.tolerance import check
 
@@ -117,12 +119,12 @@ def test_a_hundred_thousand_steps() -> None:
 def test_offsets_past_two_to_the_31() -> None:
     """Shapes alone, and one row expanded: what is prepared for a scan counts elements in 64 bits and copies nothing."""
     T, B, I, U = 70_000, 1024, 64, 48  # noqa: E741
-    names = ("initial_state", "mask", "lengths", "resets", "reset_state", "input_dropout", "recurrent_dropout")
-    arguments = dict.fromkeys(names) | make_arguments(Case(1, 1, I, U))
+    arguments = make_arguments(Case(1, 1, I, U))
     arguments |= {"x": torch.zeros(1, 1, I).expand(B, T, I), "initial_state": None}
     assert arguments["x"].numel() > 2**31
-    problem = canonicalize(check_arguments(arguments))
-    assert problem.x.shape == (T, B, I) and problem.x.untyped_storage().nbytes() < 1024
+    call = check_call(Arguments(**arguments))
+    x = canonicalize(call.arguments, call.signature.variant).inputs.x
+    assert x.shape == (T, B, I) and x.untyped_storage().nbytes() < 1024
     with torch.device("meta"):
         shapes = {
             "x": torch.empty(T, B, I), "kernel": torch.empty(I, 3 * U), "recurrent_kernel": torch.empty(U, 3 * U),

@@ -5,7 +5,6 @@ backend raises, and nothing else is caught. Each fault is injected where it woul
 from __future__ import annotations
 
 import ctypes
-import inspect
 import os
 import subprocess
 import sys
@@ -20,10 +19,14 @@ import pytest
 import torch
 
 import tritongru
-from tritongru import ExchangeError, FallbackWarning, UnsupportedError, dispatch, eager, faults, functional
-from tritongru.configs import MOST_WAVES, PERSISTENT, STEPS, Device, choose, count_waves
+from tritongru import ExchangeError, FallbackWarning, UnsupportedError, dispatch, environment, faults, functional
+from tritongru.backends.eager import continuation
+from tritongru.backends.triton import reasons
+from tritongru.call.arguments import Arguments
+from tritongru.call.errors import forget_warnings
 from tritongru.tools.cases import Case, make_arguments, run_case
 from tritongru.tools.compare import compare_backend
+from tritongru.tuning.configs import MOST_WAVES, PERSISTENT, STEPS, Device, choose, count_waves
 
 CASE = Case(3, 6, 4, 9, "float64", mask=True)
 
@@ -48,10 +51,10 @@ def launch(monkeypatch):
         run.calls = 0
         return run
 
-    monkeypatch.setattr(module, "scan_forward", scan(eager.scan_forward))
-    monkeypatch.setattr(module, "scan_backward", scan(eager.scan_backward))
-    monkeypatch.setitem(dispatch.CHECKS, "triton", lambda facts: [])
-    monkeypatch.setattr(dispatch, "reasons_against_trying", dispatch._reasons_from_failures)
+    monkeypatch.setattr(module, "scan_forward", scan(continuation.scan_forward))
+    monkeypatch.setattr(module, "scan_backward", scan(continuation.scan_backward))
+    monkeypatch.setitem(dispatch.REASONS_AGAINST, "triton", lambda facts: [])
+    monkeypatch.setattr(reasons, "reasons_against_trying", reasons._reasons_from_failures)
     return module
 
 
@@ -65,7 +68,7 @@ def failing(error: BaseException, times: int = 10**9):
         return run.then(*arguments[:-1])
 
     run.calls = 0
-    run.then = eager.scan_forward
+    run.then = continuation.scan_forward
     return run
 
 
@@ -150,7 +153,7 @@ def test_a_failing_compile_is_tried_once_for_calls_alike(launch, monkeypatch):
 
 def test_the_decision_tells_what_ran(launch, monkeypatch):
     arguments = make_arguments(replace(CASE, mask=False))
-    call = defaults_of_gru() | arguments
+    call = Arguments(**arguments)
     assert functional.run(call)[2].backend == "triton"
     monkeypatch.setattr(launch, "scan_forward", failing(compilation_error()))
     with pytest.warns(FallbackWarning):
@@ -161,11 +164,6 @@ def test_the_decision_tells_what_ran(launch, monkeypatch):
     second = functional.run(call)[2]
     assert second.backend == "aten"
     assert "cannot lower this dot" in second.rejected["triton"][0]
-
-
-def defaults_of_gru() -> dict:
-    parameters = inspect.signature(tritongru.gru).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty and p.name != "backend"}
 
 
 def test_a_lack_of_memory_is_met_three_times_in_a_row(launch, monkeypatch):
@@ -189,12 +187,12 @@ def test_the_failed_launch_holds_no_memory_while_another_backend_runs(launch, mo
         held.append(weakref.ref(workspace))
         raise torch.OutOfMemoryError(f"no room beside {tuple(workspace.shape)}")
 
-    def look(*arguments, _scan=eager.scan_forward):
+    def look(*arguments, _scan=continuation.scan_forward):
         assert held[0]() is None
         return _scan(*arguments)
 
     monkeypatch.setattr(launch, "scan_forward", run)
-    monkeypatch.setattr(eager, "scan_forward", look)
+    monkeypatch.setattr(continuation, "scan_forward", look)
     with pytest.warns(FallbackWarning):
         tritongru.gru(**make_arguments(CASE))
     assert held
@@ -255,13 +253,13 @@ def test_errors_are_told_apart_by_where_they_arose():
 
 @pytest.mark.parametrize(
     "triton, numpy, runs",
-    [("3.6.0", "2.3.5", True), ("3.6.0+git1", "2.4.0rc1", False), ("3.3.1", "3.0", False), ("3.7.1", "2.5.5", True)],
+    [("3.6.0", "2.3.5", True), ("3.6.0+git1", "2.4.0rc1", False), ("3.4.0", "3.0", False), ("3.7.1", "2.5.5", True)],
 )
 def test_an_interpreter_that_is_too_old_for_numpy(monkeypatch, triton, numpy, runs):
     monkeypatch.setattr(pytest.importorskip("triton"), "__version__", triton)
     monkeypatch.setattr(np, "__version__", numpy)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    reasons = faults.reasons_against_environment("cpu")
+    reasons = environment.reasons_against_environment("cpu")
     assert reasons == (
         () if runs else (f"the interpreter of triton {triton} needs numpy older than 2.4, found {numpy}",)
     )
@@ -273,8 +271,8 @@ def test_an_interpreter_that_is_too_old_for_numpy(monkeypatch, triton, numpy, ru
 @pytest.mark.parametrize("text", ["operation not supported", "too many blocks in cooperative launch"])
 def test_a_refused_grid_runs_one_launch_per_step(launch, monkeypatch, text):
     index = 0
-    monkeypatch.setattr(faults, "_has_cooperative_launch", lambda index: True)
-    assert faults.can_cooperate(index)
+    monkeypatch.setattr(environment, "_has_cooperative_launch", lambda index: True)
+    assert environment.can_cooperate(index)
     monkeypatch.setattr(launch, "scan_forward", run := failing(driver_error(text), times=1))
     arguments = make_arguments(CASE)
     results, caught = run_quietly(arguments)
@@ -282,7 +280,7 @@ def test_a_refused_grid_runs_one_launch_per_step(launch, monkeypatch, text):
     assert run.calls == 2, "the kernels themselves, another way"
     assert launch.scan_backward.calls == 1
     assert len(caught) == 1 and text in str(caught[0].message) and "per step" in str(caught[0].message)
-    assert not faults.can_cooperate(index)
+    assert not environment.can_cooperate(index)
     assert not run_quietly(arguments)[1]
 
 
@@ -327,7 +325,7 @@ def test_without_the_driver_library_the_launch_will_tell(monkeypatch):
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    assert faults.can_cooperate(0)
+    assert environment.can_cooperate(0)
 
 
 @pytest.mark.parametrize("processors", [1, 14, 16, 28])
@@ -345,8 +343,8 @@ def test_a_small_slice_gets_no_grid_that_does_not_fit(processors):
 ENVIRONMENTS = {
     "absent": (dict(has_triton=lambda: False), "triton is not installed"),
     "old GPU": (dict(capability=(6, 1)), "compute capability 6.1 of cuda:0 is below 7.0"),
-    "old triton": (dict(version="2.1.0"), "triton 2.1.0 is older than 3.3"),
-    "no version": (dict(version=None), "older than 3.3"),
+    "old triton": (dict(version="2.1.0"), "triton 2.1.0 is older than 3.4"),
+    "no version": (dict(version=None), "older than 3.4"),
     "driver": (
         dict(driver=RuntimeError("0 active drivers ([]). There should only be one.")),
         "triton's driver does not start (RuntimeError: 0 active drivers",
@@ -367,15 +365,16 @@ def test_an_unfit_environment(monkeypatch, changes, text):
         tritongru.gru(**arguments, backend="triton")
     assert text in str(error.value)
     # Where the call would not have taken the kernels anyway, there is nothing to warn of.
-    faults._warned.clear()
+    forget_warnings()
     assert not run_quietly(make_arguments(replace(CASE, activation="gelu")))[1]
 
 
 def simulate_gpu(monkeypatch, has_triton=None, capability=(9, 0), version="3.7.0", driver=None) -> None:
     """Take calls for those of a GPU in float32, with a Triton and a driver as given."""
 
-    def describe(checked, _describe=functional.describe):
-        return replace(_describe(checked), device="cuda", dtype=torch.float32)
+    def check(arguments, _check=functional.check):
+        call = _check(arguments)
+        return call._replace(signature=call.signature._replace(device="cuda", dtype=torch.float32))
 
     def target():
         if driver is not None:
@@ -388,13 +387,13 @@ def simulate_gpu(monkeypatch, has_triton=None, capability=(9, 0), version="3.7.0
             driver=SimpleNamespace(active=SimpleNamespace(get_current_target=target))
         ),
     }
-    monkeypatch.setattr(faults, "has_triton", has_triton or (lambda: True))
-    monkeypatch.setattr(functional, "describe", describe)
+    monkeypatch.setattr(environment, "has_triton", has_triton or (lambda: True))
+    monkeypatch.setattr(functional, "check", check)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
     monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(faults, "importlib", SimpleNamespace(import_module=modules.__getitem__))
-    monkeypatch.setattr(faults, "reasons_against_operators", lambda: ())
+    monkeypatch.setattr(environment, "importlib", SimpleNamespace(import_module=modules.__getitem__))
+    monkeypatch.setattr(environment, "reasons_against_operators", lambda: ())
 
 
 BROKEN = {
@@ -420,8 +419,13 @@ def test_a_broken_triton_on_the_path(tmp_path, source, text, count):
         with warnings.catch_warnings():
             warnings.simplefilter("error", tritongru.FallbackWarning)
             tritongru.gru(**plain)   # on a CPU there is nothing to warn of
-        describe = functional.describe
-        functional.describe = lambda checked: replace(describe(checked), device="cuda")
+        check = functional.check
+
+        def check_for_gpu(arguments):
+            call = check(arguments)
+            return call._replace(signature=call.signature._replace(device="cuda"))
+
+        functional.check = check_for_gpu
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for arguments in (plain, masked, plain, masked):
@@ -450,12 +454,12 @@ def test_any_error_of_tritons_import_is_a_reason(monkeypatch):
     def broken(name):
         raise AttributeError("module 'enum' has no attribute 'StrEnum'")
 
-    monkeypatch.setattr(faults, "importlib", SimpleNamespace(import_module=broken))
-    assert "'StrEnum'" in faults.reasons_against_environment("cuda")[0]
+    monkeypatch.setattr(environment, "importlib", SimpleNamespace(import_module=broken))
+    assert "'StrEnum'" in environment.reasons_against_environment("cuda")[0]
     # Where the kernels could not run anyway, triton is not even imported.
-    faults._import_reasons.cache_clear()
+    environment._import_reasons.cache_clear()
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert faults.reasons_against_environment("cpu") == faults.reasons_against_environment("mps") == ()
+    assert environment.reasons_against_environment("cpu") == environment.reasons_against_environment("mps") == ()
 
 
 def test_inside_torch_compile(launch, monkeypatch):

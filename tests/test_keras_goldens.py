@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import tritongru
+from tritongru.environment import is_interpreted
 from tritongru.keras import GRU, Bidirectional
-from tritongru.spec import is_interpreted
 
 FOLDER = pathlib.Path(__file__).parent / "goldens"
 DATA = json.loads((FOLDER / "keras_gru.json").read_text())

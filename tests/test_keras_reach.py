@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import tritongru
-from tritongru import UnsupportedError, dispatch
+from tritongru import UnsupportedError
+from tritongru.backends.triton import reasons as rules
 from tritongru.keras import GRU, Bidirectional, GRUCell
 
 B, T, I, U = 3, 5, 2, 4
@@ -28,8 +29,8 @@ WITHOUT = {"gelu", "swish", "mish", "softmax"}
 @pytest.fixture(autouse=True)
 def as_if_the_device_could(monkeypatch):
     """Let the dispatcher think that the kernels can run on this device, so that it judges the features alone."""
-    monkeypatch.setattr(dispatch, "reasons_against_environment", lambda *_: ())
-    monkeypatch.setattr(dispatch, "is_interpreted", lambda: True)
+    monkeypatch.setattr(rules, "reasons_against_environment", lambda *_: ())
+    monkeypatch.setattr(rules, "is_interpreted", lambda: True)
 
 
 def reasons(layer, x, **call):
@@ -85,12 +86,15 @@ def test_only_the_dtype_stands_against_float64():
 @pytest.mark.parametrize("backend", ["reference", "eager", "aten"])
 def test_the_backend_that_was_named_is_the_one_that_ran(backend, monkeypatch):
     """A spy in each: a layer that fell back in silence would be seen."""
-    from tritongru import functional, ops
+    from tritongru import functional
+    from tritongru.backends import operators
 
     ran = []
     for name, module, function in (
-        ("reference", functional, "_run_reference"), ("aten", functional, "run_aten"), ("eager", ops, "run_scan"),
-    ):  # fmt: skip
+        ("reference", functional, "_run_reference"),
+        ("aten", functional, "run_aten"),
+        ("eager", operators.eager, "run_forward"),
+    ):
         original = getattr(module, function)
 
         def spy(*arguments, name=name, original=original):

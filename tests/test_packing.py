@@ -9,10 +9,9 @@ import torch
 from test_eager import assert_equals_oracle
 
 from tritongru import gru
-from tritongru.eager import backward, forward
-from tritongru.eager.packing import plan_packing
-from tritongru.inputs import Inputs
-from tritongru.spec import Variant
+from tritongru.backends.eager import backward, forward
+from tritongru.backends.eager.packing import plan_packing
+from tritongru.call.problem import Inputs, Variant
 from tritongru.tools.cases import Case, make_arguments
 
 B, T = 5, 7
@@ -63,8 +62,8 @@ def test_padded_rows(plans, layout, reset_after, lengths, side) -> None:
 @pytest.mark.parametrize("rows", [1, 8])
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_chunks_of_steps(monkeypatch, plans, side, rows) -> None:
-    monkeypatch.setattr("tritongru.eager.layout.CHUNK", 0)
-    monkeypatch.setattr("tritongru.eager.layout.CHUNK_ROWS", rows)
+    monkeypatch.setattr("tritongru.backends.eager.layout.CHUNK", 0)
+    monkeypatch.setattr("tritongru.backends.eager.layout.CHUNK_ROWS", rows)
     for reset_after, go_backwards, recompute in itertools.product((True, False), repeat=3):
         case = Case(B, T, 3, 4, "float64", reset_after=reset_after, go_backwards=go_backwards, recompute=recompute)
         assert_equals_oracle(case, mask=mask_of(LENGTHS["mixed"], side))

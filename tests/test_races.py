@@ -5,11 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tritongru import choices, configs, dispatch, table_files, tables
-from tritongru.configs import PERSISTENT, STEPS, STREAMED, Device, LaunchConfig
-from tritongru.dispatch import Facts, decide
-from tritongru.spec import Shape, Variant
-from tritongru.tables import KERNELS, Entry, Key, Race, Table
+from tritongru import dispatch
+from tritongru.backends.triton import reasons
+from tritongru.call.check import Signature
+from tritongru.call.problem import Shape, Variant
+from tritongru.dispatch import decide
+from tritongru.tuning import choices, configs, table_files, tables
+from tritongru.tuning.configs import PERSISTENT, STEPS, STREAMED, Device, LaunchConfig
+from tritongru.tuning.tables import KERNELS, Entry, Key, Race, Table
 
 H100 = Device(132, 227 * 1024, name="Test GPU", target="sm_90")
 KEY = Key("forward", "bfloat16", "ieee", 512)
@@ -42,14 +45,14 @@ def write(tmp_path, monkeypatch):
 @pytest.fixture
 def gpu(monkeypatch):
     """A GPU where Triton works, as far as the dispatcher asks."""
-    monkeypatch.setattr(dispatch, "reasons_against_environment", lambda device, index: ())
-    monkeypatch.setattr(dispatch, "device_limits", lambda device: H100)
+    monkeypatch.setattr(reasons, "reasons_against_environment", lambda device, index: ())
+    monkeypatch.setattr(reasons, "device_limits", lambda device: H100)
 
 
-def facts(units=512, batch=16, time=100, training=True, **changes) -> Facts:
+def facts(units=512, batch=16, time=100, training=True, **changes) -> Signature:
     variant = Variant(reset_after=changes.pop("reset_after", True))
     shape = Shape(batch, time, 8, units)
-    return Facts("cuda", torch.bfloat16, variant, units, shape, wants_gradients=training, **changes)
+    return Signature("cuda", torch.bfloat16, variant, units, shape, wants_gradients=training, **changes)
 
 
 def test_the_loser_of_a_race_is_passed_over(write, gpu):
@@ -127,10 +130,10 @@ def test_what_aten_cannot_run_stays_on_the_kernels(write, gpu, changes):
 def test_explain_says_how_the_kernels_are_launched(write, gpu):
     config = LaunchConfig(PERSISTENT, 16, 32, 64, 2)
     write("user", Entry(KEY, (1, 4096), config, 1.5, "p"))
-    forward, backward = dispatch.describe_launches(facts())
+    forward, backward = reasons.describe_launches(facts())
     assert forward.startswith("forward: persistent counter 16x32x64, 2 warps (user): ") and "measured" in forward
     assert backward.startswith("backward: persistent counter 16x16x64, 4 warps (formula): ")
-    assert len(dispatch.describe_launches(facts(training=False))) == 1
+    assert len(reasons.describe_launches(facts(training=False))) == 1
     assert str(dispatch.Decision("triton", {}, (forward,))) == f"backend: triton\n  {forward}"
 
 

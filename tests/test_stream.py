@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tritongru import ragged
 from tritongru.keras import GRU
+from tritongru.keras import jagged as ragged
 from tritongru.stream import Stream
 
 B, T, I, U = 3, 6, 2, 5

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tritongru.configs
-from tritongru import choices, configs, table_files, tables
-from tritongru.configs import PERSISTENT, SINGLE, STEPS, STREAMED, Device, LaunchConfig
-from tritongru.tables import Entry, Key, Table
+from tritongru.tuning import choices, configs, table_files, tables
+from tritongru.tuning.configs import PERSISTENT, SINGLE, STEPS, STREAMED, Device, LaunchConfig
+from tritongru.tuning.tables import Entry, Key, Table
 
 H100 = Device(132, 227 * 1024, name="Test GPU", target="sm_90")
 KEY = Key("forward", "bfloat16", "ieee", 256)
@@ -246,10 +245,6 @@ def test_the_place_of_the_users_tables(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "platformdirs", None)
     monkeypatch.setattr(choices.importlib.util, "find_spec", lambda name: None)
     assert choices.user_folder() == tmp_path / "xdg" / "tritongru"
-
-
-def test_the_module_is_not_hidden_by_a_folder():
-    assert tritongru.configs.__file__.endswith("configs.py")
 
 
 # Every regime has a configuration that the device can run, and a reason.

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tritongru import gru
-from tritongru.tools.cases import Case, in_dtype, make_arguments
+from tritongru.tools.cases import Case, in_dtype, make_arguments, moved_arguments
 from tritongru.tools.tolerance import check
 
 CASES = [
@@ -80,15 +80,15 @@ def assert_agree(arguments: dict, outputs: torch.Tensor, state: torch.Tensor) ->
     )
     if arguments["go_backwards"]:
         outputs = outputs.flip(1)
-    for name, found, right, exact in zip(("outputs", "state"), (outputs, state), oracle, truth, strict=True):
-        check(f"theirs: {name}", found, right, exact)
-    for backend in BACKENDS:
-        for name, found, right, exact in zip(
-            ("outputs", "state"), gru(**arguments, backend=backend), oracle, truth, strict=True
-        ):
-            check(f"{backend}: {name}", found, right, exact)
+    moved = [gru(**given, backend="reference") for given in moved_arguments(arguments)]
+    results = {"theirs": (outputs, state)} | {name: gru(**arguments, backend=name) for name in BACKENDS}
+    for number, name in enumerate(("outputs", "state")):
+        others = [result[number] for result in moved]
+        for which, found in results.items():
+            check(f"{which}: {name}", found[number], oracle[number], truth[number], moved=others)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_onnxruntime(case: Case) -> None:
     arguments = make_arguments(case)
@@ -99,6 +99,7 @@ def test_onnxruntime(case: Case) -> None:
     assert_agree(arguments, *run_onnxruntime(arguments))
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("activation, recurrent_activation", ACTIVATIONS)
 def test_onnxruntime_activations(activation: str, recurrent_activation: str, reset_after: bool) -> None:

@@ -9,8 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from tritongru.tools.cases import DTYPES
-from tritongru.tools.tolerance import FLOOR_IN_EPSILONS, ORACLE_FACTOR, machine_epsilon, tolerance
+from tritongru import gru
+from tritongru.tools.cases import DTYPES, Case, in_dtype, make_arguments, moved_arguments
+from tritongru.tools.tolerance import (
+    FLOOR_IN_EPSILONS,
+    MOVES,
+    ORACLE_FACTOR,
+    enlarges_errors,
+    largest_error,
+    machine_epsilon,
+    tolerance,
+)
 
 TABLE = Path(__file__).parent.parent / "bench" / "results" / "precision_cpu.csv"
 
@@ -96,3 +105,21 @@ def test_amplification_widens_the_floor_alone() -> None:
     plain, wide = (tolerance(oracle, truth, torch.float32, amplification=by) for by in (1.0, 100.0))
     floor = FLOOR_IN_EPSILONS[torch.float32] * torch.finfo(torch.float32).eps * 2
     assert wide - plain == pytest.approx(99 * floor, rel=1e-2)
+
+
+def test_moved_inputs_count_only_where_a_step_may_enlarge_errors() -> None:
+    """What makes them needed: the first steps' roundings grow, and one run says little about another."""
+    growing = Case(2, 5, 4, 6, activation="linear", recurrent_activation="tanh", reset_after=False)
+    assert enlarges_errors("tanh") and not moved_arguments(make_arguments(Case()))
+    arguments = make_arguments(growing)
+    truth = gru(**in_dtype(arguments, torch.float64), backend="reference")[1]
+    oracle = gru(**arguments, backend="reference")[1]
+    moved = [gru(**given, backend="reference")[1] for given in moved_arguments(arguments)]
+    errors = [largest_error(value, truth) for value in moved]
+    assert len(moved) == MOVES and max(errors) > 4 * min(errors)
+    # Each input is half a spacing away; a step that contracts would leave the state about as near.
+    assert max(errors) > 16 * torch.finfo(torch.float32).eps * float(truth.abs().max())
+    plain, wide = (tolerance(oracle, truth, torch.float32, moved=given) for given in ((), moved))
+    floor = FLOOR_IN_EPSILONS[torch.float32] * torch.finfo(torch.float32).eps * float(truth.abs().max())
+    assert wide == pytest.approx(ORACLE_FACTOR * max(*errors, largest_error(oracle, truth)) + floor, rel=1e-6)
+    assert plain == pytest.approx(ORACLE_FACTOR * largest_error(oracle, truth) + floor, rel=1e-6)

@@ -12,7 +12,7 @@ import torch
 
 import tritongru
 from tritongru.__main__ import main
-from tritongru.faults import reasons_against_interpreter
+from tritongru.environment import reasons_against_interpreter
 from tritongru.tools import compare as compare_module
 from tritongru.tools import demo, show
 from tritongru.tools.cases import Case, make_arguments

@@ -20,9 +20,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import tritongru
-from tritongru import eager, ops  # noqa: F401  (registers the operators)
+from tritongru.backends import eager  # noqa: F401  (registers the operators)
 from tritongru.compat import GRU
-from tritongru.spec import Variant
 
 F64 = torch.float64
 
@@ -89,26 +88,13 @@ def test_opcheck_of_the_scan(mask, save):
 
 
 @pytest.mark.parametrize("mask", [False, True])
-def test_opcheck_of_the_backward_operators(mask):
-    arguments = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in scan_arguments(mask))
-    x, w, bias_x, u, bias_h, h0, steps = arguments[:7]
-    out, last, states, packed = torch.ops.tritongru.scan(*arguments)
-    after = states if mask else out
-    names = ("tanh", "sigmoid", True, False, False, False, "ieee")
+@pytest.mark.parametrize("save", ["gates", "recompute"])
+def test_opcheck_of_the_reverse_scan(mask, save):
+    arguments = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in scan_arguments(mask, save=save))
+    out, last, states, gates = torch.ops.tritongru.scan(*arguments)
+    wanted = [True] * 5 + [False] * 5
     d_out, d_last = torch.randn_like(out), torch.randn_like(last)
-    wanted = [True] * 5 + [False, False, False]
-    for gates in (packed, packed.new_empty(0)):
-        torch.library.opcheck(
-            torch.ops.tritongru.eager_backward, (*arguments[:10], after, gates, d_out, d_last, *names, wanted)
-        )
-    entering, gates = torch.cat((h0[None], after[:-1])), eager.unpack_gates(packed, Variant())
-    torch.library.opcheck(
-        torch.ops.tritongru.scan_backward,
-        (d_out, d_last, gates, entering, u, steps, None, None, *names, False, "eager"),
-    )
-    rebuild = (x, w, bias_x, u, bias_h, entering, None, "tanh", "sigmoid", True, False, "ieee")
-    torch.library.opcheck(torch.ops.tritongru.rebuild_gates, rebuild)
-    torch.testing.assert_close(torch.ops.tritongru.rebuild_gates(*rebuild), gates)
+    torch.library.opcheck(torch.ops.tritongru.scan_backward, (*arguments, out, states, gates, d_out, d_last, wanted))
 
 
 @pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16])

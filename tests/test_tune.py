@@ -15,11 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tritongru import choices, configs, table_files, tables
 from tritongru.__main__ import main
-from tritongru.configs import PERSISTENT, SINGLE, STEPS, STREAMED, Device, LaunchConfig
-from tritongru.faults import reasons_against_interpreter
-from tritongru.tables import Entry, Key
+from tritongru.environment import reasons_against_interpreter
 from tritongru.tools import tune as tune_module
 from tritongru.tools import tune_compile, tune_measure, tune_store
 from tritongru.tools.step_model import MACHINES, model_step, step_floor
@@ -28,6 +25,9 @@ from tritongru.tools.tune import list_problems, tune
 from tritongru.tools.tune_compile import Compiled, Compilers, Job
 from tritongru.tools.tune_search import NOT_COMPILED, compile_candidates, make_entries, open_problems
 from tritongru.tools.tune_space import MARGIN, Problem, list_candidates, rules_against
+from tritongru.tuning import choices, configs, table_files, tables
+from tritongru.tuning.configs import PERSISTENT, SINGLE, STEPS, STREAMED, Device, LaunchConfig
+from tritongru.tuning.tables import Entry, Key
 
 H100, MACHINE = Device(132, 227 * 1024, name="Test GPU", target="sm_90"), MACHINES["sm_90"]
 KEY = Key("forward", "bfloat16", "ieee", 256)
@@ -413,12 +413,12 @@ def test_workloads_from_a_file(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("kernel", tables.KERNELS)
 @pytest.mark.parametrize("flags", [(), ("dropout",), ("masked",), ("reset_before",), tables.FLAGS], ids="-".join)
 def test_the_inputs_of_a_timed_scan_are_those_of_the_scan(kernel, flags):
-    """`eager` takes the same arguments as the kernels, less the precision."""
-    from tritongru import eager
+    """`continuation` takes the same arguments as the kernels, less the precision."""
+    from tritongru.backends.eager import continuation
 
     key = Key(kernel, "float32", "ieee", 5, flags)
     arguments = tune_measure.make_scan(key, 3, 4, torch.device("cpu"), 0)
-    results = getattr(eager, f"scan_{kernel}")(*arguments[:-1])
+    results = getattr(continuation, f"scan_{kernel}")(*arguments[:-1])
     assert all(torch.isfinite(result).all() for result in results)
     assert not torch.equal(arguments[0], tune_measure.make_scan(key, 3, 4, torch.device("cpu"), 1)[0])
 
@@ -543,7 +543,7 @@ def test_info_says_which_tables_are_asked(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITONGRU_CACHE", str(tmp_path))
     monkeypatch.setattr(choices, "SHIPPED", tmp_path)
     choices.forget()
-    assert describe_tables(H100) == "a formula of the device (tritongru.configs)"
+    assert describe_tables(H100) == "a formula of the device (tritongru.tuning.configs)"
     save(tmp_path / "test-gpu.json", 256)
     save(tmp_path / "sm_90-132.json", 256, 512)
     choices.forget()

@@ -6,10 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import activations, compat
+from .call.errors import ExchangeError, FallbackWarning, UnsupportedError
 from .dispatch import Decision
 from .functional import gru
 from .keras import GRU, Bidirectional, GRUCell, constraints, initializers, regularizers
-from .spec import ExchangeError, FallbackWarning, UnsupportedError
 from .stream import Stream
 from .tools.info import explain, info
 

@@ -19,10 +19,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from . import probe
-from .configs import SINGLE, LaunchConfig, chunks_in_flight, exchanges, polls
 from .kernels.backward import gru_backward_kernel
 from .kernels.forward import gru_forward_kernel
 from .kernels.probe import exchange_kernel
+from .tuning.configs import SINGLE, LaunchConfig, chunks_in_flight, exchanges, polls
 
 # Targets by name, with the shared memory one program may use, in bytes (CUDA C++ Programming Guide, table "Technical
 # Specifications per Compute Capability"; CDNA3 ISA reference: 64 KiB of LDS per workgroup).

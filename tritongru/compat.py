@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from . import spec
+from .call.arguments import Arguments
+from .call.check import check_lengths
+from .call.errors import check_backend
+from .call.padding import valid_steps
 from .dispatch import Decision
 from .functional import explain_call, run
-from .padding import valid_steps
-from .sequence import _check_lengths
 
 
 class GRU(nn.RNNBase):
@@ -65,7 +66,7 @@ class GRU(nn.RNNBase):
     ):
         if "proj_size" in kwargs:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-        spec.check_choice("backend", backend, ("auto", *spec.BACKENDS))
+        check_backend(backend)
         is_number = isinstance(recurrent_dropout, (int, float)) and not isinstance(recurrent_dropout, bool)
         if not is_number or not 0 <= recurrent_dropout <= 1:
             raise ValueError(f"`recurrent_dropout` must be a number in [0, 1], got {recurrent_dropout!r}")
@@ -212,7 +213,7 @@ class GRU(nn.RNNBase):
                 raise ValueError(f"`resets` must be a tensor of shape {axes} = {steps}, got {got}")
             resets = resets if resets.dtype == torch.bool else resets != 0
             resets = resets.unsqueeze(1) if unbatched else resets.t() if batch_first else resets
-        return x, hx, _check_lengths(lengths, B, T, x), resets
+        return x, hx, check_lengths(lengths, B, T, x), resets
 
     def _check_hx(self, x: Tensor, hx: Tensor | None, batch: int) -> None:
         weight = self.weight_ih_l0
@@ -263,7 +264,7 @@ class GRU(nn.RNNBase):
             self.last_decision = decision
         return x, torch.stack(states)
 
-    def _arguments(self, layer: int, direction: int, x: Tensor, h0, valid, resets) -> dict:
+    def _arguments(self, layer: int, direction: int, x: Tensor, h0, valid, resets) -> Arguments:
         """Return the arguments of `tritongru.gru` for one layer and direction."""
         suffix = f"l{layer}_reverse" if direction else f"l{layer}"
         bias = (getattr(self, f"bias_ih_{suffix}"), getattr(self, f"bias_hh_{suffix}")) if self.bias else None
@@ -273,12 +274,10 @@ class GRU(nn.RNNBase):
         if direction and resets is not None:
             # Walking back, a segment begins at the step before the one that opens the next segment.
             resets = torch.cat((resets[1:], torch.zeros_like(resets[:1])))
-        return dict(
+        return Arguments(
             x=x, kernel=getattr(self, f"weight_ih_{suffix}"), recurrent_kernel=getattr(self, f"weight_hh_{suffix}"),
-            bias=bias, initial_state=h0, activation="tanh", recurrent_activation="sigmoid", reset_after=True,
-            mask=valid, lengths=None, resets=resets, reset_state=None, input_dropout=None, recurrent_dropout=drop,
-            zero_output_for_mask=True, go_backwards=bool(direction), time_major=True, layout="torch",
-            precision="auto", recompute=False,
+            bias=bias, initial_state=h0, mask=valid, resets=resets, recurrent_dropout=drop, zero_output_for_mask=True,
+            go_backwards=bool(direction), time_major=True, layout="torch",
         )  # fmt: skip
 
 

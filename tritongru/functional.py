@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import torch
 from torch import Tensor
 
-from . import activations, dispatch, faults, ops, spec
-from .aten import run_aten
-from .dispatch import Decision, Facts
-from .gradients import wants_gradients
-from .precision import resolve_precision
+from . import dispatch
+from .backends.aten import run_aten
+from .backends.operators import run_scan
+from .call.arguments import Arguments
+from .call.check import Call, check
+from .call.problem import canonicalize
+from .dispatch import Decision
 from .reference import gru_reference
-from .sequence import autocast_arguments, canonicalize, check_arguments
-from .spec import Shape, Variant
 
 
 def gru(
@@ -85,112 +82,48 @@ def gru(
     >>> outputs.shape, torch.equal(outputs[:, -1], state)
     (torch.Size([2, 5, 4]), True)
     """
-    arguments = dict(
-        x=x, kernel=kernel, recurrent_kernel=recurrent_kernel, bias=bias, initial_state=initial_state,
-        activation=activation, recurrent_activation=recurrent_activation, reset_after=reset_after, mask=mask,
-        lengths=lengths, resets=resets, reset_state=reset_state, input_dropout=input_dropout,
-        recurrent_dropout=recurrent_dropout, zero_output_for_mask=zero_output_for_mask, go_backwards=go_backwards,
-        time_major=time_major, layout=layout, precision=precision, recompute=recompute,
+    arguments = Arguments(
+        x, kernel, recurrent_kernel, bias, initial_state, activation, recurrent_activation, reset_after, mask, lengths,
+        resets, reset_state, input_dropout, recurrent_dropout, zero_output_for_mask, go_backwards, time_major, layout,
+        precision, recompute,
     )  # fmt: skip
     outputs, state, _ = run(arguments, backend)
-    outputs = flip_if_backwards(outputs, arguments)
-    return outputs, state
+    return arguments.in_order_of_processing(outputs), state
 
 
-def flip_if_backwards(outputs: Tensor, arguments: dict) -> Tensor:
-    """Return `outputs` of `run` in the order of processing."""
-    return outputs.flip(0 if arguments["time_major"] else 1) if arguments["go_backwards"] else outputs
-
-
-def run(arguments: dict, backend: str = "auto") -> tuple[Tensor, Tensor, Decision]:
-    """Run the call that `arguments` (those of `gru`) describe.
+def run(arguments: Arguments, backend: str = "auto") -> tuple[Tensor, Tensor, Decision]:
+    """Run a call.
 
     Returns:
         outputs as `gru`, but always at the time index of the input, also where `go_backwards`; final state (B,U); the
         decision.
     """
-    spec.check_choice("backend", backend, ("auto", *spec.BACKENDS))
-    if not isinstance(arguments["x"], Tensor):
-        raise TypeError(f"`x` must be a torch.Tensor, got {type(arguments['x']).__name__}")
-    checked = check_arguments(autocast_arguments(arguments))
-    facts = describe(checked)
-    decision = dispatch.decide(facts, backend)
+    call = check(arguments)
+    decision = dispatch.decide(call.signature, backend)
     if backend == "auto":
-        decision = _adjust(decision, facts)
+        dispatch.warn_of_fallback(decision, call.signature)
     if decision.backend == "reference":
-        outputs, state = _run_reference(checked)
-        return outputs, state, decision
-    problem = canonicalize(checked)
+        return *_run_reference(call), decision
+    a, s = call
+    problem = canonicalize(a, s.variant)
     if decision.backend == "aten":
-        outputs, state = run_aten(problem)
-    elif decision.backend == "triton" and backend == "auto":
-        outputs, state = ops.run_scan(problem, "auto")
-        if not facts.tracing:
-            decision = dispatch.after_run(decision, facts)
+        outputs, state = run_aten(problem, s.precision, s.wants_gradients)
     else:
-        outputs, state = ops.run_scan(problem, decision.backend)
-    return (outputs if checked["time_major"] else outputs.transpose(0, 1)), state, decision
+        # On "auto" a call that the kernels fail continues elsewhere.
+        name = "auto" if backend == "auto" and decision.backend == "triton" else decision.backend
+        outputs, state = run_scan(problem, s.precision, s.recompute, s.wants_gradients, name)
+        if name == "auto" and not s.tracing:
+            decision = dispatch.after_run(decision, s)
+    return a.by_time(outputs), state, decision
 
 
-def _adjust(decision: Decision, facts: Facts) -> Decision:
-    """Warn where "auto" had to pass over the kernels, and take the reference where no operator can run."""
-    if decision.backend != "triton":
-        faults.warn_of_environment(facts.device, facts.device_index, decision.rejected["triton"])
-    if facts.tracing or decision.backend not in ("triton", "eager"):
-        return decision
-    reasons = faults.reasons_against_operators()
-    if not reasons:
-        return decision
-    faults.warn_once(f"{'; '.join(reasons)}; backend='auto' continues on the reference, which is slow")
-    rejected = decision.rejected | {name: reasons for name in ("triton", "eager")}
-    return Decision("reference", {name: why for name, why in rejected.items() if name != "reference"})
+def explain_call(arguments: Arguments, backend: str = "auto") -> Decision:
+    """Return the decision for a call, without running it."""
+    return dispatch.explain(check(arguments).signature, backend)
 
 
-def explain_call(arguments: dict, backend: str = "auto") -> Decision:
-    """Return the decision for the call that `arguments` describe, without running it."""
-    facts = describe(check_arguments(autocast_arguments(arguments)))
-    decision = dispatch.decide(facts, backend)
-    return replace(decision, launches=dispatch.describe_launches(facts)) if decision.backend == "triton" else decision
-
-
-def describe(checked: dict) -> Facts:
-    """Return what a decision depends on, of checked arguments."""
-    x = checked["x"]
-    f = activations.resolve(checked["activation"], "activation")
-    g = activations.resolve(checked["recurrent_activation"], "recurrent_activation")
-    tracing = torch.compiler.is_compiling()
-    time, batch = (0, 1) if checked["time_major"] else (1, 0)
-    units = checked["recurrent_kernel"].shape[0 if checked["layout"] == "keras" else 1]
-    return Facts(
-        device=x.device.type,
-        dtype=x.dtype,
-        variant=Variant(f.name, g.name, bool(checked["reset_after"])),
-        units=units,
-        shape=None if tracing else Shape(x.shape[batch], x.shape[time], x.shape[2], units),
-        activation_known=activations.TABLE.get(f.name) is f,
-        recurrent_activation_known=activations.TABLE.get(g.name) is g,
-        has_mask=checked["mask"] is not None or checked["lengths"] is not None,
-        has_resets=checked["resets"] is not None,
-        has_bias=checked["bias"] is not None,
-        input_dropouts=len(checked["input_dropout"]),
-        recurrent_dropouts=len(checked["recurrent_dropout"]),
-        precision=resolve_precision(checked["precision"]),
-        recompute=bool(checked["recompute"]),
-        tracing=tracing,
-        transformed=dispatch.is_transformed(),
-        device_index=x.device.index or 0,
-        wants_gradients=_wants_gradients(checked),
-    )
-
-
-def _wants_gradients(checked: dict) -> bool:
-    values = (checked[name] for name in ("x", "kernel", "recurrent_kernel", "bias", "initial_state", "reset_state"))
-    return wants_gradients(t for value in values for t in (value if isinstance(value, tuple) else (value,)))
-
-
-def _run_reference(checked: dict) -> tuple[Tensor, Tensor]:
-    own = {name: value for name, value in checked.items() if name not in ("precision", "recompute")}
-    for name in ("input_dropout", "recurrent_dropout"):
-        own[name] = own[name] or None
+def _run_reference(call: Call) -> tuple[Tensor, Tensor]:
+    own = call.arguments._asdict()
+    del own["precision"], own["recompute"]
     outputs, state = gru_reference(**own)
-    return flip_if_backwards(outputs, checked), state
+    return call.arguments.in_order_of_processing(outputs), state

@@ -14,15 +14,17 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from . import choices, configs
 from .activations import TABLE
-from .configs import SINGLE, STEPS, Device, LaunchConfig
-from .devices import device_limits
+from .call.errors import ExchangeError
+from .call.problem import Variant
+from .environment import is_interpreted
 from .kernels.backward import gru_backward_kernel
 from .kernels.forward import gru_forward_kernel
 from .rows import plan_rows
-from .spec import ExchangeError, Variant, is_interpreted
-from .tables import Key
+from .tuning import choices, configs
+from .tuning.configs import SINGLE, STEPS, Device, LaunchConfig
+from .tuning.devices import device_limits
+from .tuning.tables import Key
 
 # Polls before a fault: seconds on a GPU, where a healthy exchange takes microseconds; the interpreter polls slowly.
 PATIENCE = 1 << 16 if is_interpreted() else 1 << 22

@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import configs
-from .configs import EXCHANGES
+from .environment import is_interpreted
 from .kernels.probe import exchange_kernel
-from .spec import is_interpreted
+from .tuning import configs
+from .tuning.configs import EXCHANGES
 
 METHODS = (*EXCHANGES, "launch")
 BLOCK_B, BLOCK_H, BLOCK_K = 16, 16, 64

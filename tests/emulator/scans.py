@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tritongru import launch
-from tritongru.configs import LaunchConfig
 from tritongru.tools import cases, tolerance
 from tritongru.tools.cases import Case
+from tritongru.tuning.configs import LaunchConfig
 
 from .driver import EmulatedGPU, emulated_gpu
 

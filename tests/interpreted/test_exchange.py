@@ -8,10 +8,13 @@ import pytest
 import torch
 from processes import process_per_program
 
-from tritongru import configs, eager, launch
-from tritongru.configs import EXCHANGES, Device, LaunchConfig
+from tritongru import launch
+from tritongru.backends.eager import continuation
+from tritongru.call.errors import ExchangeError
+from tritongru.call.problem import Variant
 from tritongru.kernels import backward, forward, product
-from tritongru.spec import ExchangeError, Variant
+from tritongru.tuning import configs
+from tritongru.tuning.configs import EXCHANGES, Device, LaunchConfig
 
 CONFIG = LaunchConfig("persistent", 16, 16, 16)
 EXCHANGE = pytest.mark.parametrize("exchange", EXCHANGES)
@@ -68,7 +71,7 @@ def agree(actual, expected):
 def test_programs_agree_with_eager_under_delays(reset_after, masked, exchange):
     variant = Variant(reset_after=reset_after)
     arguments = draw(reset_after, masked=masked, seed=EXCHANGES.index(exchange))
-    expected = both_scans(eager, arguments, variant)
+    expected = both_scans(continuation, arguments, variant)
     with launch.use_config(config(exchange)), process_per_program(delay=0.002, seed=masked):
         actual = both_scans(launch, arguments, variant, "ieee")
     agree(actual, expected)
@@ -79,7 +82,7 @@ def test_programs_agree_with_eager_under_delays(reset_after, masked, exchange):
 def test_weights_that_are_streamed(reset_after, exchange):
     variant = Variant(reset_after=reset_after)
     arguments = draw(reset_after, masked=not reset_after)
-    expected = both_scans(eager, arguments, variant)
+    expected = both_scans(continuation, arguments, variant)
     streamed = replace(config(exchange), schedule="streamed")
     with launch.use_config(streamed), process_per_program(delay=0.002):
         actual = both_scans(launch, arguments, variant, "ieee")
@@ -103,7 +106,7 @@ def test_more_tiles_than_fit_at_once_go_in_waves(exchange, masked, monkeypatch):
 
     monkeypatch.setattr(launch._Workspace, "waves", spy)
     arguments = draw(True, B=35, T=3, U=20, masked=masked)
-    expected = both_scans(eager, arguments, Variant())
+    expected = both_scans(continuation, arguments, Variant())
     with launch.use_config(config(exchange)), process_per_program(delay=0.001):
         actual = both_scans(launch, arguments, Variant(), "ieee")
     assert launches == 2 * [(0, (2, 2)), (2, (2, 1))]
@@ -119,7 +122,7 @@ def test_several_tiles_wait_only_for_their_own_programs(exchange):
     variant = Variant()
     arguments = list(draw(True, B=19, T=4, U=20))
     arguments[4] = torch.arange(4)[:, None] < torch.tensor([1, 4] + [2] * 15 + [3, 0])
-    expected = both_scans(eager, arguments, variant)
+    expected = both_scans(continuation, arguments, variant)
     with launch.use_config(config(exchange)), process_per_program(delay=0.001):
         actual = both_scans(launch, arguments, variant, "ieee")
     valid = arguments[4]
@@ -132,7 +135,7 @@ def test_without_the_wait_the_result_is_wrong(exchange, module, monkeypatch):
     """The harness sees a missing wait; otherwise the tests above would prove nothing."""
     variant = Variant()
     arguments = draw(True)
-    expected = both_scans(eager, arguments, variant)
+    expected = both_scans(continuation, arguments, variant)
     if exchange == "tagged":
         collect = product.collect
         monkeypatch.setattr(product, "collect", lambda *a: (collect(*a)[0], collect(*a)[1] & 0))
@@ -166,7 +169,7 @@ def test_programs_in_one_process_cannot_wait_and_say_so(monkeypatch):
 def test_the_backward_scan_says_so_too(monkeypatch, reset_after):
     monkeypatch.setattr(launch, "PATIENCE", 50)
     variant, arguments = Variant(reset_after=reset_after), draw(reset_after)
-    out, _, _, gates = eager.scan_forward(*arguments, variant, True)
+    out, _, _, gates = continuation.scan_forward(*arguments, variant, True)
     entering = torch.cat((arguments[3][None], out[:-1]))
     with launch.use_config(CONFIG), pytest.raises(ExchangeError, match="batch tiles \\[0\\]"):
         launch.scan_backward(out, None, gates, entering, arguments[1], None, None, None, variant, False)

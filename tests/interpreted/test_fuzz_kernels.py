@@ -6,7 +6,7 @@ import pytest
 from fuzzing import TARGETS
 from hypothesis import HealthCheck, given, settings
 
-from tritongru.spec import is_interpreted
+from tritongru.environment import is_interpreted
 
 KERNELS = TARGETS["kernels"]
 

@@ -17,13 +17,15 @@ from extremes import (
     check_scale,
 )
 
-from tritongru import configs
-from tritongru.configs import LaunchConfig
+from tritongru.environment import is_interpreted
 from tritongru.launch import use_config
-from tritongru.spec import is_interpreted
 from tritongru.tools.cases import Case
+from tritongru.tuning import configs
+from tritongru.tuning.configs import LaunchConfig
 
 pytestmark = [
+    pytest.mark.bits,
+    pytest.mark.usefixtures("sums_in_order"),
     pytest.mark.skipif(not is_interpreted(), reason="draws its tensors on the CPU"),
     pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning"),
 ]

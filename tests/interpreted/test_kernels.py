@@ -8,11 +8,11 @@ import torch
 
 import tritongru
 from tritongru.activations import TABLE
-from tritongru.configs import SCHEDULES, LaunchConfig, next_power_of_two
+from tritongru.environment import is_interpreted
 from tritongru.launch import use_config
 from tritongru.reference import gru_reference
-from tritongru.spec import is_interpreted
 from tritongru.tools import tolerance
+from tritongru.tuning.configs import SCHEDULES, LaunchConfig, next_power_of_two
 
 ACTIVATIONS = [entry.name for entry in TABLE.values() if entry.kernel_id is not None]
 DEVICE = "cpu" if is_interpreted() else "cuda"

@@ -8,9 +8,10 @@ import pytest
 import torch
 from processes import process_per_program
 
-from tritongru import configs, probe
+from tritongru import probe
 from tritongru.kernels import probe as kernel
 from tritongru.probe import Probe
+from tritongru.tuning import configs
 
 METHODS = pytest.mark.parametrize("method", configs.EXCHANGES)
 PATIENCE = 1 << 20

@@ -6,7 +6,7 @@ In the interpreter one small size runs, so that the test itself is known to work
 import pytest
 import torch
 
-from tritongru.spec import is_interpreted
+from tritongru.environment import is_interpreted
 from tritongru.tools.cases import Case, make_arguments, run_case
 from tritongru.tools.compare import compare_backend
 

@@ -11,7 +11,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter, UninitializedParameter, is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from .. import activations, spec
+from .. import activations
+from ..call.errors import check_units
 from . import constraints, initializers, regularizers
 from .arguments import HALF_POLICIES, check_implementation, clamp_rate, parse_dtype, take_options
 from .dropout import DropoutMasks
@@ -39,7 +40,7 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             super().__init__()  # pyright: ignore[reportAttributeAccessIssue]
-        self.units = spec.check_units(units)
+        self.units = check_units(units)
         self.activation = activations.resolve(activation, "activation").function
         self.recurrent_activation = activations.resolve(recurrent_activation, "recurrent_activation").function
         self.use_bias, self.reset_after = bool(use_bias), bool(reset_after)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import ragged
+from . import jagged
 from .arguments import as_steps, split_inputs
 from .layer import GRU
 from .listing import WeightedLayer
@@ -111,7 +111,7 @@ class Bidirectional(WeightedLayer, torch.nn.Module):
             final = (h, h_rev)
         if forward.return_sequences:
             axis = 0 if forward.time_major else 1
-            y_rev = ragged.reverse_rows(y_rev) if ragged.is_jagged(y_rev) else y_rev.flip(axis)
+            y_rev = jagged.reverse_rows(y_rev) if jagged.is_jagged(y_rev) else y_rev.flip(axis)
         if self.merge_mode is None:
             return (y, y_rev, *final)
         merged = merge(y, y_rev, self.merge_mode)
@@ -210,8 +210,8 @@ class Bidirectional(WeightedLayer, torch.nn.Module):
 
 def merge(y: Tensor, y_rev: Tensor, merge_mode: str) -> Tensor:
     """Return the two outputs as one, both plain or both jagged with the same rows."""
-    if ragged.is_jagged(y):
-        return ragged.like(merge(y.values(), y_rev.values(), merge_mode), y)
+    if jagged.is_jagged(y):
+        return jagged.like(merge(y.values(), y_rev.values(), merge_mode), y)
     if merge_mode == "concat":
         return torch.cat([y, y_rev], dim=-1)
     if merge_mode == "mul":

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import functional, spec
+from .. import functional
+from ..call.arguments import Arguments
+from ..call.errors import check_backend
 from .arguments import parse_dtype
 from .base import RecurrentWeights
 
@@ -38,7 +40,7 @@ class GRUCell(RecurrentWeights):
             recurrent_constraint, bias_constraint, dropout, recurrent_dropout, reset_after, implementation, input_size,
             device, dtype, options,
         )  # fmt: skip
-        spec.check_choice("backend", backend, ("auto", *spec.BACKENDS))
+        check_backend(backend)
         self.backend = backend
 
     def get_initial_state(self, inputs: Tensor | None = None, batch_size: int | None = None, dtype=None) -> Tensor:
@@ -97,11 +99,9 @@ def run_step(owner: RecurrentWeights, x: Tensor, state: Tensor, weights: dict, i
     if input_masks is not None:
         input_masks = [input_masks] if isinstance(input_masks, Tensor) else input_masks
         input_masks = [mask.unsqueeze(1) for mask in input_masks]
-    arguments = {
-        "x": x.unsqueeze(1), **weights, "initial_state": state, "activation": owner.activation,
-        "recurrent_activation": owner.recurrent_activation, "reset_after": owner.reset_after, "mask": None,
-        "lengths": None, "resets": None, "reset_state": None, "input_dropout": input_masks,
-        "recurrent_dropout": state_masks, "zero_output_for_mask": False, "go_backwards": False, "time_major": False,
-        "layout": "keras", "precision": "auto", "recompute": False,
-    }  # fmt: skip
+    arguments = Arguments(
+        x.unsqueeze(1), **weights, initial_state=state, activation=owner.activation,
+        recurrent_activation=owner.recurrent_activation, reset_after=owner.reset_after, input_dropout=input_masks,
+        recurrent_dropout=state_masks,
+    )  # fmt: skip
     return functional.run(arguments, backend)[1]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import functional, ragged, spec
+from .. import functional
+from ..call.arguments import Arguments
+from ..call.errors import check_backend
 from ..dispatch import Decision
-from . import regularizers
+from . import jagged, regularizers
 from .arguments import as_steps, split_inputs
 from .state import KeptState
 
@@ -66,7 +68,7 @@ class GRU(KeptState):
             recurrent_constraint, bias_constraint, dropout, recurrent_dropout, reset_after, implementation, input_size,
             device, dtype, options,
         )  # fmt: skip
-        spec.check_choice("backend", backend, ("auto", *spec.BACKENDS))
+        check_backend(backend)
         self.activity_regularizer = regularizers.get(activity_regularizer)
         self.return_sequences, self.return_state = bool(return_sequences), bool(return_state)
         self.go_backwards, self.stateful = bool(go_backwards), bool(stateful)
@@ -123,7 +125,7 @@ class GRU(KeptState):
         output = self._select(outputs, state, arguments, rows)
         if self.activity_regularizer is not None:
             self._activity_losses = [
-                self.activity_regularizer(value.values() if ragged.is_jagged(value) else value) / value.shape[0]
+                self.activity_regularizer(value.values() if jagged.is_jagged(value) else value) / value.shape[0]
                 for value in ((output, state) if self.return_state else (output,))
             ]
         return (output, state) if self.return_state else output
@@ -139,9 +141,9 @@ class GRU(KeptState):
         x, initial_state = split_inputs(inputs, initial_state)
         self._check_rank(x)
         x, lengths, rows = self._to_input(x), None, None
-        if ragged.is_jagged(x):
+        if jagged.is_jagged(x):
             self._check_jagged(mask)
-            x, rows = ragged.to_padded(x)
+            x, rows = jagged.to_padded(x)
             lengths = rows.lengths
         if self.unroll and x.shape[self._time_axis] == 0:
             raise ValueError("Unrolling requires a fixed number of timesteps: `unroll=True` and `inputs` has T=0")
@@ -151,26 +153,24 @@ class GRU(KeptState):
             weights = self._compute_weights()
         else:
             weights = {name: x.new_empty(shape) for name, shape in self.weight_shapes(x.shape[-1]).items()}
-        arguments = {
-            "x": x, "bias": None, **weights, "initial_state": state, "activation": self.activation,
-            "recurrent_activation": self.recurrent_activation, "reset_after": self.reset_after,
-            "mask": as_steps(mask, x), "lengths": lengths, "resets": as_steps(resets, x), "reset_state": None,
-            "input_dropout": input_masks, "recurrent_dropout": state_masks,
-            "zero_output_for_mask": self.zero_output_for_mask, "go_backwards": self.go_backwards,
-            "time_major": self.time_major, "layout": "keras", "precision": "auto", "recompute": False,
-        }  # fmt: skip
+        arguments = Arguments(
+            x, **weights, initial_state=state, activation=self.activation,
+            recurrent_activation=self.recurrent_activation, reset_after=self.reset_after, mask=as_steps(mask, x),
+            lengths=lengths, resets=as_steps(resets, x), input_dropout=input_masks, recurrent_dropout=state_masks,
+            zero_output_for_mask=self.zero_output_for_mask, go_backwards=self.go_backwards, time_major=self.time_major,
+        )  # fmt: skip
         return arguments, rows
 
-    def _select(self, outputs: Tensor, state: Tensor, arguments: dict, rows: ragged.Rows | None) -> Tensor:
+    def _select(self, outputs: Tensor, state: Tensor, arguments: Arguments, rows: jagged.Rows | None) -> Tensor:
         """Return the layer's output of `outputs`, which are at the time index of the input."""
         axis, steps = self._time_axis, outputs.shape[self._time_axis]
         if self.return_sequences:
             if rows is not None:
-                return (ragged.from_padded_reversed if self.go_backwards else ragged.from_padded)(outputs, rows)
+                return (jagged.from_padded_reversed if self.go_backwards else jagged.from_padded)(outputs, rows)
             return outputs.flip(axis) if self.go_backwards else outputs
         if steps == 0:
             return torch.zeros_like(state)
-        if arguments["mask"] is None and arguments["lengths"] is None:
+        if arguments.mask is None and arguments.lengths is None:
             return state
         return outputs.select(axis, 0 if self.go_backwards else steps - 1)
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
-from ..configs import EXCHANGES
-from ..spec import ExchangeError, is_interpreted
+from ..call.errors import ExchangeError
+from ..environment import is_interpreted
+from ..tuning.configs import EXCHANGES
 from . import contenders, peers
 from .contenders import DIRECTIONS, INFERENCE, TRAINING, Contender, UnavailableError, make_call
 from .floor import device_speeds, step_floor

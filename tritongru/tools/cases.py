@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
 from ..functional import gru
+from .tolerance import MOVES, enlarges_errors, move
 
 DTYPES = {
     "float64": torch.float64,
@@ -118,15 +120,32 @@ def make_arguments(case: Case, device: str | torch.device = "cpu") -> dict:
 
 def in_dtype(arguments: dict, dtype: torch.dtype) -> dict:
     """Return `arguments` with every floating tensor in `dtype`."""
+    return _change(arguments, lambda value: value.to(dtype))
 
-    def cast(value):
+
+def moved_arguments(arguments: dict) -> list[dict]:
+    """Return float64 arguments one rounding away from `arguments`, several draws; none where no error is enlarged.
+
+    Each number is moved by half of its dtype's spacing at one, which is what rounding to the nearest may change.
+    """
+    if not enlarges_errors(arguments["recurrent_activation"]):
+        return []
+    half = torch.finfo(arguments["kernel"].dtype).eps / 2
+    generators = [torch.Generator().manual_seed(number) for number in range(MOVES)]
+    return [_change(arguments, lambda value, g=g: move(value, half, g)) for g in generators]
+
+
+def _change(arguments: dict, function: Callable[[Tensor], Tensor]) -> dict:
+    """Return `arguments` with `function` applied to every floating tensor."""
+
+    def change(value):
         if isinstance(value, Tensor):
-            return value.to(dtype) if value.is_floating_point() else value
+            return function(value) if value.is_floating_point() else value
         if isinstance(value, (tuple, list)):
-            return type(value)(cast(item) for item in value)
+            return type(value)(change(item) for item in value)
         return value
 
-    return {name: cast(value) for name, value in arguments.items()}
+    return {name: change(value) for name, value in arguments.items()}
 
 
 def differentiated(arguments: dict) -> dict[str, Tensor]:

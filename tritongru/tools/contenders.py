@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from .. import configs
 from ..activations import get as get_activation
+from ..call.arguments import Arguments
+from ..call.errors import UnsupportedError
+from ..environment import is_interpreted
 from ..functional import explain_call, gru
-from ..spec import UnsupportedError, is_interpreted
+from ..tuning import configs
 from .work import Work
 
 INFERENCE, FORWARD, TRAINING = "inference", "forward", "forward+backward"
@@ -85,15 +87,10 @@ def own(
             time_major=True, layout="torch", recompute=recompute,
         )  # fmt: skip
 
-    rest = dict(
-        initial_state=None, recurrent_activation="sigmoid", lengths=None, reset_state=None, input_dropout=None,
-        zero_output_for_mask=False, go_backwards=False, precision="auto",
-    )  # fmt: skip
-
     def note_of(direction: str) -> str:
         # The choice can depend on whether gradients are wanted.
         with torch.set_grad_enabled(direction != INFERENCE):
-            decision = explain_call(arguments(0, work.inputs[0].x) | rest, backend)
+            decision = explain_call(Arguments(**arguments(0, work.inputs[0].x)), backend)
         interpreted = "interpreted" if decision.backend == "triton" and is_interpreted() else ""
         return ", ".join(filter(None, (f"is {decision.backend} here" if backend == "auto" else "", interpreted)))
 
@@ -114,7 +111,7 @@ def own(
 
 def schedule(work: Work, name: str, exchange: str | None = None) -> Contender:
     """Return the Triton kernels in one schedule, with the configuration chosen for it and, if named, an exchange."""
-    from ..devices import device_limits
+    from ..tuning.devices import device_limits
 
     w = work.workload
     device = device_limits(work.device)

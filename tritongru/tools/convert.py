@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..keras import GRU, Bidirectional
-from ..weights import keras_to_torch, torch_to_keras
+from ..layouts import keras_to_torch, torch_to_keras
 from .entries import check_sound, select_entry
 from .keras_read import read_entries
 from .keras_write import write_entries

@@ -8,11 +8,10 @@ import platform
 
 import torch
 
-from .. import choices
-from ..configs import Device
 from ..dispatch import Decision
-from ..faults import has_triton, reasons_against_environment
-from ..spec import is_interpreted
+from ..environment import has_triton, is_interpreted, reasons_against_environment
+from ..tuning import choices
+from ..tuning.configs import Device
 
 
 class Info(dict):
@@ -98,7 +97,7 @@ def _tuning() -> str:
         return "none: tables are for GPUs"
     if not has_triton():
         return "none: triton is not installed"
-    from ..devices import device_limits
+    from ..tuning.devices import device_limits
 
     device = device_limits(torch.device("cuda", torch.cuda.current_device()))
     return describe_tables(device)
@@ -113,4 +112,4 @@ def describe_tables(device: Device) -> str:
             continue
         kinds = sorted({f"{record['kind']} {record.get('date', '')}" for record in table.provenances.values()})
         words.append(f"{source} {path}: {len(table.entries)} entries, {', '.join(kinds)}")
-    return "; then ".join([*words, "a formula of the device (tritongru.configs)"])
+    return "; then ".join([*words, "a formula of the device (tritongru.tuning.configs)"])

@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .. import activations, ops  # noqa: F401  (ops registers the operator)
+from .. import activations  # noqa: F401  (ops registers the operator)
+from ..backends import operators as ops  # noqa: F401  (ops registers the operator)
+from ..call.padding import valid_steps
 from ..compat import GRU as TorchGRU
 from ..keras import GRU, Bidirectional
-from ..padding import valid_steps
 from .files import replace_file
 
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..configs import SINGLE, STEPS, Device, LaunchConfig, count_programs, count_waves
-from ..tables import ITEM_SIZES, Key
+from ..tuning.configs import SINGLE, STEPS, Device, LaunchConfig, count_programs, count_waves
+from ..tuning.tables import ITEM_SIZES, Key
 from . import floor
 
 

@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
-from .. import choices
-from ..configs import EXCHANGES, Device
-from ..spec import check_choice
-from ..tables import FLAGS, ITEM_SIZES, KERNELS, PRODUCTS, Key, Race, bucket
+from ..call.errors import check_choice
+from ..tuning import choices
+from ..tuning.configs import EXCHANGES, Device
+from ..tuning.tables import FLAGS, ITEM_SIZES, KERNELS, PRODUCTS, Key, Race, bucket
 from . import show, tune_store
 from .step_model import MACHINES
 from .tune_compile import Compilers
@@ -113,7 +113,7 @@ def tune(
         device, machine = rehearsal_device(), MACHINES["sm_90"]
         folder, kind = Path(out or "out"), "measured"
     elif torch.cuda.is_available():
-        from ..devices import device_limits
+        from ..tuning.devices import device_limits
 
         device = device_limits(torch.device("cuda"))
         machine = MACHINES.get(device.target, MACHINES["sm_90"])

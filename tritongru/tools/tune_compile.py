@@ -18,9 +18,9 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 
-from ..configs import LaunchConfig
-from ..table_files import parse_config
-from ..tables import Key
+from ..tuning.configs import LaunchConfig
+from ..tuning.table_files import parse_config
+from ..tuning.tables import Key
 from .step_model import is_scalar
 from .tune_space import Problem
 

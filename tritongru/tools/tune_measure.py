@@ -17,9 +17,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..configs import Device, LaunchConfig
-from ..spec import Variant, is_interpreted
-from ..tables import Key
+from ..call.problem import Variant
+from ..environment import is_interpreted
+from ..tuning.configs import Device, LaunchConfig
+from ..tuning.tables import Key
 from .cases import DTYPES, Case, in_dtype, make_arguments, run_case
 from .timing import Timing, measure
 from .tolerance import largest_error, tolerance

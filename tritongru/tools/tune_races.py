@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from ..configs import LaunchConfig
-from ..tables import Race, bucket
+from ..tuning.configs import LaunchConfig
+from ..tuning.tables import Race, bucket
 from .contenders import INFERENCE, TRAINING, make_call, own
 from .timing import measure
 from .tune_measure import REHEARSED_STEPS, STEPS_TIMED

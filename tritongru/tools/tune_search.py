@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ..configs import EXCHANGES, Device
-from ..tables import Entry, bucket
+from ..tuning.configs import EXCHANGES, Device
+from ..tuning.tables import Entry, bucket
 from .step_model import Machine
 from .timing import Timing
 from .tune_compile import Compiled, Compilers, Job

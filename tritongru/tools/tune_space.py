@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .. import configs
-from ..configs import PERSISTENT, SINGLE, STEPS, STREAMED, Device, LaunchConfig
-from ..tables import ITEM_SIZES, Key
+from ..tuning import configs
+from ..tuning.configs import PERSISTENT, SINGLE, STEPS, STREAMED, Device, LaunchConfig
+from ..tuning.tables import ITEM_SIZES, Key
 from . import step_model
 from .step_model import Machine, StepTime
 

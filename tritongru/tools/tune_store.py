@@ -15,9 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .. import table_files, tables
-from ..configs import Device
-from ..tables import Entry, Race, Table
+from ..tuning import table_files, tables
+from ..tuning.configs import Device
+from ..tuning.tables import Entry, Race, Table
 from .files import hold_lock, replace_file
 from .step_model import Machine, step_floor
 from .tune_search import NOT_COMPILED, Found

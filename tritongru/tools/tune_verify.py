@@ -6,9 +6,9 @@ import datetime
 from dataclasses import replace
 from pathlib import Path
 
-from .. import choices, table_files, tables
-from ..configs import Device
-from ..tables import Entry, Table
+from ..tuning import choices, table_files, tables
+from ..tuning.configs import Device
+from ..tuning.tables import Entry, Table
 from . import show
 from .files import replace_file
 from .tune_compile import Compilers, Job

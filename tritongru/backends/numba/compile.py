@@ -20,7 +20,7 @@ from pathlib import Path
 import numba
 import numpy as np
 
-from ...choices import user_folder
+from ...tuning.choices import user_folder
 
 LOG = logging.getLogger("tritongru")
 # Compiling for longer is mentioned once, so that nobody looks for the cause of a slow first call.

@@ -54,6 +54,8 @@ def reverse_part(plan, like):
     per_gate = R * N if drops == 3 else 0
     sums_z, sums_r = advance(sums, per_gate), advance(sums, 2 * per_gate)
 
+    for group in range(count):
+        groups[group] = group * size
     if plan[at.END] == T:
         for i in range(0, R * N, L):
             store(dh, i, full(like, 0.0))

@@ -150,6 +150,8 @@ def scan_part(plan, like):
     R = count * size
     x_step = -plan[at.X_STEP] if reverse else plan[at.X_STEP]
 
+    for group in range(count):
+        groups[group] = group * size
     for i in range(rows * P, R * P, L):
         store(h, i, full(like, 0.0))
     for row in range(rows):

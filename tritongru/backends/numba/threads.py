@@ -7,6 +7,7 @@ than `torch.get_num_threads()`, the caller among them.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -52,25 +53,25 @@ def group_size(batch: int) -> int:
     return 4 if batch >= 8 else 2 if batch >= 2 else 1
 
 
-def share_rows(batch: int, lengths: Tensor | None, work: int) -> list[Tensor]:
-    """Return the rows of the batch that each part computes, in whole groups but for the last one.
+def share_rows(batch: int, lengths: Tensor | None, work: int) -> tuple[Tensor, list[int]]:
+    """Return the rows of the batch (B,) in the order of their parts, and where each part begins and the last one ends.
+
+    A part is made of whole groups but for the last group of all.
 
     Args:
         lengths: (B,) how many steps of each row are valid, or None for all. Rows are then put in order of falling
-            length, so that the rows of a group end together, and dealt out by turns.
+            length, so that the rows of a group end together, and their groups dealt out by turns.
         work: operations of the whole call.
     """
     size = group_size(batch)
     groups = -(-batch // size)
-    count = max(1, min(torch.get_num_threads(), groups, work // LEAST_WORK))
-    if lengths is not None:
-        order = lengths.argsort(descending=True, stable=True)
-        return [order] if count == 1 else [_deal(order, size, part, count) for part in range(count)]
-    order = torch.arange(batch)
-    bounds = [min(part * groups // count * size, batch) for part in range(count + 1)]
-    bounds[-1] = batch
-    return [order[begin:end] for begin, end in zip(bounds, bounds[1:], strict=False)]
-
-
-def _deal(order: Tensor, size: int, part: int, count: int) -> Tensor:
-    return torch.cat(order.split(size)[part::count])
+    count = min(torch.get_num_threads(), groups, max(work // LEAST_WORK, 1))
+    if lengths is None:
+        order = torch.arange(batch)
+        bounds = [part * groups // count * size for part in range(count)] if count else []
+        return order, [*bounds, batch]
+    order = lengths.argsort(descending=True, stable=True)
+    if count < 2:
+        return order, [0, batch] if count else [batch]
+    hands = [torch.cat(order.split(size)[part::count]) for part in range(count)]
+    return torch.cat(hands), [0, *itertools.accumulate(hand.shape[0] for hand in hands)]

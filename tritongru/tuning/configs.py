@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .releases import triton_release
+from ..environment import triton_release
 
 SINGLE, PERSISTENT, STREAMED, STEPS = SCHEDULES = "single", "persistent", "streamed", "steps"
 # How the programs of a batch tile meet, kernels/exchange.py; a search space takes its choices from here.

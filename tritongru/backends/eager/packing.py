@@ -18,8 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..inputs import Inputs
-from ..spec import Variant
+from ...call.problem import Inputs, Variant
 
 
 class Packing(NamedTuple):

@@ -12,30 +12,56 @@ import warnings
 import torch
 from torch import Tensor
 
-from .gradients import differentiable_gradients, wants_gradients
-from .inputs import Inputs
+from ..call.check import Signature
+from ..call.problem import Inputs, Problem, Variant
+from .gradients import differentiable_gradients
 from .precision import product_precision
-from .sequence import Problem
-from .spec import Variant
+from .reasons import reasons_against_transforms
 
 
-def run_aten(problem: Problem) -> tuple[Tensor, Tensor]:
+def reasons_against(s: Signature) -> list[str]:
+    """torch's own GRU runs one variant only."""
+    v, reasons = s.variant, reasons_against_transforms(s)
+    if v.activation != "tanh":
+        reasons.append(f"activation={v.activation!r} is not 'tanh'")
+    if v.recurrent_activation != "sigmoid":
+        reasons.append(f"recurrent_activation={v.recurrent_activation!r} is not 'sigmoid'")
+    if not v.reset_after:
+        reasons.append("reset_after=False")
+    if s.has_mask:
+        reasons.append("mask or lengths given")
+    if s.has_resets:
+        reasons.append("resets given")
+    if s.input_dropouts > 1:
+        reasons.append(f"input_dropout has {s.input_dropouts} masks")
+    if s.recurrent_dropouts:
+        reasons.append("recurrent_dropout given")
+    if s.recompute:
+        reasons.append("recompute=True")
+    if s.precision not in ("ieee", "tf32"):
+        reasons.append(f"precision={s.precision!r}")
+    if s.tracing:
+        reasons.append("torch.compile and torch.export cannot trace torch's GRU")
+    elif s.shape is not None and 0 in (s.shape.time, s.shape.batch):
+        reasons.append(f"an empty input: T={s.shape.time}, B={s.shape.batch}")
+    return reasons
+
+
+def run_aten(problem: Problem, precision: str, wants_gradients: bool) -> tuple[Tensor, Tensor]:
     """Return outputs (T,B,U) at the time index of the input, and the last state (B,U)."""
-    p = problem
-    assert p.w is not None
-    bias_x, bias_h = p.bias_x, p.bias_h
-    has_bias = bias_x is not None or bias_h is not None
-    weights = [_in_torch_order(p.w, p).t(), _in_torch_order(p.u, p).t()]
-    if has_bias:
-        zero = p.x.new_zeros(3 * p.shape.units)
-        weights += [zero if b is None else _in_torch_order(b, p) for b in (bias_x, bias_h)]
-    x = p.x.flip(0) if p.variant.reverse else p.x
-    with product_precision(p.x, p.precision), _without_autocast(p.x.device.type):
-        if p.x.device.type == "cuda" and wants_gradients((x, p.h0, *weights)):
-            outputs, last = TwiceDifferentiable.apply(x, p.h0, *weights)
+    a, v = problem
+    assert a.w is not None
+    weights = [_in_torch_order(a.w, v).t(), _in_torch_order(a.u, v).t()]
+    if a.bias_x is not None or a.bias_h is not None:
+        zero = a.x.new_zeros(a.u.shape[1])
+        weights += [zero if b is None else _in_torch_order(b, v) for b in (a.bias_x, a.bias_h)]
+    x = a.x.flip(0) if v.reverse else a.x
+    with product_precision(a.x, precision), _without_autocast(a.x.device.type):
+        if a.x.device.type == "cuda" and wants_gradients:
+            outputs, last = TwiceDifferentiable.apply(x, a.h0, *weights)
         else:
-            outputs, last = call_torch(x, p.h0, weights, train=False)
-    return (outputs.flip(0) if p.variant.reverse else outputs), last
+            outputs, last = call_torch(x, a.h0, weights, train=False)
+    return (outputs.flip(0) if v.reverse else outputs), last
 
 
 def call_torch(x: Tensor, h0: Tensor, weights: list[Tensor], train: bool) -> tuple[Tensor, Tensor]:
@@ -78,21 +104,20 @@ class TwiceDifferentiable(torch.autograd.Function):
 def _from_reference(
     saved: tuple[Tensor, ...], needs: tuple[bool, ...], d_out: Tensor, d_last: Tensor
 ) -> tuple[Tensor | None, ...]:
+    def as_inputs(x, h0, w, u, bias_x=None, bias_h=None) -> Inputs:
+        return Inputs(x, w, bias_x, u, bias_h, h0)
+
     x, h0, w, u, *biases = saved
-    bias_x, bias_h = biases or (None, None)
-    # Where the arguments of `forward` are among the inputs of a scan.
-    places = [Inputs._fields.index(name) for name in ("x", "h0", "w", "u", "bias_x", "bias_h")[: len(saved)]]
-    wanted = [place in places and needs[places.index(place)] for place in range(len(Inputs._fields))]
-    inputs = Inputs(x, w.t(), bias_x, u.t(), bias_h, h0, None, None, None, None)
-    found = differentiable_gradients(Variant(reset_gate_first=True), inputs, Inputs(*wanted), d_out, d_last)
-    d_x, d_h0, d_w, d_u, *d_biases = (found[place] for place in places)
-    return (d_x, d_h0, *(d if d is None else d.t() for d in (d_w, d_u)), *d_biases)
+    inputs, wanted = as_inputs(x, h0, w.t(), u.t(), *biases), as_inputs(*needs)
+    d = differentiable_gradients(Variant(reset_gate_first=True), inputs, wanted, d_out, d_last)
+    d_weights = (gradient if gradient is None else gradient.t() for gradient in (d.w, d.u))
+    return (d.x, d.h0, *d_weights, d.bias_x, d.bias_h)[: len(saved)]
 
 
-def _in_torch_order(value: Tensor, p: Problem) -> Tensor:
-    if p.variant.reset_gate_first:
+def _in_torch_order(value: Tensor, v: Variant) -> Tensor:
+    if v.reset_gate_first:
         return value
-    z, r, n = value.split(p.shape.units, dim=-1)
+    z, r, n = value.chunk(3, dim=-1)
     return torch.cat((r, z, n), dim=-1)
 
 

@@ -1,4 +1,4 @@
-"""How float32 products are taken on a GPU, and the context that holds the vendor's library to it."""
+"""The context that holds the vendor's library to the precision of a call's float32 products."""
 
 from __future__ import annotations
 
@@ -7,18 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-
-def resolve_precision(precision: str) -> str:
-    """Return the float32 product mode: `"auto"` follows `torch.get_float32_matmul_precision()`."""
-    if precision != "auto":
-        return precision
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-
-
-# Dynamo cannot trace the query; it guards the setting by itself. This is torch.compiler.assume_constant_result without
-# importing the compiler with the package.
-resolve_precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

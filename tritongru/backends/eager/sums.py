@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..inputs import Inputs
-from ..spec import Variant
+from ...call.problem import Inputs, Variant
 from .layout import Steps, compute_dtype, drop_rows, gate_width, split_drop, split_gates, view_gates
-
-
-class Wanted(NamedTuple):
-    """Which gradients to compute, in the order in which they are returned."""
-
-    x: bool = True
-    w: bool = True
-    bias_x: bool = True
-    u: bool = True
-    bias_h: bool = True
-    h0: bool = True
-    fresh: bool = True
-    drop: bool = True
 
 
 class Sums:
     """Gradients that grow by one product or sum per chunk; kept in the dtype of sums until `finish`."""
 
-    def __init__(self, a: Inputs, variant: Variant, wanted: Wanted, all_steps: Steps):
+    def __init__(self, a: Inputs, variant: Variant, wanted: Inputs, all_steps: Steps):
         x, w, bias_x, u, bias_h, drop = a.x, a.w, a.bias_x, a.u, a.bias_h, a.drop
         self.steps, self.variant, self.x, self.w, self.u = all_steps, variant, x, w, u
         self.dtype = compute_dtype(x.dtype)
@@ -82,18 +68,18 @@ class Sums:
             for side, d_gate, u_gate, place in zip((h, h, h_n), d_gates, weights, places, strict=True):
                 place += ((d_gate @ u_gate.t()) * side).view(-1, *place.shape).sum(0)
 
-    def finish(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return d_x, d_w, d_bias_x, d_u, d_bias_h, d_drop in the inputs' dtype; empty where not wanted."""
+    def finish(self) -> Inputs:
+        """Return the gradients in the inputs' dtype, None where not wanted; those of states are not among them."""
         rows = view_gates(self.rows, self.variant)
         if self.d_bias_x is not None:
             self.d_bias_x.copy_(rows.projected)
         if self.d_bias_h is not None:
             self.d_bias_h.copy_(torch.cat((rows.zr, rows.n if rows.gh_n is None else rows.gh_n)))
 
-        def result(value: Tensor | None) -> Tensor:
-            return self.x.new_empty(0) if value is None else value.to(self.x.dtype)
+        def result(value: Tensor | None) -> Any:
+            return None if value is None else value.to(self.x.dtype)
 
-        return (
-            result(self.d_x), result(self.d_w), result(self.d_bias_x), result(self.d_u), result(self.d_bias_h),
-            result(self.d_drop),
+        return Inputs(
+            x=result(self.d_x), w=result(self.d_w), bias_x=result(self.d_bias_x), u=result(self.d_u),
+            bias_h=result(self.d_bias_h), h0=None, drop=result(self.d_drop),  # type: ignore[arg-type]
         )  # fmt: skip

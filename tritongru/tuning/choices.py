@@ -17,12 +17,13 @@ import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .. import environment
 from . import configs
 from .configs import Device, LaunchConfig
 from .table_files import read
 from .tables import ITEM_SIZES, Entry, Key, Race, Table, bucket
 
-SHIPPED = Path(__file__).parent / "data" / "tuning"
+SHIPPED = Path(__file__).parents[1] / "data" / "tuning"
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,7 @@ def _load(path: str) -> Table | None:
 
 def forget() -> None:
     """Read the tables anew at the next choice."""
+    environment.note_change()
     for cached in (_load, choose, reason_for_aten):
         cached.cache_clear()
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..inputs import Inputs
-from ..spec import Variant
+from ...call.problem import Inputs, Variant
+from ..gradients import Saved, Setting
 from .forward import last_valid, rebuild
 from .layout import (
     Gates,
@@ -32,7 +32,7 @@ from .layout import (
     view_gates,
 )
 from .packing import pack_inputs, pack_output_gradients, plan_packing
-from .sums import Sums, Wanted
+from .sums import Sums
 
 
 class Chunk(NamedTuple):
@@ -50,23 +50,21 @@ class Chunk(NamedTuple):
 
 def run_backward(
     a: Inputs,
-    after: Tensor,
-    gates: Tensor,
+    variant: Variant,
+    setting: Setting,
+    saved: Saved,
     d_out: Tensor | None,
     d_last: Tensor | None,
-    variant: Variant,
-    wanted: Wanted,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of `forward.run_forward`'s tensor inputs.
+    wanted: Inputs,
+) -> Inputs:
+    """Return the gradients of `forward.run_forward`'s tensor inputs, each laid out as its input; None if not wanted.
 
     Args:
-        after, gates: as `run_forward` returned them, those of packed rows among them; gates may be empty: they are then
-            rebuilt chunk by chunk.
-        d_out: (T,B,U) or None; d_last: (B,U) or None. wanted: which gradients to compute.
-
-    Returns:
-        d_x, d_w, d_bias_x, d_u, d_bias_h, d_h0, d_fresh, d_drop, each laid out as its input; empty where not wanted.
+        saved: as `run_forward` returned it, that of packed rows too; its gates may be empty: they are then rebuilt
+            chunk by chunk.
+        d_out: (T,B,U) or None; d_last: (B,U) or None. wanted: which gradients to compute, bools.
     """
+    after, gates = saved.out if a.mask is None else saved.states, saved.gates
     T, B, U = after.shape
     dtype = compute_dtype(a.x.dtype)
     d_out = None if d_out is None else d_out.to(dtype)
@@ -89,12 +87,11 @@ def run_backward(
     def entering_packed(begin: int, end: int) -> Tensor:
         return entering_rows(after_rows, steps, begin, end, rows.h0, variant)
 
-    d_x, d_w, d_bias_x, d_u, d_bias_h, d_h0, d_fresh, d_drop = scan_back(
-        rows, steps, entering_packed, gates, d_out, d_last[packing.order], variant, wanted
+    d = scan_back(rows, steps, entering_packed, gates, d_out, d_last[packing.order], variant, wanted)
+    return d._replace(
+        x=torch.zeros_like(a.x).index_put_(packing.places, d.x) if wanted.x else None,
+        h0=torch.empty_like(d.h0).index_copy_(0, packing.order, d.h0) if wanted.h0 else None,
     )
-    d_x = torch.zeros_like(a.x).index_put_(packing.places, d_x) if wanted.x else d_x
-    d_h0 = torch.empty_like(d_h0).index_copy_(0, packing.order, d_h0) if wanted.h0 else d_h0
-    return d_x, d_w, d_bias_x, d_u, d_bias_h, d_h0, d_fresh, d_drop
 
 
 def scan_back(
@@ -105,8 +102,8 @@ def scan_back(
     d_out: Tensor | None,
     d_last: Tensor,
     variant: Variant,
-    wanted: Wanted,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    wanted: Inputs,
+) -> Inputs:
     """Return the gradients of the inputs of `forward.scan`, as `run_backward` does.
 
     Args:
@@ -115,7 +112,7 @@ def scan_back(
     x, dtype, width = a.x, compute_dtype(a.x.dtype), gate_width(variant) * a.u.shape[0]
     sums = Sums(a, variant, wanted, all_steps)
     reverse = Reverse(a.u, a.mask, a.resets, a.drop, variant, d_out, d_last, all_steps)
-    d_fresh = torch.zeros_like(a.fresh, dtype=dtype) if wanted.fresh and a.fresh is not None else None
+    d_fresh = torch.zeros_like(a.fresh, dtype=dtype) if wanted.fresh else None
     bounds = list(all_steps.chunks(width, variant.reverse))
     most = max((all_steps.count(begin, end) for begin, end in bounds), default=0)
     buffer = x.new_empty(most, width, dtype=dtype)
@@ -129,10 +126,10 @@ def scan_back(
         chunk = reverse.fill_factors(buffer[: all_steps.count(begin, end)], g, h, begin, end)
         reverse.walk(chunk, begin, end, d_fresh)
         sums.add(chunk.d, h, g.r, begin, end)
-    d_h0 = reverse.finish().to(a.h0.dtype, copy=True) if wanted.h0 else x.new_empty(0)
-    d_fresh = x.new_empty(0) if d_fresh is None else d_fresh.to(x.dtype)
-    d_x, d_w, d_bias_x, d_u, d_bias_h, d_drop = sums.finish()
-    return d_x, d_w, d_bias_x, d_u, d_bias_h, d_h0, d_fresh, d_drop
+    return sums.finish()._replace(
+        h0=reverse.finish().to(a.h0.dtype, copy=True) if wanted.h0 else None,
+        fresh=None if d_fresh is None else d_fresh.to(x.dtype),
+    )
 
 
 class Reverse:

@@ -1,6 +1,6 @@
 """The scan: five torch operations per step where nothing but the plain GRU is asked for.
 
-Shapes: `x (T,B,I)`, or `(T,B,3U)` already projected where `w` is None; `u (U,3U)`; see `sequence.Problem`. Inside, the
+Shapes: `x (T,B,I)`, or `(T,B,3U)` already projected where `w` is None; `u (U,3U)`; see `call.problem`. Inside, the
 rows of all steps stand one step below the other, N of them: T*B, or fewer where rows of different length are packed.
 Half precision is computed in float32, as the kernels do, and rounded where it is stored.
 """
@@ -12,8 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..inputs import Inputs
-from ..spec import Variant
+from ...call.problem import Inputs, Variant
 from .layout import (
     Gates,
     Steps,
@@ -28,6 +27,7 @@ from .layout import (
     view_gates,
 )
 from .packing import pack_inputs, plan_packing
+from .short import is_short, run_short
 
 
 def run_forward(
@@ -43,6 +43,8 @@ def run_forward(
         out (T,B,U) at the input's time index; last state (B,U); states leaving each step (T,B,U), empty without a mask,
         where they are `out`; packed gates (T,B,4U or 3U), see `layout`, empty unless `save_gates`.
     """
+    if not save_gates and may_pack and is_short(a, variant):
+        return *run_short(a, variant), a.x.new_empty(0), a.x.new_empty(0)
     T, B = a.x.shape[:2]
     U = a.u.shape[0]
     after, last = a.x.new_empty(T, B, U), a.h0.new_empty(B, U)

@@ -1,61 +1,138 @@
-"""From what a caller passes to the one canonical form every fast backend takes, checked on the way.
-
-The canonical form is time-major: `x (T,B,I)`, `mask (T,B)`, one state per row, weights as `(I,3U)` and `(U,3U)` views.
-Torch's weights are transposed views with their gates in the order r, z, n, so neither layout is copied.
-Nothing is reversed here: `variant.reverse` tells the scan to walk from the last step to the first.
-"""
+"""From what a caller said to what a call is: its arguments checked, and everything that follows without their data."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import activations, spec
-from .padding import is_exporting_to_onnx, valid_steps
-from .precision import resolve_precision
-from .spec import Shape, Variant
+from .. import activations
+from ..activations import Activation
+from .arguments import Arguments
+from .errors import LAYOUTS, PRECISIONS, check_choice
+from .problem import Shape, Variant
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One GRU call in canonical form.
+class Signature(NamedTuple):
+    """All of a call but its data: what decisions depend on, and the key by which they are kept.
 
     Attributes:
-        x: (T,B,I), or (T,B,3U) already projected where `w` is None.
-        w, bias_x: input kernel (I,3U) and bias (3U,), or None.
-        u, bias_h: recurrent kernel (U,3U) and recurrent bias (3U,), or None.
-        h0: (B,U). mask, resets: (T,B) bool or None. fresh: state after a reset, (B,U), (T,B,U) or None for zeros.
-        drop: recurrent dropout, scaled, (1,B,U) for all gates or (3,B,U) in the order of the weights' gates, or None.
-        variant, shape, precision, recompute: see `spec`.
+        device, index: of all tensors. shape: None while tracing, when sizes are symbols.
+        activations_known: whether `activation` and `recurrent_activation` are this package's.
+        precision: of float32 products, resolved. tracing: by torch.compile or torch.export. transformed: by torch.func
+            or forward-mode differentiation. wants_gradients: whether autograd will ask for any.
     """
 
-    x: Tensor
-    w: Tensor | None
-    bias_x: Tensor | None
-    u: Tensor
-    bias_h: Tensor | None
-    h0: Tensor
-    mask: Tensor | None
-    resets: Tensor | None
-    fresh: Tensor | None
-    drop: Tensor | None
+    device: str
+    dtype: torch.dtype
     variant: Variant
-    shape: Shape
+    units: int
+    shape: Shape | None
+    activations_known: tuple[bool, bool] = (True, True)
+    has_mask: bool = False
+    has_resets: bool = False
+    has_bias: bool = True
+    input_dropouts: int = 0
+    recurrent_dropouts: int = 0
     precision: str = "ieee"
     recompute: bool = False
+    tracing: bool = False
+    transformed: bool = False
+    index: int = 0
+    wants_gradients: bool = False
 
 
-def autocast_arguments(arguments: dict) -> dict:
-    """Return `arguments` with every floating tensor in autocast's dtype, where autocast is on for `x`'s device.
+class Call(NamedTuple):
+    """A checked call: its arguments in plain form, and its signature."""
+
+    arguments: Arguments
+    signature: Signature
+
+
+def check(a: Arguments) -> Call:
+    """Check the arguments of `tritongru.gru`, and resolve everything that does not depend on their data.
+
+    Plain form: masks and resets are bool of rank 2, lengths an int64 tensor, dropouts None or tuples of 1 or 3 tensors,
+    `initial_state` None or (B,U), `bias` None or a tensor (keras) or a pair (torch); floating tensors are in the dtype
+    of autocast where it is on.
+
+    Raises:
+        TypeError: a tensor argument that is not a tensor, or has the wrong kind of dtype.
+        ValueError: a wrong rank, size, device, dtype mix or choice; the message names the argument and its value.
+    """
+    if not isinstance(a.x, Tensor):
+        raise TypeError(f"`x` must be a torch.Tensor, got {type(a.x).__name__}")
+    a = check_tensors(_in_autocast_dtype(a))
+    f = activations.resolve(a.activation, "activation")
+    g = activations.resolve(a.recurrent_activation, "recurrent_activation")
+    x, tracing = a.x, torch.compiler.is_compiling()
+    units = a.recurrent_kernel.shape[0 if a.layout == "keras" else 1]
+    variant = Variant(
+        f.name, g.name, bool(a.reset_after), bool(a.zero_output_for_mask), bool(a.go_backwards), a.layout == "torch"
+    )
+    signature = Signature(
+        device=x.device.type,
+        dtype=x.dtype,
+        variant=variant,
+        units=units,
+        shape=None if tracing else Shape(a.batch, a.time, x.shape[2], units),
+        activations_known=(_is_known(f), _is_known(g)),
+        has_mask=a.mask is not None or a.lengths is not None,
+        has_resets=a.resets is not None,
+        has_bias=a.bias is not None,
+        input_dropouts=len(a.input_dropout or ()),
+        recurrent_dropouts=len(a.recurrent_dropout or ()),
+        precision=resolve_precision(a.precision),
+        recompute=bool(a.recompute),
+        tracing=tracing,
+        transformed=is_transformed(),
+        index=x.device.index or 0,
+        wants_gradients=_wants_gradients(a),
+    )
+    return Call(a, signature)
+
+
+def resolve_precision(precision: str) -> str:
+    """Return the float32 product mode: `"auto"` follows `torch.get_float32_matmul_precision()`."""
+    if precision != "auto":
+        return precision
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def is_transformed() -> bool:
+    """Return whether a torch.func transform or forward-mode differentiation is on: operators have no rule for it."""
+    # Without this, a dual number would pass through an operator and lose its tangent without a word.
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+# Dynamo cannot trace these queries; it guards the settings by itself. This is torch.compiler.assume_constant_result
+# without importing the compiler with the package.
+for _query in (resolve_precision, is_transformed):
+    _query._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _is_known(activation: Activation) -> bool:
+    return activations.TABLE.get(activation.name) is activation
+
+
+def _wants_gradients(a: Arguments) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    values: list[Any] = [a.x, a.kernel, a.recurrent_kernel, a.initial_state, a.reset_state]
+    values += a.bias if isinstance(a.bias, tuple) else (a.bias,)
+    return any(value.requires_grad for value in values if isinstance(value, Tensor))
+
+
+def _in_autocast_dtype(a: Arguments) -> Arguments:
+    """Return `a` with every floating tensor in autocast's dtype, where autocast is on for the device of `x`.
 
     Source: torch.amp casts the inputs of matrix products and leaves float64 alone; so does this.
     """
-    device = arguments["x"].device.type
+    device = a.x.device.type
     # The meta device, on which only shapes are worked out, knows no autocast.
-    if device == "meta" or not torch.is_autocast_enabled(device) or arguments["x"].dtype == torch.float64:
-        return arguments
+    if device == "meta" or not torch.is_autocast_enabled(device) or a.x.dtype == torch.float64:
+        return a
     dtype = torch.get_autocast_dtype(device)
 
     def cast(value):
@@ -65,111 +142,35 @@ def autocast_arguments(arguments: dict) -> dict:
             return tuple(cast(item) for item in value)
         return value
 
-    return {name: value if name in ("mask", "lengths") else cast(value) for name, value in arguments.items()}
+    # A mask may be of floats, and is no value.
+    return Arguments._make(map(cast, a))._replace(mask=a.mask, lengths=a.lengths)
 
 
-def check_arguments(a: dict) -> dict:
-    """Check the arguments of `tritongru.gru` and return them in plain form.
-
-    Plain form: masks and resets are bool of rank 2, lengths an int64 tensor, dropouts tuples of 0, 1 or 3 tensors,
-    `initial_state` None or (B,U), `bias` None or a tensor (keras) or a pair (torch).
-
-    Raises:
-        TypeError: a tensor argument that is not a tensor, or has the wrong kind of dtype.
-        ValueError: a wrong rank, size, device, dtype mix or choice; the message names the argument and its value.
-    """
-    spec.check_choice("layout", a["layout"], spec.LAYOUTS)
-    spec.check_choice("precision", a["precision"], spec.PRECISIONS)
-    x, kernel, recurrent = a["x"], a["kernel"], a["recurrent_kernel"]
+def check_tensors(a: Arguments) -> Arguments:
+    """Return `a` in plain form; raises as `check`."""
+    check_choice("layout", a.layout, LAYOUTS)
+    check_choice("precision", a.precision, PRECISIONS)
+    x = a.x
     for name in ("x", "kernel", "recurrent_kernel"):
-        _check_tensor(name, a[name], x)
+        _check_tensor(name, getattr(a, name), x)
     if x.dim() != 3:
-        axes = "(T,B,I)" if a["time_major"] else "(B,T,I)"
+        axes = "(T,B,I)" if a.time_major else "(B,T,I)"
         raise ValueError(f"`x` must have 3 axes {axes}, got {x.dim()} with shape {tuple(x.shape)}")
-    time, batch = (x.shape[0], x.shape[1]) if a["time_major"] else (x.shape[1], x.shape[0])
-    units = _check_weights(kernel, recurrent, x.shape[2], a["layout"])
-    steps = (time, batch) if a["time_major"] else (batch, time)
-    axes = "(T,B)" if a["time_major"] else "(B,T)"
-
-    checked = dict(a)
-    checked["bias"] = _check_bias(a["bias"], units, a["layout"], a["reset_after"], x)
-    checked["mask"] = _check_steps("mask", a["mask"], steps, axes, x)
-    checked["resets"] = _check_steps("resets", a["resets"], steps, axes, x)
-    checked["lengths"] = _check_lengths(a["lengths"], batch, time, x)
-    checked["initial_state"] = _check_initial_state(a["initial_state"], batch, units, x)
-    checked["reset_state"] = _check_reset_state(a["reset_state"], batch, steps, units, x)
-    if a["reset_state"] is not None and a["resets"] is None:
+    time, batch = a.time, a.batch
+    units = _check_weights(a.kernel, a.recurrent_kernel, x.shape[2], a.layout)
+    steps, axes = ((time, batch), "(T,B)") if a.time_major else ((batch, time), "(B,T)")
+    if a.reset_state is not None and a.resets is None:
         raise ValueError("`reset_state` was given without `resets`: say at which steps it replaces the state")
-    checked["input_dropout"] = _check_drops("input_dropout", a["input_dropout"], tuple(x.shape), x)
-    checked["recurrent_dropout"] = _check_drops("recurrent_dropout", a["recurrent_dropout"], (batch, units), x)
-    return checked
-
-
-def canonicalize(a: dict) -> Problem:
-    """Return the canonical form of checked arguments (`check_arguments`)."""
-    time_major, layout = a["time_major"], a["layout"]
-
-    def by_time(value: Tensor) -> Tensor:
-        return value if time_major else value.transpose(0, 1)
-
-    x = by_time(a["x"])
-    w, u, bias_x, bias_h = a["kernel"], a["recurrent_kernel"], a["bias"], None
-    if layout == "torch":
-        w, u = w.t(), u.t()
-        bias_x, bias_h = (None, None) if bias_x is None else bias_x
-    elif bias_x is not None and a["reset_after"]:
-        bias_x, bias_h = bias_x.unbind(0)
-    units = u.shape[0]
-    torch_order = layout == "torch"
-
-    mask = None if a["mask"] is None else by_time(a["mask"])
-    if a["lengths"] is not None:
-        within = valid_steps(a["lengths"], x.shape[0])
-        mask = within if mask is None else mask & within
-    if mask is not None and not is_exporting_to_onnx():
-        # What stands in the padding must not matter, not even a NaN: in the weights' gradient it meets a zero. An ONNX
-        # file has no gradients. (A zero on the device: a host waits while its own is copied.)
-        x = torch.where(mask[:, :, None], x, x.new_zeros(()))
-
-    drops = [by_time(m.expand(a["x"].shape)) for m in a["input_dropout"]]
-    if len(drops) == 1:
-        x = x * drops[0]
-    elif drops:
-        if torch_order:
-            drops = [drops[1], drops[0], drops[2]]
-        x = torch.cat([(x * m) @ w_g for m, w_g in zip(drops, w.split(units, 1), strict=True)], dim=-1)
-        w = None
-
-    drop = None
-    if a["recurrent_dropout"]:
-        masks = a["recurrent_dropout"]
-        if torch_order and len(masks) == 3:
-            masks = (masks[1], masks[0], masks[2])
-        drop = torch.stack(masks)
-
-    h0 = a["initial_state"]
-    h0 = x.new_zeros(x.shape[1], units) if h0 is None else h0
-    resets, fresh = a["resets"], a["reset_state"]
-    if resets is not None:
-        resets = by_time(resets)
-        if isinstance(fresh, str):
-            fresh = h0
-        elif fresh is not None and fresh.dim() == 3:
-            fresh = by_time(fresh)
-
-    variant = Variant(
-        activation=activations.resolve(a["activation"], "activation").name,
-        recurrent_activation=activations.resolve(a["recurrent_activation"], "recurrent_activation").name,
-        reset_after=bool(a["reset_after"]),
-        zero_output_for_mask=bool(a["zero_output_for_mask"]),
-        reverse=bool(a["go_backwards"]),
-        reset_gate_first=torch_order,
+    return a._replace(
+        bias=_check_bias(a.bias, units, a.layout, a.reset_after, x),
+        mask=_check_steps("mask", a.mask, steps, axes, x),
+        resets=_check_steps("resets", a.resets, steps, axes, x),
+        lengths=check_lengths(a.lengths, batch, time, x),
+        initial_state=_check_initial_state(a.initial_state, batch, units, x),
+        reset_state=_check_reset_state(a.reset_state, batch, steps, units, x),
+        input_dropout=_check_drops("input_dropout", a.input_dropout, tuple(x.shape), x),
+        recurrent_dropout=_check_drops("recurrent_dropout", a.recurrent_dropout, (batch, units), x),
     )
-    shape = Shape(batch=x.shape[1], time=x.shape[0], input=a["x"].shape[2], units=units)
-    return Problem(
-        x, w, bias_x, u, bias_h, h0, mask, resets, fresh, drop, variant, shape,
-        precision=resolve_precision(a["precision"]), recompute=bool(a["recompute"]),
-    )  # fmt: skip
 
 
 def _check_tensor(name: str, value: object, like: Tensor) -> None:
@@ -236,7 +237,8 @@ def _check_steps(name: str, value, steps: tuple[int, int], axes: str, like: Tens
     return value if value.dtype == torch.bool else value != 0
 
 
-def _check_lengths(lengths, batch: int, time: int, like: Tensor) -> Tensor | None:
+def check_lengths(lengths, batch: int, time: int, like: Tensor) -> Tensor | None:
+    """Return `lengths` as int64 on the device of `like`; raises as `check`."""
     if lengths is None:
         return None
     lengths = torch.as_tensor(lengths)
@@ -280,10 +282,10 @@ def _check_reset_state(state, batch: int, steps: tuple[int, int], units: int, li
     return state
 
 
-def _check_drops(name: str, drops, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, ...]:
-    """Return the dropout masks as a tuple of none, one or three tensors expanded to `shape`."""
+def _check_drops(name: str, drops, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, ...] | None:
+    """Return the dropout masks as a tuple of one or three tensors expanded to `shape`."""
     if drops is None:
-        return ()
+        return None
     drops = (drops,) if isinstance(drops, Tensor) else tuple(drops)
     if len(drops) not in (1, 3):
         raise ValueError(f"`{name}` must be one mask or three (z, r, h), got {len(drops)}")

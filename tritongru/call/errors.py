@@ -1,16 +1,16 @@
-"""The vocabulary of a GRU call: its sizes, its variant, its errors, and the checks of plain arguments.
-
-Floor 0: imports nothing of this package, so every other module may use it.
-"""
+"""The errors and warnings of a call, and the checks of plain arguments."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+import threading
+import warnings
 
 BACKENDS = ("triton", "aten", "eager", "reference")
 LAYOUTS = ("keras", "torch")
 PRECISIONS = ("auto", "ieee", "tf32", "tf32x3", "bf16x3")
+
+_lock = threading.Lock()
+_warned: set[str] = set()
 
 
 class UnsupportedError(RuntimeError):
@@ -36,32 +36,15 @@ class FallbackWarning(RuntimeWarning):
     """
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of one call: batch B, time T, input I, units U."""
-
-    batch: int
-    time: int
-    input: int
-    units: int
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What distinguishes one GRU from another, beyond its sizes: everything a kernel is specialised on."""
-
-    activation: str = "tanh"
-    recurrent_activation: str = "sigmoid"
-    reset_after: bool = True
-    zero_output_for_mask: bool = False
-    reverse: bool = False
-    reset_gate_first: bool = False  # gate order r, z, h (torch) in place of z, r, h (Keras)
-
-
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise ValueError unless `value` is one of `choices`; the message names the argument and its value."""
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_backend(backend: object) -> None:
+    """Raise ValueError unless `backend` is "auto" or the name of a backend."""
+    check_choice("backend", backend, ("auto", *BACKENDS))
 
 
 def check_units(units: object) -> int:
@@ -73,6 +56,16 @@ def check_units(units: object) -> int:
     return value
 
 
-def is_interpreted() -> bool:
-    """Return whether Triton kernels run in its interpreter (TRITON_INTERPRET=1)."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+def warn_once(message: str, category: type[Warning] = FallbackWarning) -> None:
+    """Warn unless this message was given before in this process."""
+    with _lock:
+        if message in _warned:
+            return
+        _warned.add(message)
+    warnings.warn(message, category, stacklevel=3)
+
+
+def forget_warnings() -> None:
+    """Warn again of what was warned of before."""
+    with _lock:
+        _warned.clear()

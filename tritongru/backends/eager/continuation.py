@@ -1,4 +1,4 @@
-"""The scan and the reverse scan with the arguments and results of `launch.py`: the two meet where a kernel fails.
+"""The scan and the reverse scan with the arguments and results of the kernels: the two meet where a kernel fails.
 
 Shapes: `gx (T,B,3U)` input side with its bias; `u (U,3U)`; gates in the weights' order (`variant.reset_gate_first`).
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..inputs import Inputs
-from ..spec import Variant
+from ...call.problem import Inputs, Variant
 from .backward import Reverse, fold_outputs
 from .forward import run_forward
 from .layout import Steps, compute_dtype, entering_states, gate_width, view_gates
@@ -90,12 +89,12 @@ def scan_backward(
 
 
 def unpack_gates(packed: Tensor, variant: Variant) -> Tensor:
-    """Return packed gates (T,B,4U or 3U) as `launch.py` saves them: (4 or 3,T,B,U) z, r, n, h R_h + c_h."""
+    """Return packed gates (T,B,4U or 3U) as the kernels saves them: (4 or 3,T,B,U) z, r, n, h R_h + c_h."""
     g = view_gates(packed, variant)
     return torch.stack((g.z, g.r, g.n) if g.gh_n is None else (g.z, g.r, g.n, g.gh_n))
 
 
 def pack_gates(gates: Tensor, variant: Variant) -> Tensor:
-    """Return gates as `launch.py` saves them, packed: the inverse of `unpack_gates`."""
+    """Return gates as the kernels saves them, packed: the inverse of `unpack_gates`."""
     z, r, n, *gh_n = gates.unbind(0)
     return torch.cat((*gh_n, *((r, z) if variant.reset_gate_first else (z, r)), n), dim=-1)

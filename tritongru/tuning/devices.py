@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from . import faults
+from .. import environment
 from .configs import Device
 
 
@@ -16,7 +16,7 @@ def device_limits(device: torch.device) -> Device:
         # The interpreter runs programs one after another, so they cannot wait for each other.
         return Device(processors=1, shared_memory=227 * 1024, cooperative=False)
     index = device.index or 0
-    return _read_properties(index, faults.can_cooperate(index))
+    return _read_properties(index, environment.can_cooperate(index))
 
 
 @functools.cache

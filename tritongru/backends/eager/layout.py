@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..activations import TABLE
-from ..spec import Variant
+from ...activations import TABLE
+from ...call.problem import Variant
 
 # Elements of one chunk of gates: half a mebibyte in float32, a part of every current core's second cache.
 CHUNK = 1 << 17

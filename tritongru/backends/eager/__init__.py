@@ -1,0 +1,18 @@
+"""The scan and the reverse scan in torch operations, for any device and dtype, without an autograd graph.
+
+Both own everything between the inputs and the gradients, in chunks of steps that stay in the processor's cache.
+`continuation` is the same computation with the arguments and results of the Triton kernels, which calls continue on
+where a kernel fails.
+"""
+
+from ...call.check import Signature
+from ..reasons import reasons_against_activations, reasons_against_transforms
+from .backward import run_backward
+from .forward import run_forward
+
+__all__ = ["reasons_against", "run_backward", "run_forward"]
+
+
+def reasons_against(s: Signature) -> list[str]:
+    """It needs derivatives that are functions of the output."""
+    return reasons_against_transforms(s) + reasons_against_activations(s, "derivative")

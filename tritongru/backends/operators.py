@@ -1,0 +1,165 @@
+"""The scan as two `torch.library` operators, with their shapes for tracing. Both are opaque to `torch.compile`.
+
+`tritongru::scan` owns everything between the input and the outputs, the input projection included, so that `recompute`
+can keep only the input, the states and the weights. `tritongru::scan_backward` returns the gradients of its tensors.
+`gradients.py` holds what autograd calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..call.problem import Inputs, Problem, Variant
+from . import eager, gradients
+from .gradients import RECOMPUTE, SAVE_GATES, SAVE_NOTHING, Saved, Setting
+from .precision import product_precision
+from .triton import run as triton
+
+# The arguments of both operators, in the order of the fields of Inputs, Variant and Setting.
+_INPUTS = (
+    "Tensor x, Tensor? w, Tensor? bias_x, Tensor u, Tensor? bias_h, Tensor h0, Tensor? mask, Tensor? resets, "
+    "Tensor? fresh, Tensor? drop"
+)
+_VARIANT = (
+    "str activation, str recurrent_activation, bool reset_after, bool zero_output_for_mask, bool reverse, "
+    "bool reset_gate_first"
+)
+_SETTING = "str precision, str save, str backend"
+_SAVED = "Tensor out, Tensor states, Tensor gates"
+
+_library = torch.library.Library("tritongru", "FRAGMENT")
+
+
+def _define(name: str, arguments: str, results: int, run, fake) -> None:
+    returns = ", ".join(["Tensor"] * results)
+    _library.define(f"{name}({arguments}) -> ({returns})", tags=torch.Tag.pt2_compliant_tag)
+    _library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"tritongru::{name}", fake, lib=_library)
+
+
+def split(arguments: Sequence[Any], *kinds: type) -> list[Any]:
+    """Return an operator's arguments as one value of each of `kinds`, named tuples; what is left over as a tuple."""
+    values = iter(arguments)
+    found = [kind(*islice(values, len(kind._fields))) for kind in kinds]  # type: ignore[attr-defined]
+    return [*found, tuple(values)]
+
+
+def run_scan(problem: Problem, precision: str, recompute: bool, wants_gradients: bool, backend: str):
+    """Run `problem` on "triton" or "eager", or on "auto": triton, and eager where the kernels fail.
+
+    Args:
+        precision: of float32 products, resolved. recompute: keep no gates for the backward pass.
+
+    Returns:
+        outputs (T,B,U), at the time index of the input; last state (B,U).
+    """
+    save = SAVE_NOTHING if not wants_gradients else RECOMPUTE if recompute else SAVE_GATES
+    setting = Setting(precision, save, backend)
+    if save == SAVE_NOTHING and backend == "eager" and _is_plain(problem.inputs):
+        # The operator is for autograd and for tracing; it costs as much as a step.
+        return _forward(problem.inputs, problem.variant, setting)[:2]
+    return torch.ops.tritongru.scan.default(*problem.inputs, *problem.variant, *setting)[:2]
+
+
+def _is_plain(a: Inputs) -> bool:
+    """Return whether nothing looks at the operators of a call: no compiler, tracer, mode or subclass of Tensor."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._is_tracing():
+        return False
+    return all(t is None or type(t) in _PLAIN for t in a)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _forward(a: Inputs, variant: Variant, setting: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    save_gates = setting.save == SAVE_GATES
+    with product_precision(a.x, setting.precision):
+        if setting.backend == "eager":
+            return eager.run_forward(a, variant, save_gates)
+        return triton.run_forward(a, variant, save_gates, setting)
+
+
+def scan(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Project the input and run the recurrence; arguments: Inputs, Variant, Setting.
+
+    Returns:
+        out (T,B,U), last state (B,U), states entering each step (T,B,U) or empty, gates or empty (see
+        `eager.continuation`); on "eager" states and gates as `eager.run_forward`.
+    """
+    inputs, variant, setting, _ = split(arguments, Inputs, Variant, Setting)
+    return _forward(inputs, variant, setting)
+
+
+def _scan_shapes(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    a, variant, setting, _ = split(arguments, Inputs, Variant, Setting)
+    T, B = a.x.shape[0], a.x.shape[1]
+    U, width = a.u.shape[0], 4 if variant.reset_after else 3
+    separate = a.mask is not None or (a.resets is not None and setting.backend != "eager")
+    shape = (T, B, width * U) if setting.backend == "eager" else (width, T, B, U)
+    return (
+        a.x.new_empty(T, B, U),
+        a.h0.new_empty(B, U),
+        a.x.new_empty((T, B, U) if separate else (0,)),
+        a.x.new_empty(shape if setting.save == SAVE_GATES else (0,)),
+    )
+
+
+def scan_backward(*arguments) -> tuple[Tensor, ...]:
+    """Return the gradient of each tensor of `scan`, empty where it is not wanted.
+
+    Arguments: Inputs, Variant, Setting, Saved, the gradients of `out` and of the last state (or None), and which
+    gradients are wanted, one bool for each of Inputs.
+    """
+    a, variant, setting, saved, (d_out, d_last, wanted) = split(arguments, Inputs, Variant, Setting, Saved)
+    run = eager.run_backward if setting.backend == "eager" else triton.run_backward
+    with product_precision(a.x, setting.precision):
+        found = run(a, variant, setting, saved, d_out, d_last, Inputs(*wanted))
+    return tuple(a.x.new_empty(0) if gradient is None else gradient for gradient in found)
+
+
+def _scan_backward_shapes(*arguments) -> tuple[Tensor, ...]:
+    a, _, _, _, (_, _, wanted) = split(arguments, Inputs, Variant, Setting, Saved)
+    return tuple(torch.empty_like(t) if want else a.x.new_empty(0) for t, want in zip(a, wanted, strict=True))
+
+
+_define("scan", f"{_INPUTS}, {_VARIANT}, {_SETTING}", 4, scan, _scan_shapes)
+_define(
+    "scan_backward", f"{_INPUTS}, {_VARIANT}, {_SETTING}, {_SAVED}, Tensor? d_out, Tensor? d_last, bool[] wanted",
+    len(Inputs._fields), scan_backward, _scan_backward_shapes,
+)  # fmt: skip
+
+
+def _keep(ctx, inputs, output) -> None:
+    # Else autograd fills arrays of zeros as large as the states and the gates, whose gradients nobody asks for.
+    ctx.set_materialize_grads(False)
+    tensors, ctx.variant, ctx.setting, _ = split(inputs, Inputs, Variant, Setting)
+    ctx.present = [t is not None for t in tensors]
+    out, _, states, gates = output
+    ctx.save_for_backward(*(t for t in tensors if t is not None), out, states, gates)
+
+
+def _differentiate(ctx, d_out, d_last, _d_states, _d_gates):
+    if ctx.setting.save == SAVE_NOTHING:
+        raise RuntimeError("tritongru::scan was called without saving what its gradient needs")
+    kept = iter(ctx.saved_tensors)
+    inputs = Inputs(*(next(kept) if present else None for present in ctx.present))
+    needs, _ = split(ctx.needs_input_grad, Inputs)
+    wanted = Inputs(*(bool(need) and there for need, there in zip(needs, ctx.present, strict=True)))
+    if torch.is_grad_enabled():
+        result = gradients.differentiable_gradients(ctx.variant, inputs, wanted, d_out, d_last)
+    else:
+        found = torch.ops.tritongru.scan_backward.default(
+            *inputs, *ctx.variant, *ctx.setting, *kept, d_out, d_last, list(wanted)
+        )
+        result = (gradient if want else None for gradient, want in zip(found, wanted, strict=True))
+    return (*result, *_NO_GRADIENTS)
+
+
+_NO_GRADIENTS = (None,) * len(Variant._fields + Setting._fields)
+
+torch.library.register_autograd("tritongru::scan", _differentiate, setup_context=_keep, lib=_library)

@@ -1,0 +1,68 @@
+"""Why the Triton kernels cannot run a call, or should not, and how they would be launched; imports no triton."""
+
+from __future__ import annotations
+
+import torch
+
+from ... import faults
+from ...call.check import Signature
+from ...environment import is_interpreted, reasons_against_environment
+from ...tuning import choices
+from ...tuning.devices import device_limits
+from ...tuning.tables import Key
+from .. import aten
+from ..reasons import reasons_against_activations, reasons_against_transforms
+
+
+def reasons_against(s: Signature) -> list[str]:
+    """What the package, the device and the variant allow."""
+    reasons = [*reasons_against_environment(s.device, s.index), *reasons_against_transforms(s)]
+    if s.device == "cpu" and not is_interpreted():
+        reasons.append("device='cpu' and TRITON_INTERPRET is not set")
+    elif s.device not in ("cpu", "cuda"):
+        reasons.append(f"device={s.device!r} is not 'cuda'")
+    if s.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        reasons.append(f"dtype={s.dtype} is not float32, float16 or bfloat16")
+    return reasons + reasons_against_activations(s, "kernel_id")
+
+
+def reasons_against_trying(s: Signature) -> list[str]:
+    """Why "auto" passes over kernels that could be named: the interpreter's pace, or what happened to such a call."""
+    if s.device == "cpu":
+        return ["device='cpu': Triton's interpreter is for testing, not for speed"]
+    return _reasons_from_failures(s) or _reasons_from_speed(s)
+
+
+def describe_launches(s: Signature) -> tuple[str, ...]:
+    """Return how the kernels would be launched for a call, and why so; nothing while sizes are unknown."""
+    if s.shape is None:
+        return ()
+    device = device_limits(torch.device(s.device, s.index))
+    lines = []
+    for kernel in ("forward", "backward") if s.wants_gradients else ("forward",):
+        choice = choices.choose(key_of(s, kernel), s.shape.batch, device)
+        lines.append(f"{kernel}: {choice.config} ({choice.source}): {choice.reason}")
+    return tuple(lines)
+
+
+def key_of(s: Signature, kernel: str) -> Key:
+    """Return what a launch configuration of "forward" or "backward" is chosen for."""
+    masked = s.has_mask or s.has_resets
+    return Key.of(kernel, s.dtype, s.precision, s.units, s.recurrent_dropouts > 0, masked, not s.variant.reset_after)
+
+
+def _reasons_from_speed(s: Signature) -> list[str]:
+    # One step is one launch in any schedule.
+    if s.shape is None or s.shape.time == 1 or aten.reasons_against(s):
+        return []
+    device = device_limits(torch.device(s.device, s.index))
+    reason = choices.reason_for_aten(key_of(s, "forward"), s.shape.batch, s.wants_gradients, device)
+    return [reason] if reason else []
+
+
+def _reasons_from_failures(s: Signature) -> list[str]:
+    # While tracing, the operator looks for itself at every run.
+    if s.tracing or faults.is_worth_trying(scan := faults.Scan.of_signature(s)):
+        return []
+    failure = faults.failure_of(scan)
+    return [] if failure is None else [f"it failed such a call before ({failure.cause})"]

@@ -1,0 +1,131 @@
+"""The Triton kernels with what stands around them: the input's product before, the weights' gradients after.
+
+    d gx, d gh_n   the reverse scan
+    dx = d gx W'   dW = x' d gx    dR_g = (h * m_g)' d gh_g    db = the sums of d gx and d gh
+
+Everything after the reverse scan is one product or sum for each input. On "auto" a scan that the kernels fail continues
+in torch operations, with the same arguments and results.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+from torch import Tensor
+
+from ... import faults
+from ...call.problem import Inputs, Variant
+from ..eager import continuation
+from ..eager.forward import rebuild, split_bias
+from ..eager.layout import entering_states
+from ..gradients import RECOMPUTE, Saved, Setting
+
+
+def run_forward(
+    a: Inputs, variant: Variant, save_gates: bool, setting: Setting
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Project the input and run the recurrence over all steps; returns as `continuation.scan_forward`."""
+    gx, bias_n = project_input(a, variant)
+    arguments = gx, a.u, bias_n, a.h0, a.mask, a.resets, a.fresh, a.drop, variant, save_gates
+    return _run("forward", arguments, a, variant, setting)
+
+
+def run_backward(
+    a: Inputs,
+    variant: Variant,
+    setting: Setting,
+    saved: Saved,
+    d_out: Tensor | None,
+    d_last: Tensor | None,
+    wanted: Inputs,
+) -> Inputs:
+    """Return the gradients of the inputs, None where not wanted: the reverse scan, then a product or sum for each."""
+    U = a.u.shape[0]
+    out, states, gates = saved
+    # Saved, or the outputs moved by one step.
+    entering = states if states.dim() == 3 else entering_states(out, 0, out.shape[0], a.h0, None, None, variant)
+    if setting.save == RECOMPUTE:
+        gates = _rebuild_gates(a, entering, variant)
+    arguments = d_out, d_last, gates, entering, a.u, a.mask, a.resets, a.drop, variant, bool(wanted.fresh)
+    d_gx, d_gh_n, d_h0, d_fresh = _run("backward", arguments, a, variant, setting)
+
+    d_x = d_w = d_bias_x = d_u = d_bias_h = d_drop = None
+    if wanted.x:
+        d_x = d_gx if a.w is None else d_gx @ a.w.t()
+    if wanted.w:
+        d_w = _product_like(a.x.flatten(0, 1), d_gx.flatten(0, 1), a.w)
+    if wanted.bias_x:
+        d_bias_x = d_gx.sum((0, 1))
+    if wanted.u or wanted.drop:
+        d_u, d_drop = _recurrent_gradients(a, wanted, entering, gates, d_gx, d_gh_n, variant)
+    if wanted.bias_h:
+        d_n = d_gh_n if variant.reset_after else d_gx[..., 2 * U :]
+        d_bias_h = torch.cat((d_gx[..., : 2 * U].sum((0, 1)), d_n.sum((0, 1))))
+    if wanted.fresh and a.fresh.dim() == 2:
+        d_fresh = d_fresh.sum(0)
+    return Inputs(
+        d_x, d_w, d_bias_x, d_u, d_bias_h, d_h0 if wanted.h0 else None, None, None, d_fresh if wanted.fresh else None,
+        d_drop,
+    )  # fmt: skip
+
+
+def project_input(a: Inputs, variant: Variant) -> tuple[Tensor, Tensor | None]:
+    """Return gx (T,B,3U) with every bias but the candidate's recurrent one, which is (U,) or None."""
+    bias, bias_n = split_bias(a.bias_x, a.bias_h, variant, a.x.dtype)
+    if a.w is None:
+        return (a.x if bias is None else a.x + bias), bias_n
+    gx = a.x @ a.w
+    return (gx if bias is None else gx.add_(bias)), bias_n
+
+
+def _run(direction: str, arguments: tuple, a: Inputs, variant: Variant, setting: Setting) -> tuple:
+    """Run the scan of a direction on the kernels; on "auto" in torch operations where they fail."""
+
+    def run_kernels():
+        # Imports triton, which need not be installed for the other backends.
+        launch = importlib.import_module("tritongru.launch")
+        return getattr(launch, f"scan_{direction}")(*arguments, setting.precision)
+
+    if setting.backend == "triton":
+        return run_kernels()
+    scan = faults.Scan.of(a, variant, setting.precision)
+    continue_eagerly = getattr(continuation, f"scan_{direction}")
+    return faults.run_or_continue(scan, direction, run_kernels, lambda: continue_eagerly(*arguments))
+
+
+def _rebuild_gates(a: Inputs, entering: Tensor, variant: Variant) -> Tensor:
+    """Return the gates (4 or 3,T,B,U) that `run_forward` did not save, by one product over all steps."""
+    rows = rebuild(a.x.flatten(0, 1), a.w, a.bias_x, a.u, a.bias_h, entering.flatten(0, 1), a.drop, variant)
+    return continuation.unpack_gates(rows.unflatten(0, entering.shape[:2]), variant).to(a.x.dtype)
+
+
+def _recurrent_gradients(a: Inputs, wanted: Inputs, entering, gates, d_gx, d_gh_n, v: Variant):
+    """dR_g = (h * m_g)' dgh_g per gate, and the gradient of the dropout masks m_g, (G,B,U)."""
+    U = a.u.shape[0]
+    at_n = d_gh_n if v.reset_after else d_gx[..., 2 * U :]
+    h_n = entering if v.reset_after else entering * gates[1]
+    if a.drop is None:
+        flat = entering.flatten(0, 1)
+        zr = _product_like(flat, d_gx[..., : 2 * U].flatten(0, 1), a.u)
+        return torch.cat((zr, _product_like(h_n.flatten(0, 1), at_n.flatten(0, 1), a.u)), dim=1), None
+    masks = a.drop.expand(3, *a.drop.shape[1:])
+    columns, d_masks = [], []
+    sides = (entering, entering, h_n)
+    for gate, (h, m) in enumerate(zip(sides, masks, strict=True)):
+        d_gate = at_n if gate == 2 else d_gx[..., gate * U : (gate + 1) * U]
+        columns.append(_product_like((h * m).flatten(0, 1), d_gate.flatten(0, 1), a.u))
+        if wanted.drop:
+            d_masks.append((h * (d_gate @ a.u[:, gate * U : (gate + 1) * U].t())).sum(0))
+    d_u = torch.cat(columns, dim=1) if wanted.u else None
+    if not wanted.drop:
+        return d_u, None
+    d_drop = torch.stack(d_masks)
+    return d_u, (d_drop if a.drop.shape[0] == 3 else d_drop.sum(0, keepdim=True))
+
+
+def _product_like(left: Tensor, right: Tensor, weight: Tensor) -> Tensor:
+    """left' right (K,N), laid out as `weight` is, so that autograd need not copy it to a parameter's layout."""
+    if weight.stride(0) == 1 and weight.stride(1) != 1:
+        return (right.t() @ left).t()
+    return left.t() @ right

@@ -1,0 +1,113 @@
+"""The one canonical form of a call that every fast backend takes.
+
+The canonical form is time-major: `x (T,B,I)`, `mask (T,B)`, one state per row, weights as `(I,3U)` and `(U,3U)` views.
+Torch's weights are transposed views with their gates in the order r, z, n, so neither layout is copied.
+Nothing is reversed here: `variant.reverse` tells the scan to walk from the last step to the first.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .arguments import Arguments
+from .padding import is_exporting_to_onnx, valid_steps
+
+
+class Shape(NamedTuple):
+    """Sizes of one call: batch B, time T, input I, units U."""
+
+    batch: int
+    time: int
+    input: int
+    units: int
+
+
+class Variant(NamedTuple):
+    """What distinguishes one GRU from another, beyond its sizes and which of its tensors are there."""
+
+    activation: str = "tanh"
+    recurrent_activation: str = "sigmoid"
+    reset_after: bool = True
+    zero_output_for_mask: bool = False
+    reverse: bool = False
+    reset_gate_first: bool = False  # gate order r, z, h (torch) in place of z, r, h (Keras)
+
+
+class Inputs(NamedTuple):
+    """The tensor inputs of a scan, which its gradient returns one for one.
+
+    Attributes:
+        x: (T,B,I), or (T,B,3U) already projected where `w` is None.
+        w, bias_x: input kernel (I,3U) and bias (3U,), or None.
+        u, bias_h: recurrent kernel (U,3U) and recurrent bias (3U,), or None.
+        h0: (B,U). mask, resets: (T,B) bool or None. fresh: state after a reset, (B,U), (T,B,U) or None for zeros.
+        drop: recurrent dropout, scaled, (1,B,U) for all gates or (3,B,U) in the order of the weights' gates, or None.
+    """
+
+    x: Tensor
+    w: Tensor | None
+    bias_x: Tensor | None
+    u: Tensor
+    bias_h: Tensor | None
+    h0: Tensor
+    mask: Tensor | None = None
+    resets: Tensor | None = None
+    fresh: Tensor | None = None
+    drop: Tensor | None = None
+
+
+class Problem(NamedTuple):
+    """One call in canonical form: its tensors, and which GRU they go through."""
+
+    inputs: Inputs
+    variant: Variant
+
+
+def canonicalize(a: Arguments, variant: Variant) -> Problem:
+    """Return the canonical form of arguments in plain form (`check.check`)."""
+    x, w, u = a.by_time(a.x), a.kernel, a.recurrent_kernel
+    bias_x, bias_h = a.bias, None
+    if a.layout == "torch":
+        w, u = w.t(), u.t()
+        bias_x, bias_h = (None, None) if a.bias is None else a.bias
+    elif a.bias is not None and a.reset_after:
+        bias_x, bias_h = a.bias.unbind(0)  # type: ignore[union-attr]
+
+    mask = None if a.mask is None else a.by_time(a.mask)
+    if a.lengths is not None:
+        within = valid_steps(a.lengths, x.shape[0])
+        mask = within if mask is None else mask & within
+    if mask is not None and not is_exporting_to_onnx():
+        # What stands in the padding must not matter, not even a NaN: in the weights' gradient it meets a zero. An ONNX
+        # file has no gradients. (A zero on the device: a host waits while its own is copied.)
+        x = torch.where(mask[:, :, None], x, x.new_zeros(()))
+
+    if a.input_dropout:
+        x, w = _drop_input(x, w, [a.by_time(m.expand(a.x.shape)) for m in a.input_dropout], variant)
+    drop = torch.stack(_in_order_of_weights(a.recurrent_dropout, variant)) if a.recurrent_dropout else None
+
+    h0 = x.new_zeros(x.shape[1], u.shape[0]) if a.initial_state is None else a.initial_state
+    resets, fresh = a.resets, a.reset_state
+    if resets is not None:
+        resets = a.by_time(resets)
+        if isinstance(fresh, str):
+            fresh = h0
+        elif fresh is not None and fresh.dim() == 3:
+            fresh = a.by_time(fresh)
+    return Problem(Inputs(x, w, bias_x, u, bias_h, h0, mask, resets, fresh, drop), variant)  # type: ignore[arg-type]
+
+
+def _drop_input(x: Tensor, w: Tensor, masks, variant: Variant) -> tuple[Tensor, Tensor | None]:
+    """Return x times its one mask and w; or, with a mask for each gate, x already projected and None."""
+    if len(masks) == 1:
+        return x * masks[0], w
+    parts = zip(_in_order_of_weights(masks, variant), w.chunk(3, 1), strict=True)
+    return torch.cat([(x * mask) @ w_gate for mask, w_gate in parts], dim=-1), None
+
+
+def _in_order_of_weights(masks, variant: Variant):
+    """Return masks z, r, h in the order of the weights' gates; a single mask as it is."""
+    return (masks[1], masks[0], masks[2]) if len(masks) == 3 and variant.reset_gate_first else tuple(masks)
