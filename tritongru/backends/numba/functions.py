@@ -67,15 +67,15 @@ def _split(x):
 
 
 def limits(x):
-    """Return the least and the largest x whose exp is a normal number, a little inside; and the same for any exp."""
+    """Return the least and the largest x whose exp is a normal number, and beyond which any exp is zero or infinite."""
     raise NotImplementedError("compiled code alone")
 
 
 @overload(limits)
 def _limits(x):
     if is_single(x):
-        return lambda x: (-87.0, 88.0, -104.0, 89.0)
-    return lambda x: (-708.0, 709.0, -746.0, 710.0)
+        return lambda x: (-86.5, 88.0, -104.0, 89.0)
+    return lambda x: (-707.5, 709.0, -746.0, 710.0)
 
 
 def half_shift(x):
@@ -98,11 +98,12 @@ def clamp(x, low, high):
 
 @helper
 def exp(x):
-    """exp x where that is a normal number, else the nearest such number."""
-    low, high, _, _ = limits(x)
+    """exp x, infinite where it is; below the least normal number that number."""
+    low, _, _, high = limits(x)
     shifted, q = split(clamp(x, low, high))
-    power = power_of_two(shifted)
-    return fma(power, q, power)
+    # The exponent of the largest numbers is one too many for a normal power of two.
+    half = power_of_two(shifted - 1.0)
+    return fma(half, q, half) * 2.0
 
 
 @helper
@@ -119,7 +120,7 @@ def exp_everywhere(x):
 
 @helper
 def expm1(x):
-    """exp x - 1, limited as `exp` is."""
+    """exp x - 1, limited to finite numbers."""
     low, high, _, _ = limits(x)
     shifted, q = split(clamp(x, low, high))
     power = power_of_two(shifted)
