@@ -9,7 +9,7 @@ import pytest
 import torch
 from fuzzing import check_against_oracle
 from hypothesis import HealthCheck, given, settings
-from strategies import configurations, plain_configurations
+from strategies import Configuration, configurations, plain_configurations
 
 from tritongru.activations import TABLE
 from tritongru.backends.numba import backward, problem, threads
@@ -61,10 +61,13 @@ def test_grid(divided: str, layout: str, reset_after: bool, go_backwards: bool, 
 @pytest.mark.parametrize("name", NAMES)
 def test_activations(name: str, reset_after: bool) -> None:
     for dtype in ("float64", "float32"):
-        case = Case(2, 3, 3, 4, dtype, activation=name, reset_after=reset_after)
-        assert_equals_oracle(case)
+        case = Configuration(
+            units=4, input_size=3, dtype=dtype, spread=0.5, reset_after=reset_after, activation=name, batch=9
+        )
+        assert check_against_oracle(case, ("eager",)), "nothing compared"
         if name != "exponential":
-            assert_equals_oracle(replace(case, activation="tanh", recurrent_activation=name))
+            case = replace(case, activation="tanh", recurrent_activation=name)
+            assert check_against_oracle(case, ("eager",)), "nothing compared"
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ class Reverse:
         self.problem = problem = Problem(a, variant)
         self.wide = problem.fields["WIDTH"]
         P, N = round_up(U, problem.lanes), round_up(U, problem.lanes * PANEL)
-        self.d_h0 = a.h0.new_empty(B, U)
+        self.d_h0 = a.h0.new_zeros(B, U) if d_last is None else d_last.clone()  # what it is without steps
         self.d_fresh = a.x.new_zeros(a.fresh.shape) if wanted.fresh else None
         problem.fields |= dict(
             PADDED=P, COLUMNS=N, TRANSPOSED=1, RECURRENT=problem.keep(a.u.new_empty(3 * P * N)),
@@ -123,8 +123,6 @@ class Reverse:
                 inside = self.valid[self.steps.rows(first, last)] - first * B
                 entering, r = entering.index_select(0, inside), r.index_select(0, inside)
             sums.add(d_gates, entering, r, first, last)
-        if not T:
-            self.d_h0.zero_()
         found = sums.finish()
         if self.valid is not None and wanted.x:
             d_x = torch.zeros_like(a.x).flatten(0, 1).index_copy_(0, self.valid, found.x).view(a.x.shape)

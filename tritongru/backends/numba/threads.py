@@ -33,8 +33,9 @@ if hasattr(os, "register_at_fork"):
 def run_parts(function: Callable[[object], None], parts: Sequence) -> None:
     """Call `function` with each part, the first in this thread; return when all are done."""
     global _pool
-    if len(parts) == 1:
-        function(parts[0])
+    if len(parts) < 2:
+        for part in parts:
+            function(part)
         return
     if _pool is None:
         # Idle threads cost nothing; how many work is decided by the number of parts.

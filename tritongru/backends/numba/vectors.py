@@ -284,3 +284,31 @@ def power_of_two(typing, shifted):
         return builder.bitcast(builder.add(moved, one), _llvm_type(shifted))
 
     return shifted(shifted), make
+
+
+@intrinsic
+def sum_lanes(typing, a):
+    """The sum of all lanes: halves added to each other until one number is left."""
+
+    def make(context, builder, signature, arguments):
+        value, count = arguments[0], a.lanes
+        while count > 1:
+            count //= 2
+            others = [(count + i) % a.lanes for i in range(a.lanes)]
+            places = ir.Constant(ir.VectorType(ir.IntType(32), a.lanes), others)
+            moved = builder.shuffle_vector(value, ir.Constant(_llvm_type(a), ir.Undefined), places)
+            value = builder.fadd(value, moved)
+        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+
+    return a.element(a), make
+
+
+@intrinsic
+def item_size(typing, like):
+    """Bytes of a number."""
+    count = like.bitwidth // 8
+
+    def make(context, builder, signature, arguments):
+        return ir.Constant(ir.IntType(64), count)
+
+    return types.int64(like), make
