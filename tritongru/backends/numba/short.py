@@ -7,11 +7,11 @@ was written to by any way, `.data` among them, takes effect in the next call.
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ...activations import TABLE
 from ...call.problem import Inputs, Variant
-from ..eager.layout import compute_dtype
 from .compile import Kernel
 from .functions import activate
 from .scan import get, put
@@ -26,46 +26,64 @@ MOST_ROWS = 16
     X, X_STEP, X_ROW,
     W, W_ROW, W_COLUMN, R, R_ROW, R_COLUMN, BIAS_X, BIAS_H,
     H0, H0_ROW, OUT, LAST,
-    SCRATCH,  # for three numbers of each gate of each row, and U of each row
     ACTIVATION, RECURRENT_ACTIVATION, RESET_AFTER, REVERSE, RESET_GATE_FIRST,
-) = range(25)  # fmt: skip
+) = range(24)  # fmt: skip
 
 
 def is_short(a: Inputs, variant: Variant) -> bool:
     """Return whether `run_short` runs a call: the GRU without masks, resets and dropout, over few steps and rows."""
     x = a.x
     plain = a.w is not None and a.mask is None and a.resets is None and a.drop is None
-    if not plain or x.dtype != compute_dtype(x.dtype):
+    if not plain or x.dtype not in _NUMPY:
         return False
     return 0 < x.shape[0] <= MOST_STEPS and 0 < x.shape[0] * x.shape[1] <= MOST_ROWS and x.shape[2] > 0
 
 
 def run_short(a: Inputs, variant: Variant) -> tuple[Tensor, Tensor]:
     """Return out (T,B,U) at the input's time index, and the last state (B,U); see `is_short`."""
-    x, w, bias_x, u, bias_h, h0 = a[:6]
-    (steps, rows, inputs), units = x.shape, u.shape[0]
-    if x.stride(2) != 1:
-        x = x.contiguous()
-    if h0.stride(1) != 1:
-        h0 = h0.contiguous()
-    if bias_x is not None and bias_x.stride(0) != 1:
-        bias_x = bias_x.contiguous()
-    if bias_h is not None and bias_h.stride(0) != 1:
-        bias_h = bias_h.contiguous()
-    out, last = x.new_empty(steps, rows, units), x.new_empty(rows, units)
-    scratch = x.new_empty((6 * steps + 1) * rows * units)
-    plan = np.array((
-        steps, rows, inputs, units, x.data_ptr(), *x.stride()[:2], w.data_ptr(), *w.stride(), u.data_ptr(), *u.stride(),
-        0 if bias_x is None else bias_x.data_ptr(), 0 if bias_h is None else bias_h.data_ptr(),
-        h0.data_ptr(), h0.stride(0), out.data_ptr(), last.data_ptr(), scratch.data_ptr(),
-        TABLE[variant.activation].kernel_id, TABLE[variant.recurrent_activation].kernel_id,
-        variant.reset_after, variant.reverse, variant.reset_gate_first,
-    ))  # fmt: skip
-    short.for_dtype(_NUMPY[x.dtype.itemsize])(plan)
+    steps, rows, _ = a.x.shape
+    units = a.u.shape[0]
+    out, last = a.x.new_empty(steps, rows, units), a.x.new_empty(rows, units)
+    _run(a, variant, steps, rows, a.x.stride(0), a.x.stride(1), out, last.data_ptr())
     return out, last
 
 
-_NUMPY = {4: np.dtype(np.float32), 8: np.dtype(np.float64)}
+def run_step(a: Inputs, variant: Variant) -> Tensor:
+    """Return the state (B,U) after one step, for a stream: nothing but that state is allocated.
+
+    Args:
+        a: x (B,I) or (1,B,I), w, u, the biases and h0 (B,U), all float32 or all float64 on a CPU; nothing else is
+            looked at. No gradient is recorded.
+    """
+    rows, units = a.h0.shape
+    out = a.h0.new_empty(rows, units)
+    _run(a, variant, 1, rows, 0, a.x.stride(-2), out, 0)
+    return out
+
+
+def _run(a: Inputs, variant: Variant, steps: int, rows: int, x_step: int, x_row: int, out: Tensor, last: int) -> None:
+    x, w, bias_x, u, bias_h, h0 = a[:6]
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+        x_step, x_row = x.stride(0), x.stride(-2)
+    if h0.stride(1) != 1:
+        h0 = h0.contiguous()
+    bias_x, bias_h = _side_by_side(bias_x), _side_by_side(bias_h)
+    plan = np.array((
+        steps, rows, x.shape[-1], u.shape[0], x.data_ptr(), x_step, x_row, w.data_ptr(), *w.stride(),  # type: ignore[union-attr]
+        u.data_ptr(), *u.stride(), 0 if bias_x is None else bias_x.data_ptr(), 0 if bias_h is None else bias_h.data_ptr(),
+        h0.data_ptr(), h0.stride(0), out.data_ptr(), last, KERNEL_ID[variant.activation],
+        KERNEL_ID[variant.recurrent_activation], variant.reset_after, variant.reverse, variant.reset_gate_first,
+    ))  # fmt: skip
+    short.for_dtype(_NUMPY[x.dtype])(plan)
+
+
+def _side_by_side(bias: Tensor | None) -> Tensor | None:
+    return bias if bias is None or bias.stride(0) == 1 else bias.contiguous()
+
+
+KERNEL_ID = {name: entry.kernel_id for name, entry in TABLE.items()}
+_NUMPY = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 
 
 def short_part(plan, like):
@@ -80,13 +98,14 @@ def short_part(plan, like):
     first = units if plan[RESET_GATE_FIRST] != 0 else 0
     second = units - first
     size = item_size(like)
-    gx = pointer(plan[SCRATCH], like)
-    sums = pointer(plan[SCRATCH] + steps * rows * width * size, like)
-    gated = pointer(plan[SCRATCH] + (steps + 1) * rows * width * size, like)
+    space = np.empty(((steps + 1) * width + units) * rows * size, np.uint8)
+    start = space.ctypes.data
+    gx, sums = pointer(start, like), pointer(start + steps * rows * width * size, like)
+    gated = pointer(start + (steps + 1) * rows * width * size, like)
     for t in range(steps):
         multiply_unpacked(
             x, t * plan[X_STEP], plan[X_ROW], plan[I], w, plan[W_ROW], plan[W_COLUMN], 0, width,
-            pointer(plan[SCRATCH] + t * rows * width * size, like), width, rows,
+            pointer(start + t * rows * width * size, like), width, rows,
         )  # fmt: skip
     h, h_row = pointer(plan[H0], like), plan[H0_ROW]
     for s in range(steps):
@@ -125,7 +144,7 @@ def short_part(plan, like):
                 n = activate(f, n + activate(g, r) * q) if after else activate(f, n + q)
                 put(out, o + j, z * get(h, row * h_row + j, left) + (1.0 - z) * n, left)
         h, h_row = pointer(plan[OUT] + t * rows * units * size, like), units
-    for i in range(rows):
+    for i in range(rows if plan[LAST] != 0 else 0):
         for j in range(0, units, L):
             put(last, i * units + j, get(h, i * h_row + j, units - j), units - j)
 

@@ -1,7 +1,7 @@
 """Products of few rows with weights as they lie in memory, in either layout: for calls too short to pack anything.
 
     columns side by side (Keras, (K,N)):   4 rows or 1 by 24 columns, as the packed tiles with rows of W further apart
-    columns one by one (torch, (N,K)):     4 rows by 3 columns or 1 row by 12: twelve dot products, k in vectors
+    columns one by one (torch, (N,K)):     4 rows by 2 columns or 1 row by 8: eight dot products, k in vectors
 
 Columns that do not fill the last group are computed with those before them once more.
 """
@@ -9,9 +9,9 @@ Columns that do not fill the last group are computed with those before them once
 from __future__ import annotations
 
 from .compile import helper
-from .vectors import fma, full, lanes, load, load_first, spread, store, sum_lanes
+from .vectors import add_pairs, fma, full, lanes, load, load_first, pick, spread, store
 
-COLUMNS = 12  # of one row's dot products
+COLUMNS, PAIR = 8, 2  # of the dot products of one row, and of four
 
 
 @helper
@@ -99,78 +99,92 @@ def store_3(out, o, a, b, c):
 @helper
 def by_dots(a, start, next_row, K, w, next_column, first, end, out, width, rows):
     fours = rows // 4 * 4
-    for row in range(0, fours, 4):
-        for c in range(first, end, 3):
-            column = min(c, end - 3)
+    for c in range(first, end, PAIR):
+        column = min(c, end - PAIR)
+        for row in range(0, fours, 4):
             dots_4(a, start + row * next_row, next_row, K, w, column * next_column, next_column,
                    out, row * width + column, width)  # fmt: skip
-    for row in range(fours, rows):
-        for c in range(first, end, COLUMNS):
-            column = min(c, end - COLUMNS)
+    for c in range(first, end, COLUMNS):
+        column = min(c, end - COLUMNS)
+        for row in range(fours, rows):
             o = row * width + column
             dots_1(a, start + row * next_row, K, w, column * next_column, next_column, out, o)
 
 
 @helper
-def part_of(start, index, count):
-    """Read a vector of which `count` numbers are there, or all."""
-    return load(start, index) if count >= lanes(start) else load_first(start, index, count)
-
-
-@helper
 def dots_1(a, i, K, w, p, s, out, o):
-    """Twelve columns, `s` apart from p on, with one row."""
+    """Eight columns, `s` apart from p on, with one row."""
     L = lanes(a)
-    c0 = c1 = c2 = c3 = c4 = c5 = c6 = c7 = c8 = c9 = c10 = c11 = full(a, 0.0)
-    for k in range(0, K, L):
-        n = K - k
-        v = part_of(a, i + k, n)
-        q = p + k
-        if n < L:
-            c0, c1, c2 = fma(v, load_first(w, q, n), c0), fma(v, load_first(w, q + s, n), c1), c2
-            c2, c3 = fma(v, load_first(w, q + 2 * s, n), c2), fma(v, load_first(w, q + 3 * s, n), c3)
-            c4, c5 = fma(v, load_first(w, q + 4 * s, n), c4), fma(v, load_first(w, q + 5 * s, n), c5)
-            c6, c7 = fma(v, load_first(w, q + 6 * s, n), c6), fma(v, load_first(w, q + 7 * s, n), c7)
-            c8, c9 = fma(v, load_first(w, q + 8 * s, n), c8), fma(v, load_first(w, q + 9 * s, n), c9)
-            c10, c11 = fma(v, load_first(w, q + 10 * s, n), c10), fma(v, load_first(w, q + 11 * s, n), c11)
-        else:
-            c0, c1, c2 = fma(v, load(w, q), c0), fma(v, load(w, q + s), c1), fma(v, load(w, q + 2 * s), c2)
-            q += 3 * s
-            c3, c4, c5 = fma(v, load(w, q), c3), fma(v, load(w, q + s), c4), fma(v, load(w, q + 2 * s), c5)
-            q += 3 * s
-            c6, c7, c8 = fma(v, load(w, q), c6), fma(v, load(w, q + s), c7), fma(v, load(w, q + 2 * s), c8)
-            q += 3 * s
-            c9, c10, c11 = fma(v, load(w, q), c9), fma(v, load(w, q + s), c10), fma(v, load(w, q + 2 * s), c11)
-    sum_3(out, o, c0, c1, c2)
-    sum_3(out, o + 3, c3, c4, c5)
-    sum_3(out, o + 6, c6, c7, c8)
-    sum_3(out, o + 9, c9, c10, c11)
-
-
-@helper
-def sum_3(out, o, a, b, c):
-    out[o] = sum_lanes(a)
-    out[o + 1] = sum_lanes(b)
-    out[o + 2] = sum_lanes(c)
+    c0 = c1 = c2 = c3 = c4 = c5 = c6 = c7 = full(a, 0.0)
+    q, p4 = p, p + 4 * s
+    whole = K // L * L
+    for k in range(0, whole, L):
+        v = load(a, i + k)
+        c0, c1 = fma(v, load(w, q), c0), fma(v, load(w, q + s), c1)
+        c2, c3 = fma(v, load(w, q + 2 * s), c2), fma(v, load(w, q + 3 * s), c3)
+        c4, c5 = fma(v, load(w, p4), c4), fma(v, load(w, p4 + s), c5)
+        c6, c7 = fma(v, load(w, p4 + 2 * s), c6), fma(v, load(w, p4 + 3 * s), c7)
+        q += L
+        p4 += L
+    n = K - whole
+    if n > 0:
+        v = load_first(a, i + whole, n)
+        c0, c1 = fma(v, load_first(w, q, n), c0), fma(v, load_first(w, q + s, n), c1)
+        c2, c3 = fma(v, load_first(w, q + 2 * s, n), c2), fma(v, load_first(w, q + 3 * s, n), c3)
+        c4, c5 = fma(v, load_first(w, p4, n), c4), fma(v, load_first(w, p4 + s, n), c5)
+        c6, c7 = fma(v, load_first(w, p4 + 2 * s, n), c6), fma(v, load_first(w, p4 + 3 * s, n), c7)
+    first = add_pairs(add_pairs(c0, c1), add_pairs(c2, c3))
+    second = add_pairs(add_pairs(c4, c5), add_pairs(c6, c7))
+    if L == 8:
+        store(out, o, add_pairs(first, second))
+    else:
+        store(out, o, first)
+        store(out, o + 4, second)
 
 
 @helper
 def dots_4(a, i, next_row, K, w, p, s, out, o, width):
-    """Three columns with four rows."""
+    """Two columns with four rows."""
     L = lanes(a)
-    a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = d0 = d1 = d2 = full(a, 0.0)
-    for k in range(0, K, L):
-        n, q, j = K - k, p + k, i + k
-        w0, w1, w2 = part_of(w, q, n), part_of(w, q + s, n), part_of(w, q + 2 * s, n)
-        v = part_of(a, j, n)
-        a0, a1, a2 = fma(v, w0, a0), fma(v, w1, a1), fma(v, w2, a2)
-        v = part_of(a, j + next_row, n)
-        b0, b1, b2 = fma(v, w0, b0), fma(v, w1, b1), fma(v, w2, b2)
-        v = part_of(a, j + 2 * next_row, n)
-        c0, c1, c2 = fma(v, w0, c0), fma(v, w1, c1), fma(v, w2, c2)
-        v = part_of(a, j + 3 * next_row, n)
-        d0, d1, d2 = fma(v, w0, d0), fma(v, w1, d1), fma(v, w2, d2)
-    sum_3(out, o, a0, a1, a2)
-    sum_3(out, o + width, b0, b1, b2)
-    sum_3(out, o + 2 * width, c0, c1, c2)
-    sum_3(out, o + 3 * width, d0, d1, d2)
+    a0 = a1 = b0 = b1 = c0 = c1 = d0 = d1 = full(a, 0.0)
+    whole = K // L * L
+    for k in range(0, whole, L):
+        w0, w1, j = load(w, p + k), load(w, p + k + s), i + k
+        v = load(a, j)
+        a0, a1 = fma(v, w0, a0), fma(v, w1, a1)
+        v = load(a, j + next_row)
+        b0, b1 = fma(v, w0, b0), fma(v, w1, b1)
+        v = load(a, j + 2 * next_row)
+        c0, c1 = fma(v, w0, c0), fma(v, w1, c1)
+        v = load(a, j + 3 * next_row)
+        d0, d1 = fma(v, w0, d0), fma(v, w1, d1)
+    n = K - whole
+    if n > 0:
+        w0, w1, j = load_first(w, p + whole, n), load_first(w, p + whole + s, n), i + whole
+        v = load_first(a, j, n)
+        a0, a1 = fma(v, w0, a0), fma(v, w1, a1)
+        v = load_first(a, j + next_row, n)
+        b0, b1 = fma(v, w0, b0), fma(v, w1, b1)
+        v = load_first(a, j + 2 * next_row, n)
+        c0, c1 = fma(v, w0, c0), fma(v, w1, c1)
+        v = load_first(a, j + 3 * next_row, n)
+        d0, d1 = fma(v, w0, d0), fma(v, w1, d1)
+    first = add_pairs(add_pairs(a0, a1), add_pairs(b0, b1))
+    second = add_pairs(add_pairs(c0, c1), add_pairs(d0, d1))
+    if L == 8:
+        both = add_pairs(first, second)
+        put_pair(both, 0, out, o)
+        put_pair(both, 2, out, o + width)
+        put_pair(both, 4, out, o + 2 * width)
+        put_pair(both, 6, out, o + 3 * width)
+    else:
+        put_pair(first, 0, out, o)
+        put_pair(first, 2, out, o + width)
+        put_pair(second, 0, out, o + 2 * width)
+        put_pair(second, 2, out, o + 3 * width)
+
+
+@helper
+def put_pair(vector, lane, out, o):
+    out[o] = pick(vector, lane)
+    out[o + 1] = pick(vector, lane + 1)

@@ -287,20 +287,27 @@ def power_of_two(typing, shifted):
 
 
 @intrinsic
-def sum_lanes(typing, a):
-    """The sum of all lanes: halves added to each other until one number is left."""
+def add_pairs(typing, a, b):
+    """The sums of neighbours: those of a, then those of b. Of 2^n vectors, n times, it leaves the sum of each."""
 
     def make(context, builder, signature, arguments):
-        value, count = arguments[0], a.lanes
-        while count > 1:
-            count //= 2
-            others = [(count + i) % a.lanes for i in range(a.lanes)]
-            places = ir.Constant(ir.VectorType(ir.IntType(32), a.lanes), others)
-            moved = builder.shuffle_vector(value, ir.Constant(_llvm_type(a), ir.Undefined), places)
-            value = builder.fadd(value, moved)
-        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+        kind = ir.VectorType(ir.IntType(32), a.lanes)
+        even, odd = (
+            builder.shuffle_vector(*arguments, ir.Constant(kind, list(range(first, 2 * a.lanes, 2)))) for first in (0, 1)
+        )
+        return builder.fadd(even, odd)
 
-    return a.element(a), make
+    return a(a, b), make
+
+
+@intrinsic
+def pick(typing, a, lane):
+    """One number of a vector."""
+
+    def make(context, builder, signature, arguments):
+        return builder.extract_element(arguments[0], builder.trunc(arguments[1], ir.IntType(32)))
+
+    return a.element(a, types.int64), make
 
 
 @intrinsic
