@@ -219,7 +219,9 @@ def test_gru_is_reached_through_its_operator() -> None:
 
 
 def test_warm_compiles_what_calls_need(tmp_path: Path) -> None:
-    tool = "import argparse, sys; from tritongru.tools import warm; p = argparse.ArgumentParser(); warm.add_arguments(p)"
+    tool = (
+        "import argparse, sys; from tritongru.tools import warm; p = argparse.ArgumentParser(); warm.add_arguments(p)"
+    )
     done = run_script(f"{tool}; sys.exit(warm.main(p.parse_args(['--inference'])))", TRITONGRU_CACHE=str(tmp_path))
     assert done.returncode == 0 and str(tmp_path) in done.stdout
     assert [line.split()[0] for line in done.stdout.splitlines()[:-1]] == ["pack", "scan", "short"]

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ...call.problem import Inputs, Variant
 from ..eager.layout import Steps, entering_states, view_gates
 from ..eager.sums import Sums
 from ..gradients import Saved, Setting
-from ...call.problem import Inputs, Variant
-from . import fields as at
+from .kernels import fields as at
+from .kernels.reverse import reverse_scan
+from .kernels.vectors import PANEL
 from .problem import Problem, in_compute_dtype, round_up, with_rows
-from .reverse import reverse_scan
 from .threads import run_parts
-from .vectors import PANEL
 
 # Numbers of a chunk's gate gradients, and its least rows: fewer make the products of the weights' gradients slow.
 CHUNK = 1 << 20
@@ -97,9 +97,7 @@ class Reverse:
         P, N = round_up(U, problem.lanes), round_up(U, problem.lanes * PANEL)
         self.d_h0 = a.h0.new_zeros(B, U) if d_last is None else d_last.clone()  # what it is without steps
         self.d_fresh = a.x.new_zeros(a.fresh.shape) if wanted.fresh else None
-        problem.fields |= dict(
-            PADDED=P, COLUMNS=N, TRANSPOSED=1, STATES=after.data_ptr(), D_H0=self.d_h0.data_ptr()
-        )
+        problem.fields |= dict(PADDED=P, COLUMNS=N, TRANSPOSED=1, STATES=after.data_ptr(), D_H0=self.d_h0.data_ptr())
         if d_out is not None:
             out = dict(D_OUT=problem.keep(d_out), D_OUT_STEP=d_out.stride(0), D_OUT_ROW=d_out.stride(1))
             problem.fields |= out

@@ -14,8 +14,8 @@ from __future__ import annotations
 from numba import types
 from numba.extending import overload
 
-from ...activations import LEAKY_SLOPE, SELU_ALPHA, SELU_SCALE, TABLE
-from .compile import helper
+from ....activations import LEAKY_SLOPE, SELU_ALPHA, SELU_SCALE, TABLE
+from ..compile import helper
 from .vectors import Vector, absolute, fma, full, power_of_two, where_above
 
 LINEAR, TANH, SIGMOID, RELU, HARD_SIGMOID, ELU, SELU, SOFTPLUS, SOFTSIGN, EXPONENTIAL, LEAKY_RELU = (
