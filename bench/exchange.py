@@ -53,7 +53,7 @@ def measure(method: str, programs: int, tiles: int, dtype: str) -> dict:
     import torch
 
     from tritongru.probe import Probe
-    from tritongru.tools.timing import percentile, time_once
+    from tritongru.tools.benchmark.timing import percentile, time_once
 
     device = torch.device("cuda")
     row = dict(method=method, programs=programs, tiles=tiles, dtype=dtype, samples=0, notes="")
@@ -161,7 +161,7 @@ def main() -> int:
     import torch
 
     from tritongru.probe import METHODS
-    from tritongru.tools.results import conditions
+    from tritongru.tools.benchmark.results import conditions
 
     stop = time.monotonic() + args.budget
     path = args.out if args.out.suffix == ".csv" else args.out / "exchange.csv"

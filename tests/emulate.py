@@ -35,7 +35,7 @@ from strategies import JUMPING
 from torch import Tensor
 
 from tritongru.environment import triton_release
-from tritongru.tools.cases import Case
+from tritongru.tools.oracle.cases import Case
 from tritongru.tuning import choices
 from tritongru.tuning.configs import EXCHANGES, FENCED_COPIES, LaunchConfig, next_power_of_two
 

@@ -24,7 +24,7 @@ from tritongru.call.errors import UnsupportedError
 from tritongru.environment import is_interpreted
 from tritongru.functional import explain_call
 from tritongru.reference import gru_reference
-from tritongru.tools.tolerance import MOVES, check, largest_error, move, tolerance
+from tritongru.tools.oracle.tolerance import MOVES, check, largest_error, move, tolerance
 from tritongru.tuning.configs import LaunchConfig, next_power_of_two
 
 ORACLE = "oracle"  # no backend: see `call`

@@ -202,6 +202,6 @@ MUTANTS = [
     Mutant("stream.py", "            self._masks = None\n", "            pass\n", STREAM),
     Mutant("stream.py", "w.data_ptr(), w._version", "w.data_ptr()", STREAM),
     Mutant("stream.py", "        self.state = new\n", "        self.state = x.new_zeros(new.shape)\n", STREAM),
-    Mutant("tools/tolerance.py", "if not error <= allowed", "if error > allowed", "test_tools.py -k tolerance"),
+    Mutant("tools/oracle/tolerance.py", "if not error <= allowed", "if error > allowed", "test_tools.py -k tolerance"),
     Mutant("activations.py", "0.2 * ((y > 0) & (y < 1))", "0.2 * (y > 0)", "test_activations.py"),
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tritongru.activations import TABLE
-from tritongru.tools.cases import DTYPES
+from tritongru.tools.oracle.cases import DTYPES
 
 # How a tensor lies in memory, each made from a base of its own by views.
 VIEWS = ("contiguous", "transposed", "sliced", "offset", "expanded", "zero_stride")

@@ -15,7 +15,7 @@ from test_convert import (
 )
 
 from tritongru.keras import GRU, Bidirectional
-from tritongru.tools import convert
+from tritongru.tools.weight_files import convert
 
 X = torch.randn(2, 4, 3)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tritongru import gru
-from tritongru.tools.cases import Case, in_dtype, make_arguments, run_case
-from tritongru.tools.tolerance import check
+from tritongru.tools.oracle.cases import Case, in_dtype, make_arguments, run_case
+from tritongru.tools.oracle.tolerance import check
 
 BACKENDS = ("reference", "aten", "eager")
 # Large enough that the products are split among threads.

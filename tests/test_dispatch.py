@@ -18,7 +18,7 @@ from tritongru.call.check import Signature
 from tritongru.call.errors import BACKENDS
 from tritongru.call.problem import Shape, Variant
 from tritongru.dispatch import decide
-from tritongru.tools.cases import Case, make_arguments
+from tritongru.tools.oracle.cases import Case, make_arguments
 from tritongru.tuning.configs import Device
 
 

@@ -11,8 +11,8 @@ import torch
 from tritongru import gru
 from tritongru.backends import eager
 from tritongru.backends.eager import layout
-from tritongru.tools.cases import Case, differentiated, in_dtype, make_arguments, run_case
-from tritongru.tools.tolerance import check
+from tritongru.tools.oracle.cases import Case, differentiated, in_dtype, make_arguments, run_case
+from tritongru.tools.oracle.tolerance import check
 
 
 def assert_equals_oracle(case: Case, backend: str = "eager", **changes) -> None:

@@ -18,7 +18,7 @@ from tritongru import launch, probe, rows  # noqa: E402
 from tritongru.call.errors import ExchangeError  # noqa: E402
 from tritongru.environment import is_interpreted  # noqa: E402
 from tritongru.kernels import probe as kernel  # noqa: E402
-from tritongru.tools.cases import Case  # noqa: E402
+from tritongru.tools.oracle.cases import Case  # noqa: E402
 from tritongru.tuning.configs import EXCHANGES, LaunchConfig  # noqa: E402
 
 if is_interpreted() or not hasattr(knobs.runtime, "add_stages_inspection_hook"):

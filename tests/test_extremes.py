@@ -23,8 +23,8 @@ from tritongru import gru
 from tritongru.call.arguments import Arguments
 from tritongru.call.check import check as check_call
 from tritongru.call.problem import canonicalize
-from tritongru.tools.cases import Case, in_dtype, make_arguments, run_case
-from tritongru.tools.tolerance import check
+from tritongru.tools.oracle.cases import Case, in_dtype, make_arguments, run_case
+from tritongru.tools.oracle.tolerance import check
 
 BACKENDS = ("reference", "aten", "eager")
 MASKING = ("reference", "eager")

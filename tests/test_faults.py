@@ -24,8 +24,8 @@ from tritongru.backends.eager import continuation
 from tritongru.backends.triton import reasons
 from tritongru.call.arguments import Arguments
 from tritongru.call.errors import forget_warnings
-from tritongru.tools.cases import Case, make_arguments, run_case
-from tritongru.tools.compare import compare_backend
+from tritongru.tools.oracle.cases import Case, make_arguments, run_case
+from tritongru.tools.oracle.compare import compare_backend
 from tritongru.tuning.configs import MOST_WAVES, PERSISTENT, STEPS, Device, choose, count_waves
 
 CASE = Case(3, 6, 4, 9, "float64", mask=True)

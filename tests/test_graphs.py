@@ -7,7 +7,7 @@ import torch
 
 import tritongru
 from tritongru import compat, gru
-from tritongru.tools.cases import Case, differentiated, make_arguments
+from tritongru.tools.oracle.cases import Case, differentiated, make_arguments
 
 BACKENDS = ("eager", "aten", "reference")
 EVERYTHING = Case(3, 5, 4, 6, "float64", mask=True, resets=True, reset_state="rows", recurrent_dropouts=1)

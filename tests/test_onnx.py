@@ -15,8 +15,9 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from tritongru.tools import onnx as export_tool  # noqa: E402
-from tritongru.tools import onnx_scan, onnx_translate  # noqa: E402
+from tritongru.tools.onnx import exporter as export_tool  # noqa: E402
+from tritongru.tools.onnx import scan_node as onnx_scan  # noqa: E402
+from tritongru.tools.onnx import translate as onnx_translate  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning"),

@@ -12,7 +12,7 @@ from tritongru import gru
 from tritongru.backends.eager import backward, forward
 from tritongru.backends.eager.packing import plan_packing
 from tritongru.call.problem import Inputs, Variant
-from tritongru.tools.cases import Case, make_arguments
+from tritongru.tools.oracle.cases import Case, make_arguments
 
 B, T = 5, 7
 LENGTHS = {

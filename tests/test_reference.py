@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tritongru.reference import gru_reference
-from tritongru.tools.cases import Case, differentiated, make_arguments
+from tritongru.tools.oracle.cases import Case, differentiated, make_arguments
 
 PRECISE = dict(rtol=1e-10, atol=1e-11)
 QUICK = settings(max_examples=25, deadline=None)

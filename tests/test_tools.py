@@ -13,11 +13,11 @@ import torch
 import tritongru
 from tritongru.__main__ import main
 from tritongru.environment import reasons_against_interpreter
-from tritongru.tools import compare as compare_module
 from tritongru.tools import demo, show
-from tritongru.tools.cases import Case, make_arguments
-from tritongru.tools.compare import compare_backend, has_failed
-from tritongru.tools.tolerance import check, largest_error, machine_epsilon, tolerance
+from tritongru.tools.oracle import compare as compare_module
+from tritongru.tools.oracle.cases import Case, make_arguments
+from tritongru.tools.oracle.compare import compare_backend, has_failed
+from tritongru.tools.oracle.tolerance import check, largest_error, machine_epsilon, tolerance
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 CPU = torch.device("cpu")

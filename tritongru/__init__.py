@@ -14,9 +14,9 @@ from .stream import Stream
 from .tools.info import explain, info
 
 if TYPE_CHECKING:
-    from .tools import convert
-    from .tools.compare import compare
-    from .tools.tune import tune
+    from .tools.oracle.compare import compare
+    from .tools.tune.sweep import tune
+    from .tools.weight_files import convert
 
 __version__ = "0.1.0"
 __all__ = [
@@ -43,15 +43,14 @@ __all__ = [
 ]
 
 # Tools are imported when first asked for: the layer needs none of them.
-_TOOLS = {"compare": "compare", "convert": None, "tune": "tune"}
+_TOOLS = {"compare": "oracle.compare", "convert": "weight_files.convert", "tune": "tune.sweep"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _TOOLS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f".tools.{name}", __name__)
-    function = _TOOLS[name]
-    return module if function is None else getattr(module, function)
+    module = importlib.import_module(f".tools.{_TOOLS[name]}", __name__)
+    return module if name == "convert" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -19,7 +19,7 @@ from extremes import (
 
 from tritongru.environment import is_interpreted
 from tritongru.launch import use_config
-from tritongru.tools.cases import Case
+from tritongru.tools.oracle.cases import Case
 from tritongru.tuning import configs
 from tritongru.tuning.configs import LaunchConfig
 

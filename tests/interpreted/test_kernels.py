@@ -11,7 +11,7 @@ from tritongru.activations import TABLE
 from tritongru.environment import is_interpreted
 from tritongru.launch import use_config
 from tritongru.reference import gru_reference
-from tritongru.tools import tolerance
+from tritongru.tools.oracle import tolerance
 from tritongru.tuning.configs import SCHEDULES, LaunchConfig, next_power_of_two
 
 ACTIVATIONS = [entry.name for entry in TABLE.values() if entry.kernel_id is not None]

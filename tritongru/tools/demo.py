@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..keras import GRU
-from .compare import compare, has_failed, print_rows
 from .info import info
+from .oracle.compare import compare, has_failed, print_rows
 from .show import show_progress
 
 PAPER_ACCURACY = 0.941  # Kudo, Toyama and Shimbo 1999

@@ -6,11 +6,11 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..tuning import configs
-from ..tuning.configs import PERSISTENT, SINGLE, STEPS, STREAMED, Device, LaunchConfig
-from ..tuning.tables import ITEM_SIZES, Key
-from . import step_model
-from .step_model import Machine, StepTime
+from ...tuning import configs
+from ...tuning.configs import PERSISTENT, SINGLE, STEPS, STREAMED, Device, LaunchConfig
+from ...tuning.tables import ITEM_SIZES, Key
+from . import model as step_model
+from .model import Machine, StepTime
 
 BLOCKS_B = (16, 32, 64)
 BLOCKS_H = (16, 32, 64)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layouts import torch_to_keras
+from ...layouts import torch_to_keras
 from .contenders import Contender, UnavailableError
 from .work import KEEP_RATE, Work
 

@@ -6,13 +6,13 @@ import datetime
 from dataclasses import replace
 from pathlib import Path
 
-from ..tuning import choices, table_files, tables
-from ..tuning.configs import Device
-from ..tuning.tables import Entry, Table
-from . import show
-from .files import replace_file
-from .tune_compile import Compilers, Job
-from .tune_store import fingerprint_kernels
+from ...tuning import choices, table_files, tables
+from ...tuning.configs import Device
+from ...tuning.tables import Entry, Table
+from .. import show
+from ..files import replace_file
+from .store import fingerprint_kernels
+from .workers import Compilers, Job
 
 
 def verify_table(path: Path, jobs: int, seconds: float, repair: bool = False) -> int:

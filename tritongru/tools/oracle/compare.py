@@ -17,12 +17,12 @@ from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 
-from ..call.arguments import Arguments
-from ..call.check import resolve_precision
-from ..call.errors import BACKENDS, PRECISIONS, UnsupportedError, check_choice
-from ..functional import explain_call
+from ...call.arguments import Arguments
+from ...call.check import resolve_precision
+from ...call.errors import BACKENDS, PRECISIONS, UnsupportedError, check_choice
+from ...functional import explain_call
+from ..show import print_table
 from .cases import DTYPES, Case, in_dtype, make_arguments, moved_arguments, run_case
-from .show import print_table
 from .tolerance import largest_error, tolerance
 
 OK, FAILED, NOT_RUN = "ok", "FAIL", "not run"
@@ -64,7 +64,7 @@ def compare(
 ) -> list[Row]:
     """Compare backends with the oracle in float64 on one random call.
 
-    err(backend) <= 2 err(oracle in the same dtype) + floor; the rule is `tritongru.tools.tolerance`
+    err(backend) <= 2 err(oracle in the same dtype) + floor; the rule is `tritongru.tools.oracle.tolerance`
 
     Args:
         batch, time, units, input_size: the call's shape.
@@ -73,7 +73,7 @@ def compare(
         seed: of the call's numbers.
         device: None for the GPU where there is one, else the CPU.
         timeout: seconds the interpreted kernels may take.
-        variant: further fields of `tritongru.tools.cases.Case`: mask=True, resets=True, reset_after=False, ...
+        variant: further fields of `tritongru.tools.oracle.cases.Case`: mask=True, resets=True, reset_after=False, ...
 
     Returns:
         One `Row` for each backend and quantity, or one that says why a backend did not run.
@@ -128,7 +128,7 @@ def compare_backend(case: Case, backend: str, device: torch.device) -> list[Row]
 def compare_interpreted(case: Case, timeout: float = INTERPRETER_TIMEOUT_S) -> list[Row]:
     """Compare the Triton kernels in Triton's interpreter, in a process of their own, at a small batch and time."""
     small = replace(case, batch=min(case.batch, INTERPRETED_BATCH), time=min(case.time, INTERPRETED_TIME))
-    command = [sys.executable, "-m", "tritongru.tools.compare", json.dumps(asdict(small))]
+    command = [sys.executable, "-m", "tritongru.tools.oracle.compare", json.dumps(asdict(small))]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
 
     def single(verdict: str, note: str) -> list[Row]:

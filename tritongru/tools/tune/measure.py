@@ -17,16 +17,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..call.problem import Variant
-from ..environment import is_interpreted
-from ..tuning.configs import Device, LaunchConfig
-from ..tuning.tables import Key
-from .cases import DTYPES, Case, in_dtype, make_arguments, run_case
-from .timing import Timing, measure
-from .tolerance import largest_error, tolerance
-from .tune_compile import Compilers, Job
-from .tune_search import NOT_COMPILED, Found, Tried
-from .tune_space import Problem
+from ...call.problem import Variant
+from ...environment import is_interpreted
+from ...tuning.configs import Device, LaunchConfig
+from ...tuning.tables import Key
+from ..benchmark.timing import Timing, measure
+from ..oracle.cases import DTYPES, Case, in_dtype, make_arguments, run_case
+from ..oracle.tolerance import largest_error, tolerance
+from .search import NOT_COMPILED, Found, Tried
+from .space import Problem
+from .workers import Compilers, Job
 
 STEPS_CHECKED, STEPS_TIMED = 8, 256
 INPUT_SETS = 3
@@ -99,7 +99,7 @@ def check_candidates(
 
 def check_config(problem: Problem, config: LaunchConfig) -> str:
     """Return what is wrong with a configuration on the device at hand; "" if its results are within the tolerance."""
-    from ..launch import use_config
+    from ...launch import use_config
 
     try:
         case, arguments, truth, oracle = _expected(problem, is_interpreted())
@@ -137,7 +137,7 @@ class Timer:
 
     def time(self, config: LaunchConfig, seconds: float) -> Timing:
         """Return the time of one step, ms."""
-        from ..launch import scan_backward, scan_forward, use_config
+        from ...launch import scan_backward, scan_forward, use_config
 
         scan = scan_forward if self.key.kernel == "forward" else scan_backward
         with use_config(config):

@@ -88,7 +88,7 @@ def _ratios(rows: list[Result], title: str, path: Path) -> list[Path]:
 
 
 def _floor(rows: list[Result], title: str, path: Path) -> list[Path]:
-    """The fraction of the step's floor (tritongru.tools.floor) over units: 1 cannot be reached."""
+    """The fraction of the step's floor (tritongru.tools.benchmark.floor) over units: 1 cannot be reached."""
     found = [row for row in rows if row.floor_us and row.us_per_step and not row.features]
     if not found:
         return []

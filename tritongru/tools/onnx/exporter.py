@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .. import activations  # noqa: F401  (ops registers the operator)
-from ..backends import operators as ops  # noqa: F401  (ops registers the operator)
-from ..call.padding import valid_steps
-from ..compat import GRU as TorchGRU
-from ..keras import GRU, Bidirectional
-from .files import replace_file
+from ... import activations  # noqa: F401  (ops registers the operator)
+from ...backends import operators as ops  # noqa: F401  (ops registers the operator)
+from ...call.padding import valid_steps
+from ...compat import GRU as TorchGRU
+from ...keras import GRU, Bidirectional
+from ..files import replace_file
 
 
 def translation_table() -> dict[Callable, Callable]:
@@ -28,7 +28,7 @@ def translation_table() -> dict[Callable, Callable]:
     Raises:
         ImportError: onnxscript is not installed.
     """
-    from . import onnx_translate
+    from . import translate as onnx_translate
 
     return {
         torch.ops.tritongru.scan.default: onnx_translate.translate_scan,

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch.nn.functional as F
 
+from ..files import replace_file
 from .entries import Entry, half_configs
-from .files import replace_file
 
 # What a reader takes the configs to mean: `hard_sigmoid` changed its formula in Keras 3.
 H5_VERSION = "2.9.0"

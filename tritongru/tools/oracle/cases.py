@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ..functional import gru
+from ...functional import gru
 from .tolerance import MOVES, enlarges_errors, move
 
 DTYPES = {

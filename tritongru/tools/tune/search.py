@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ..tuning.configs import EXCHANGES, Device
-from ..tuning.tables import Entry, bucket
-from .step_model import Machine
-from .timing import Timing
-from .tune_compile import Compiled, Compilers, Job
-from .tune_space import Candidate, Problem, list_candidates
+from ...tuning.configs import EXCHANGES, Device
+from ...tuning.tables import Entry, bucket
+from ..benchmark.timing import Timing
+from .model import Machine
+from .space import Candidate, Problem, list_candidates
+from .workers import Compiled, Compilers, Job
 
 NOT_COMPILED = "not compiled"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .plots import make_panels, save_figure
+from ..benchmark.plots import make_panels, save_figure
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def write_report(root: Path = Path(".")) -> Path:
         FileNotFoundError: the notes are not there: not the root of the repository.
         ValueError: a damaged table; the message names file and line.
     """
-    from .files import replace_file
+    from ..files import replace_file
 
     rows, _ = read_tables(root / RESULTS)
     if rows and importlib.util.find_spec("matplotlib") is not None:
@@ -164,9 +164,9 @@ def _against_packed(cells: list[Cell]) -> list[str]:
 def _memory_section(cells: list[Cell]) -> list[str]:
     lines = [
         "## Memory of a training step", "",
-        "What is kept between forward and backward, computed by the formulas of `tritongru.tools.memory`. Tests hold",
-        "them to the bytes that autograd really keeps. What cuDNN keeps for torch.nn.GRU on a GPU can only be",
-        "measured.", "",
+        "What is kept between forward and backward, computed by the formulas of `tritongru.tools.benchmark.memory`.",
+        "Tests hold them to the bytes that autograd really keeps. What cuDNN keeps for torch.nn.GRU on a GPU can",
+        "only be measured.", "",
     ]  # fmt: skip
     rows = [
         (w.name, f"{w.time}, {w.batch}, {w.input_size}, {w.units}", dtype, *(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from .files import hold_lock, replace_file
+from ..files import hold_lock, replace_file
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         if package == "tritongru":
-            from .. import __version__
+            from ... import __version__
 
             return __version__
         return "not installed"

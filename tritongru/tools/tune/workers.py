@@ -1,6 +1,6 @@
 """Compile many configurations at once, for a target or for the GPU at hand, in worker processes that can be stopped.
 
-A worker is `python -m tritongru.tools.tune_compile`: one job per line in, one result per line out, both JSON. Processes
+A worker is `python -m tritongru.tools.tune.workers`: one job per line in, one result per line out, both JSON. Processes
 and not threads, since the compiler holds the interpreter; processes of their own and not a pool, since a job that takes
 too long has to be ended, and its worker with it.
 """
@@ -18,11 +18,11 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 
-from ..tuning.configs import LaunchConfig
-from ..tuning.table_files import parse_config
-from ..tuning.tables import Key
-from .step_model import is_scalar
-from .tune_space import Problem
+from ...tuning.configs import LaunchConfig
+from ...tuning.table_files import parse_config
+from ...tuning.tables import Key
+from .model import is_scalar
+from .space import Problem
 
 # CUDA's words for errors after which a context is of no more use.
 LOST = ("illegal memory access", "device-side assert", "unspecified launch failure", "misaligned address")
@@ -54,7 +54,7 @@ def compile_job(job: Job) -> Compiled:
     """Compile one job in this process."""
     import torch
 
-    from ..ahead import compile_scan
+    from ...ahead import compile_scan
 
     key, begin = job.key, time.perf_counter()
     try:
@@ -75,7 +75,7 @@ def compile_job(job: Job) -> Compiled:
 
 def check_job(job: Job) -> Compiled:
     """Compile one job for the GPU at hand, run it, and compare its results with the oracle's."""
-    from .tune_measure import check_config
+    from .measure import check_config
 
     begin = time.perf_counter()
     wrong = check_config(Problem(job.key, job.batch), job.config)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..keras import GRU, Bidirectional
-from ..layouts import keras_to_torch, torch_to_keras
+from ...keras import GRU, Bidirectional
+from ...layouts import keras_to_torch, torch_to_keras
 from .entries import check_sound, select_entry
 from .keras_read import read_entries
 from .keras_write import write_entries

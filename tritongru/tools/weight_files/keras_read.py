@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ..layouts import check_keras_shapes
+from ...layouts import check_keras_shapes
 from .entries import Entry, half_configs, join_halves
 from .hdf5 import Source, to_text
 from .untrusted import (

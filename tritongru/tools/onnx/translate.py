@@ -14,7 +14,7 @@ import numpy as np
 from onnxscript import ir
 from onnxscript import opset18 as op
 
-from .onnx_scan import scan_steps
+from .scan_node import scan_steps
 
 # What ONNX calls an activation, and its alpha and beta. The others have no name in an ONNX GRU.
 ACTIVATIONS: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {

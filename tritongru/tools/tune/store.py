@@ -15,12 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..tuning import table_files, tables
-from ..tuning.configs import Device
-from ..tuning.tables import Entry, Race, Table
-from .files import hold_lock, replace_file
-from .step_model import Machine, step_floor
-from .tune_search import NOT_COMPILED, Found
+from ...tuning import table_files, tables
+from ...tuning.configs import Device
+from ...tuning.tables import Entry, Race, Table
+from ..files import hold_lock, replace_file
+from .model import Machine, step_floor
+from .search import NOT_COMPILED, Found
 
 COLUMNS = (
     "date", "kind", "device", "target", "tritongru", "triton", "torch", "kernels",
@@ -48,7 +48,7 @@ def make_provenance(kind: str, device: Device) -> tuple[str, dict[str, Any]]:
 
 def fingerprint_kernels() -> str:
     """Return twelve hexadecimal digits that change with the kernels' source."""
-    sources = sorted((Path(__file__).parent.parent / "kernels").glob("*.py"))
+    sources = sorted((Path(__file__).parents[2] / "kernels").glob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
 
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..tuning.configs import SINGLE, STEPS, Device, LaunchConfig, count_programs, count_waves
-from ..tuning.tables import ITEM_SIZES, Key
-from . import floor
+from ...tuning.configs import SINGLE, STEPS, Device, LaunchConfig, count_programs, count_waves
+from ...tuning.tables import ITEM_SIZES, Key
+from ..benchmark import floor
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from ..activations import get as get_activation
-from ..call.arguments import Arguments
-from ..call.errors import UnsupportedError
-from ..environment import is_interpreted
-from ..functional import explain_call, gru
-from ..tuning import configs
+from ...activations import get as get_activation
+from ...call.arguments import Arguments
+from ...call.errors import UnsupportedError
+from ...environment import is_interpreted
+from ...functional import explain_call, gru
+from ...tuning import configs
 from .work import Work
 
 INFERENCE, FORWARD, TRAINING = "inference", "forward", "forward+backward"
@@ -104,14 +104,14 @@ def own(
 
     if config is None:
         return Contender(forward, weights, note_of=note_of)
-    from ..launch import use_config
+    from ...launch import use_config
 
     return Contender(forward, weights, str(config), enter=lambda: use_config(config), note_of=note_of)
 
 
 def schedule(work: Work, name: str, exchange: str | None = None) -> Contender:
     """Return the Triton kernels in one schedule, with the configuration chosen for it and, if named, an exchange."""
-    from ..tuning.devices import device_limits
+    from ...tuning.devices import device_limits
 
     w = work.workload
     device = device_limits(work.device)

@@ -21,15 +21,16 @@ from typing import Any
 
 import torch
 
-from ..call.errors import check_choice
-from ..tuning import choices
-from ..tuning.configs import EXCHANGES, Device
-from ..tuning.tables import FLAGS, ITEM_SIZES, KERNELS, PRODUCTS, Key, Race, bucket
-from . import show, tune_store
-from .step_model import MACHINES
-from .tune_compile import Compilers
-from .tune_search import Found, compile_candidates, make_entries, open_problems
-from .tune_space import Problem
+from ...call.errors import check_choice
+from ...tuning import choices
+from ...tuning.configs import EXCHANGES, Device
+from ...tuning.tables import FLAGS, ITEM_SIZES, KERNELS, PRODUCTS, Key, Race, bucket
+from .. import show
+from . import store as tune_store
+from .model import MACHINES
+from .search import Found, compile_candidates, make_entries, open_problems
+from .space import Problem
+from .workers import Compilers
 
 # The devices that a target's name alone stands for: name, multiprocessors (the vendors' data sheets).
 USUAL_DEVICES = {
@@ -108,12 +109,12 @@ def tune(
         device, machine = _target_device(target, processors), MACHINES[target]
         folder, kind = Path(out or "out"), "modelled"
     elif rehearse:
-        from .tune_measure import rehearsal_device
+        from .measure import rehearsal_device
 
         device, machine = rehearsal_device(), MACHINES["sm_90"]
         folder, kind = Path(out or "out"), "measured"
     elif torch.cuda.is_available():
-        from ..tuning.devices import device_limits
+        from ...tuning.devices import device_limits
 
         device = device_limits(torch.device("cuda"))
         machine = MACHINES.get(device.target, MACHINES["sm_90"])
@@ -141,8 +142,8 @@ def tune(
                 if kind == "modelled":
                     compile_candidates(found, target or "", compilers, depth or 0, report)
                 else:
-                    from .tune_measure import measure_candidates
-                    from .tune_races import run_races
+                    from .measure import measure_candidates
+                    from .races import run_races
 
                     limits = (depth or (2 if rehearse else 8), seconds or (0.05 if rehearse else 1.0))
                     sweep, rest = (60.0 * minutes * share for share in (1 - SHARE_OF_RACES, SHARE_OF_RACES))
@@ -188,7 +189,7 @@ def list_problems(
 
 
 def _target_device(target: str, processors: int | None) -> Device:
-    from ..ahead import TARGETS
+    from ...ahead import TARGETS
 
     if target not in TARGETS or target not in USUAL_DEVICES:
         raise ValueError(f"`target` must be one of {', '.join(USUAL_DEVICES)}, got {target!r}")
@@ -229,13 +230,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run what `args` describe; 1 if an entry of a verified table breaks its budget, 130 after an interrupt."""
     if args.plot is not None:
-        from .tune_plots import draw_sweep
+        from .plots import draw_sweep
 
         for path in draw_sweep(args.plot):
             print(path)
         return 0
     if args.verify is not None:
-        from .tune_verify import verify_table
+        from .verify import verify_table
 
         return verify_table(args.verify, args.jobs or os.cpu_count() or 1, args.seconds or 120.0, args.repair)
     if args.rehearse:

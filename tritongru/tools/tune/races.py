@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from ..tuning.configs import LaunchConfig
-from ..tuning.tables import Race, bucket
-from .contenders import INFERENCE, TRAINING, make_call, own
-from .timing import measure
-from .tune_measure import REHEARSED_STEPS, STEPS_TIMED
-from .tune_search import Found
-from .work import Work, float32_products
-from .workloads import Workload
+from ...tuning.configs import LaunchConfig
+from ...tuning.tables import Race, bucket
+from ..benchmark.contenders import INFERENCE, TRAINING, make_call, own
+from ..benchmark.timing import measure
+from ..benchmark.work import Work, float32_products
+from ..benchmark.workloads import Workload
+from .measure import REHEARSED_STEPS, STEPS_TIMED
+from .search import Found
 
 # dtype, precision, units, batch
 Call = tuple[str, str, int, int]

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import torch
 
-from ..call.errors import ExchangeError
-from ..environment import is_interpreted
-from ..tuning.configs import EXCHANGES
+from ...call.errors import ExchangeError
+from ...environment import is_interpreted
+from ...tuning.configs import EXCHANGES
+from ..show import print_table, show_progress
 from . import contenders, peers
 from .contenders import DIRECTIONS, INFERENCE, TRAINING, Contender, UnavailableError, make_call
 from .floor import device_speeds, step_floor
 from .memory import peak_bytes, saved_bytes
 from .results import Result, append_results, conditions, read_results
-from .show import print_table, show_progress
 from .timing import Timing, measure, ratio
 from .work import DTYPES, Work, float32_products
 from .workloads import SETS, Workload, parse_size, select

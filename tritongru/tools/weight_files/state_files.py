@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layouts import check_keras_shapes, torch_to_keras
+from ...layouts import check_keras_shapes, torch_to_keras
+from ..files import replace_file
 from .entries import Entry, join_halves
-from .files import replace_file
 from .untrusted import MAX_FREE_BYTES, MAX_RATIO, check_file, naming
 
 SUFFIXES = (".pt", ".pth", ".safetensors")

@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..keras import GRU, Bidirectional
+from ...keras import GRU, Bidirectional
 from .entries import Entry
 
 _PARAMETERS = inspect.signature(GRU.__init__).parameters

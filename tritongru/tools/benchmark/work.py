@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..reference import gru_reference
+from ...reference import gru_reference
 from .workloads import Workload
 
 # "tf32" is float32 with the matrix units' short products; "float32" is without.
