@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 .DEFAULT_GOAL := help
 MINUTES ?= 20
-.PHONY: help demo peers fuzz fuzz-files emulate mutants soak test test-interpreted test-compiled test-gpu lint format clean \
+.PHONY: help demo peers fuzz fuzz-files emulate mutants soak test test-interpreted test-compiled test-gpu lint wheel format clean \
 	bench bench-quick bench-cpu bench-report bench-regression rehearse tune-verify
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make soak    train and stream for MINUTES=20 and watch memory, caches and compilations"
 	@echo "make peers   also install Keras 3 and onnxruntime, which some tests compare with"
 	@echo "make lint    ruff, pyright, import-linter"
+	@echo "make wheel   build the sdist and the wheel, and run the README's example with the wheel alone"
 	@echo "make format  rewrite the code in the house style"
 	@echo "make bench   time every backend side by side; bench/README.md lists the other bench- targets"
 	@echo "make clean   remove .venv and build outputs"
@@ -111,6 +112,10 @@ lint: $(VENV)/.linters
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+# The wheel alone, in an empty environment beside torch, runs the README's first example.
+wheel: $(VENV)/.linters
+	$(BIN)/python scripts/try_wheel.py --keep dist
 
 format: $(VENV)/.linters
 	$(BIN)/ruff format .
