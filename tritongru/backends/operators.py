@@ -32,6 +32,9 @@ _VARIANT = (
 _SETTING = "str precision, str save, str backend"
 _SAVED = "Tensor out, Tensor states, Tensor gates"
 
+# The backends that own everything between the inputs and the gradients, and save states and gates their own way.
+WHOLE = {"eager": eager}
+
 _library = torch.library.Library("tritongru", "FRAGMENT")
 
 
@@ -50,7 +53,7 @@ def split(arguments: Sequence[Any], *kinds: type) -> list[Any]:
 
 
 def run_scan(problem: Problem, precision: str, recompute: bool, wants_gradients: bool, backend: str):
-    """Run `problem` on "triton" or "eager", or on "auto": triton, and eager where the kernels fail.
+    """Run `problem` on a backend, or on "auto": triton, and eager where the kernels fail.
 
     Args:
         precision: of float32 products, resolved. recompute: keep no gates for the backward pass.
@@ -60,7 +63,7 @@ def run_scan(problem: Problem, precision: str, recompute: bool, wants_gradients:
     """
     save = SAVE_NOTHING if not wants_gradients else RECOMPUTE if recompute else SAVE_GATES
     setting = Setting(precision, save, backend)
-    if save == SAVE_NOTHING and backend == "eager" and _is_plain(problem.inputs):
+    if save == SAVE_NOTHING and backend in WHOLE and _is_plain(problem.inputs):
         # The operator is for autograd and for tracing; it costs as much as a step.
         return _forward(problem.inputs, problem.variant, setting)[:2]
     return torch.ops.tritongru.scan.default(*problem.inputs, *problem.variant, *setting)[:2]
@@ -79,8 +82,8 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 def _forward(a: Inputs, variant: Variant, setting: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     save_gates = setting.save == SAVE_GATES
     with product_precision(a.x, setting.precision):
-        if setting.backend == "eager":
-            return eager.run_forward(a, variant, save_gates)
+        if backend := WHOLE.get(setting.backend):
+            return backend.run_forward(a, variant, save_gates)
         return triton.run_forward(a, variant, save_gates, setting)
 
 
@@ -99,8 +102,9 @@ def _scan_shapes(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     a, variant, setting, _ = split(arguments, Inputs, Variant, Setting)
     T, B = a.x.shape[0], a.x.shape[1]
     U, width = a.u.shape[0], 4 if variant.reset_after else 3
-    separate = a.mask is not None or (a.resets is not None and setting.backend != "eager")
-    shape = (T, B, width * U) if setting.backend == "eager" else (width, T, B, U)
+    is_whole = setting.backend in WHOLE
+    separate = a.mask is not None or (a.resets is not None and not is_whole)
+    shape = (T, B, width * U) if is_whole else (width, T, B, U)
     return (
         a.x.new_empty(T, B, U),
         a.h0.new_empty(B, U),
@@ -116,7 +120,7 @@ def scan_backward(*arguments) -> tuple[Tensor, ...]:
     gradients are wanted, one bool for each of Inputs.
     """
     a, variant, setting, saved, (d_out, d_last, wanted) = split(arguments, Inputs, Variant, Setting, Saved)
-    run = eager.run_backward if setting.backend == "eager" else triton.run_backward
+    run = WHOLE.get(setting.backend, triton).run_backward
     with product_precision(a.x, setting.precision):
         found = run(a, variant, setting, saved, d_out, d_last, Inputs(*wanted))
     return tuple(a.x.new_empty(0) if gradient is None else gradient for gradient in found)
