@@ -115,6 +115,9 @@ class GRU(KeptState):
         """
         arguments, rows = self._arguments(inputs, mask, training, initial_state, resets)
         outputs, state, decision = functional.run(arguments, self.backend)
+        if self.return_state and decision.backend == "reference":
+            # Without a step it gives the initial state itself, which is the caller's.
+            state = state.clone()
         output = self._select(outputs, state, arguments, rows)
         if self.activity_regularizer is not None:
             self._activity_losses = [
@@ -171,7 +174,8 @@ class GRU(KeptState):
         if steps == 0:
             return torch.zeros_like(state)
         if arguments["mask"] is None and arguments["lengths"] is None:
-            return state
+            # Whoever writes into one of the two must not change the other.
+            return state.clone() if self.return_state else state
         return outputs.select(axis, 0 if self.go_backwards else steps - 1)
 
     def _draw(self, x: Tensor, training: bool, dry: bool):

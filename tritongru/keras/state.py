@@ -44,7 +44,7 @@ class CarriedState:
 
     def keep(self, state: Tensor, weight: Tensor) -> None:
         """Keep what a call ended with, (B,U); nothing where shapes alone were worked out."""
-        if not torch.compiler.is_compiling() and (state.is_meta or is_fake(state)):
+        if has_shape_alone(state):
             return
         self.batch, self.value = state.shape[0], state.detach().to(weight.dtype, copy=True)
 
@@ -58,6 +58,11 @@ class CarriedState:
             self.read(weight)
 
 
+def has_shape_alone(value: Tensor) -> bool:
+    """Return whether `value` has no values: on the meta device, or under `FakeTensorMode`."""
+    return not torch.compiler.is_compiling() and (value.is_meta or is_fake(value))
+
+
 def _drops_values(convert: Callable[[Tensor], Tensor]) -> bool:
     # `to_empty` tells no module that it is at work. What makes a tensor of one without values carries none over; a copy
     # of one is refused by torch.
@@ -67,25 +72,20 @@ def _drops_values(convert: Callable[[Tensor], Tensor]) -> bool:
         return False
 
 
-def check_can_carry(name: str, x: Tensor) -> None:
-    """Raise RuntimeError where the state of the layer `name`, called with `x`, would be lost or left in a tracer."""
+def find_loss() -> str | None:
+    """Return what is at work that would lose a carried state, or leave a tensor of its own in it; None for nothing."""
     if _is_transformed():
-        context = "a torch.func transform"
-    elif _is_traced():
-        context = "torch.export, torch.onnx.export, torch.jit.trace or make_fx"
-    elif torch.compiler.is_compiling():
-        return
-    elif torch._C._current_graph_task_id() != -1:
-        context = "a backward pass, where torch.utils.checkpoint calls it again,"
-    elif x.is_cuda and torch.cuda.is_current_stream_capturing():
-        context = "the capture of a CUDA graph"
-    else:
-        return
-    raise RuntimeError(
-        f"layer {name} has `stateful=True`, and {context} cannot carry the state from call to call: use a layer with "
-        "stateful=False and return_state=True, and pass the state in and out: "
-        "`output, state = layer(x, initial_state=state)`"
-    )
+        return "a torch.func transform"
+    if _is_traced():
+        return "torch.export, torch.onnx.export, torch.jit.trace or make_fx"
+    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+        return "a backward pass, where torch.utils.checkpoint calls it again,"
+    return None
+
+
+def is_capturing(x: Tensor) -> bool:
+    """Return whether what is done with `x` is captured in a CUDA graph."""
+    return not torch.compiler.is_compiling() and x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _is_transformed() -> bool:
@@ -133,7 +133,7 @@ class KeptState(RecurrentWeights):
     def _begin(self, x: Tensor, initial_state, dry: bool) -> Tensor | None:
         """Return the state the call begins with, (B,U) in the dtype of `x`, or None for zeros."""
         if self.stateful and not dry:
-            check_can_carry(self.name, x)
+            self._check_can_carry(x)
         batch = x.shape[1 - self._time_axis]
         if initial_state is not None:
             initial_state = self._check_initial_state(initial_state, batch).to(x.dtype)
@@ -164,6 +164,17 @@ class KeptState(RecurrentWeights):
                 stacklevel=5,
             )
         return recorded
+
+    def _check_can_carry(self, x: Tensor) -> None:
+        loss = find_loss()
+        if loss is None and is_capturing(x):
+            loss = "the capture of a CUDA graph"
+        if loss is not None:
+            raise RuntimeError(
+                f"layer {self.name} has `stateful=True`, and {loss} cannot carry the state from call to call: use a "
+                "layer with stateful=False and return_state=True, and pass the state in and out: "
+                "`output, state = layer(x, initial_state=state)`"
+            )
 
     def _apply(self, fn, recurse: bool = True):
         super()._apply(fn, recurse)
