@@ -3,8 +3,8 @@
     z, r = sigmoid(gx_z + h R_z + c_z), sigmoid(gx_r + h R_r + c_r)
     n = tanh(gx_n + r * (h R_n + c_n));   h = z h + (1 - z) n
 
-One program owns BLOCK_B rows of the batch and all units. The three blocks of the recurrent weights are read once, before
-the loop over time, and the state never leaves the program: a step touches no memory but its inputs and its output.
+One program owns BLOCK_B rows of the batch and all units. The three blocks of the recurrent weights are read once,
+before the loop over time, and the state never leaves the program: a step touches its inputs and its output alone.
 What the package's kernels add (tritongru/backends/triton/kernels): several programs that share the units and exchange
 the state, chunks of the product, masks, resets, dropout, the other reset convention, saved gates, and the way back.
 

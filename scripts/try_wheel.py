@@ -1,4 +1,4 @@
-"""Build the sdist and the wheel, install the wheel alone beside torch in an empty environment, run the README's example.
+"""Build the sdist and the wheel; the wheel alone, in an empty environment beside torch, runs the README's example.
 
     python scripts/try_wheel.py [--keep FOLDER]
 

@@ -26,6 +26,7 @@ FUZZ = "test_fuzz.py -k backends"
 LAYER = "test_keras_layer.py"
 MASKS = "test_keras_layer.py -k masks"
 STATE = "test_keras_layer.py -k state"
+CARRIED = "test_stateful.py"
 COMPAT = "test_compat.py"
 STREAM = "test_stream.py"
 DISPATCH = "test_dispatch.py"
@@ -172,12 +173,16 @@ MUTANTS = [
     Mutant("backends/aten.py", "(outputs.flip(0) if v.reverse else outputs)", "outputs", ATEN),
     Mutant("backends/aten.py", "x = a.x.flip(0) if v.reverse else a.x", "x = a.x", ATEN),
     # The layer.
-    Mutant("keras/layer.py", "self._state = state.detach()", "self._state = outputs[:, 0].detach()", STATE),
+    Mutant("keras/layer.py", "self._carried.keep(state,", "self._carried.keep(outputs[:, 0],", STATE),
+    Mutant("keras/state.py", "state.shape[0], state.detach().to", "state.shape[0], state.to", STATE),
+    Mutant("keras/state.py", "if weight.is_meta or _drops_values(convert):", "if weight.is_meta:", CARRIED),
+    Mutant("keras/state.py", "for carried, batch, value in before:", "for carried, batch, value in ():", CARRIED),
     Mutant("keras/layer.py", "0 if self.go_backwards else steps - 1", "steps - 1", f"{LAYER} -k backwards"),
     Mutant("keras/layer.py", "self.reset_dropout_mask()", "pass", MASKS),
     Mutant("keras/layer.py", "count = 3 if self.implementation == 1 else 1", "count = 1", f"{LAYER} -k masks"),
     Mutant("keras/layer.py", "/ value.shape[0]", "/ 1", f"{LAYER} -k losses"),
-    Mutant("keras/state.py", "self._state = torch.zeros_like(self._state)", "pass", f"{LAYER} -k state"),
+    Mutant("keras/state.py", "self._carried.value = self._check_states(states)", "self._check_states(states)",
+           f"{LAYER} -k state"),
     Mutant("keras/dropout.py", "shape[time_axis] = 1", "pass", f"{LAYER} -k mask"),
     Mutant("keras/base.py", "self._write(name, constraint(parameter))", "constraint(parameter)", f"{LAYER} -k constr"),
     Mutant("keras/constraints.py", "norm.clamp(0, self.max_value)", "norm", "test_keras_parts.py -k constraint"),

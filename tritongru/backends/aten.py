@@ -123,7 +123,9 @@ def _in_torch_order(value: Tensor, v: Variant) -> Tensor:
 
 def _without_autocast(device: str) -> contextlib.AbstractContextManager:
     # The arguments are in autocast's dtype already. Where it is off, its context would cost more than a step.
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
+    # The meta device, on which only shapes are worked out, knows no autocast.
+    on = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -79,7 +79,8 @@ class GRUCell(RecurrentWeights):
         input_masks = self.get_dropout_mask_for_cell(x, training, count=count) if training else None
         state_masks = self.get_recurrent_dropout_mask_for_cell(state, training, count=count) if training else None
         new = run_step(self, x, state, self._compute_weights(), input_masks, state_masks, self.backend)
-        return new, ([new] if nested else new)
+        # Whoever writes into the output must not change the state.
+        return new.clone(), ([new] if nested else new)
 
     def _check_inputs(self, inputs) -> None:
         if len(inputs.shape) != 2:

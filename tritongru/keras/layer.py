@@ -77,7 +77,6 @@ class GRU(KeptState):
         self.supports_masking = True
         self.last_decision: Decision | None = None
         self._activity_losses: list[Tensor] = []
-        self.register_buffer("_state", None, persistent=False)
         if options.get("batch_input_shape") is not None:
             self._set_batch(options["batch_input_shape"])
 
@@ -88,8 +87,8 @@ class GRU(KeptState):
     def build(self, input_shape) -> None:
         """Create the weights, and the state if `stateful` and the shape (B,T,I), (T,B,I) if `time_major`, has B."""
         super().build(input_shape)
-        # The base builds before the layer knows whether it is stateful.
-        if "_state" in self._buffers and not hasattr(input_shape, "__index__"):
+        # The base builds, from an integer, before the layer knows whether it is stateful.
+        if not hasattr(input_shape, "__index__"):
             self._set_batch(input_shape)
 
     def initialize_parameters(self, inputs, *args, **kwargs) -> None:
@@ -118,16 +117,20 @@ class GRU(KeptState):
         """
         arguments, rows = self._arguments(inputs, mask, training, initial_state, resets)
         outputs, state, decision = functional.run(arguments, self.backend)
-        if self.stateful:
-            self._state = state.detach().to(self.variable_dtype).clone()
-        if not torch.compiler.is_compiling():
-            self.last_decision = decision
+        if self.return_state and decision.backend == "reference":
+            # Without a step it gives the initial state itself, which is the caller's.
+            state = state.clone()
         output = self._select(outputs, state, arguments, rows)
         if self.activity_regularizer is not None:
             self._activity_losses = [
                 self.activity_regularizer(value.values() if jagged.is_jagged(value) else value) / value.shape[0]
                 for value in ((output, state) if self.return_state else (output,))
             ]
+        # Last, when nothing of the call can fail any more.
+        if self.stateful:
+            self._carried.keep(state, self.recurrent_kernel)
+        if not torch.compiler.is_compiling():
+            self.last_decision = decision
         return (output, state) if self.return_state else output
 
     def explain(self, inputs, mask=None, training=None, initial_state=None, resets=None) -> Decision:
@@ -171,7 +174,8 @@ class GRU(KeptState):
         if steps == 0:
             return torch.zeros_like(state)
         if arguments.mask is None and arguments.lengths is None:
-            return state
+            # Whoever writes into one of the two must not change the other.
+            return state.clone() if self.return_state else state
         return outputs.select(axis, 0 if self.go_backwards else steps - 1)
 
     def _draw(self, x: Tensor, training: bool, dry: bool):

@@ -1,6 +1,6 @@
 """Convert GRU layers between Keras files, torch modules and safetensors; neither Keras nor pickle ever runs.
 
-Keras .h5, .weights.h5, .keras  <->  tritongru.GRU  <->  torch.nn.GRU, .pt, .pth, .safetensors
+Keras .h5, .weights.h5, .keras  <->  tritongru.GRU  <->  torch.nn.GRU, .pt, .pth, .safetensors; .ckpt and .bin are read
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import nn
 
 from ...keras import GRU, Bidirectional
 from ...layouts import keras_to_torch, torch_to_keras
-from .entries import check_sound, select_entry
+from .entries import select_entry, select_layers
 from .keras_read import read_entries
 from .keras_write import write_entries
 from .layers import build_layer, describe_layers, fill_layer
-from .state_files import SUFFIXES, keras_tensors, read_states, write_states
+from .state_files import READ_SUFFIXES, SUFFIXES, keras_tensors, read_states, write_states
 from .untrusted import naming
 
 
@@ -164,11 +164,22 @@ def save_keras(layer: GRU | Bidirectional | Sequence[GRU | Bidirectional], path:
 
 
 def load_layers(path: str | Path, layer: str | None = None) -> list[GRU | Bidirectional]:
-    """Return all layers of a file of any known format, or the one that `layer` names."""
-    entries = read_states(path) if Path(path).suffix in SUFFIXES else read_entries(path)
+    """Return all layers of a file of any known format, or the one that `layer` names.
+
+    Of a checkpoint that holds its `state_dict` under a key, `layer` may also be that key, for all layers there, or
+    begin with it: "ema", "ema.gru_l0". Without one the first of "state_dict", "model_state_dict", "model" and "net" is
+    taken, or the only one there is.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_keras`; the message lists what the file has.
+    """
+    if Path(path).suffix in READ_SUFFIXES:
+        entries, layer = read_states(path, layer)
+    else:
+        entries = read_entries(path)
     with naming(Path(path)):
-        if layer is None and entries:
-            return [build_layer(check_sound(entry)) for entry in entries]
+        if layer is None:
+            return [build_layer(entry) for entry in select_layers(entries)]
         return [build_layer(select_entry(entries, layer))]
 
 
@@ -201,9 +212,13 @@ def save_layers(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `python -m tritongru convert`."""
-    parser.add_argument("source", help="a file to read: .h5, .weights.h5, .keras, .pt, .pth, .safetensors")
+    parser.add_argument("source", help="a file to read: .h5, .weights.h5, .keras, .pt, .pth, .ckpt, .bin, .safetensors")
     parser.add_argument("target", help="the file to write, in the format its suffix names")
-    parser.add_argument("--layer", metavar="NAME", help="take this GRU layer of the source; default: all of them")
+    parser.add_argument(
+        "--layer",
+        metavar="NAME",
+        help="take this GRU layer of the source, or this key of a checkpoint; default: all layers",
+    )
     parser.add_argument("--layout", choices=("torch", "keras"), help="names of the tensors in .pt, .pth, .safetensors")
 
 

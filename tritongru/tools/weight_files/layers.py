@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...keras import GRU, Bidirectional
 from .entries import Entry
+from .keras_old import default_reset_after
 
 _PARAMETERS = inspect.signature(GRU.__init__).parameters
 _NOT_CONFIG = {"self", "units", "input_size", "backend", "device", "dtype", "options"}
@@ -39,13 +40,18 @@ def _build_bidirectional(entry: Entry, forward: Entry, backward: Entry) -> Bidir
 
 
 def _build_gru(entry: Entry) -> GRU:
-    arrays, config = entry.arrays, entry.config
+    arrays, config = entry.arrays, {**entry.assumed, **entry.config}
     units = arrays[1].shape[0]
     implied: dict[str, Any] = {"units": units, "use_bias": len(arrays) == 3}
-    if len(arrays) == 3:
-        implied["reset_after"] = len(arrays[2].shape) == 2
+    told = _told_reset_after(entry)
+    implied["reset_after"] = entry.assumed.get("reset_after") if told is None else told
+    if implied["reset_after"] is None:
+        raise ValueError(
+            f"the layer {entry.name!r} has no bias, and neither its config nor a `keras_version` says whether its "
+            "`reset_after` is True or False: load the weights into a layer that does"
+        )
     for key, value in implied.items():
-        if key in config and config[key] != value:
+        if key in entry.config and config[key] != value:
             raise ValueError(f"the layer {entry.name!r}: its config says {key}={config[key]!r}, its arrays {value!r}")
     arguments: dict[str, Any] = {"name": entry.name}
     for key in _FROM_CONFIG & config.keys():
@@ -68,7 +74,7 @@ def _activation(value: Any, version: str) -> Any:
     if isinstance(value, dict):
         value = value["config"] if isinstance(value.get("config"), str) else value.get("class_name")
     # Keras 3 changed the formula under the same name.
-    return F.hardsigmoid if value == "hard_sigmoid" and not version.startswith(("1", "2")) else value
+    return F.hardsigmoid if value == "hard_sigmoid" and version.startswith("3") else value
 
 
 def fill_layer(entry: Entry, layer: GRU | Bidirectional) -> None:
@@ -81,8 +87,18 @@ def fill_layer(entry: Entry, layer: GRU | Bidirectional) -> None:
     for half, target in zip(halves, targets, strict=True):
         if half.arrays[1].shape[0] != target.units:
             raise ValueError(f"the layer {half.name!r} has units={half.arrays[1].shape[0]}, `layer` {target.units}")
+        if (told := _told_reset_after(half)) not in (None, target.reset_after):
+            raise ValueError(f"the layer {half.name!r} has reset_after={told}, `layer` {target.reset_after}")
     layer.build(halves[0].arrays[0].shape[0])
     layer.set_weights([array for half in halves for array in half.arrays])
+
+
+def _told_reset_after(entry: Entry) -> bool | None:
+    """Return the `reset_after` of a layer, None where neither its bias nor its config tells it."""
+    if len(entry.arrays) == 3:
+        return len(entry.arrays[2].shape) == 2
+    version = str(entry.config.get("keras_version", ""))
+    return entry.config["reset_after"] if "reset_after" in entry.config else default_reset_after(version)
 
 
 def describe_layer(layer: Any) -> Entry:
