@@ -31,7 +31,10 @@ def run_aten(problem: Problem) -> tuple[Tensor, Tensor]:
         weights += [zero if b is None else _in_torch_order(b, p) for b in (bias_x, bias_h)]
     x = p.x.flip(0) if p.variant.reverse else p.x
     with product_precision(p.x, p.precision), _without_autocast(p.x.device.type):
-        if p.x.device.type == "cuda" and wants_gradients((x, p.h0, *weights)):
+        if torch.jit.is_tracing():
+            # As torch.nn.GRU is recorded: one operator, whether or not gradients are on at the moment.
+            outputs, last = call_torch(x, p.h0, weights, train=any(t.requires_grad for t in weights))
+        elif p.x.device.type == "cuda" and wants_gradients((x, p.h0, *weights)):
             outputs, last = TwiceDifferentiable.apply(x, p.h0, *weights)
         else:
             outputs, last = call_torch(x, p.h0, weights, train=False)

@@ -15,6 +15,7 @@ from .devices import device_limits
 from .faults import reasons_against_environment
 from .spec import Shape, UnsupportedError, Variant, is_interpreted
 from .tables import Key
+from .tracing import records_torch_operators
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,8 @@ def after_run(decision: Decision, facts: Facts) -> Decision:
 
 def preference(facts: Facts) -> tuple[str, ...]:
     """Return the backends in the order in which "auto" tries them."""
+    if records_torch_operators():
+        return ("aten", "triton", "eager", "reference")
     if facts.device == "cpu" and facts.shape is not None and prefers_eager(facts.shape, facts.wants_gradients):
         return ("triton", "eager", "aten", "reference")
     # torch's own GRU is one call where it applies, ahead of a loop of torch operations.
@@ -201,7 +204,7 @@ def reasons_against_aten(facts: Facts) -> list[str]:
         reasons.append("recompute=True")
     if facts.precision not in ("ieee", "tf32"):
         reasons.append(f"precision={facts.precision!r}")
-    if facts.tracing:
+    if facts.tracing and not records_torch_operators():
         reasons.append("torch.compile and torch.export cannot trace torch's GRU")
     elif facts.shape is not None and 0 in (facts.shape.time, facts.shape.batch):
         reasons.append(f"an empty input: T={facts.shape.time}, B={facts.shape.batch}")

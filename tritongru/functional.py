@@ -158,7 +158,7 @@ def describe(checked: dict) -> Facts:
     x = checked["x"]
     f = activations.resolve(checked["activation"], "activation")
     g = activations.resolve(checked["recurrent_activation"], "recurrent_activation")
-    tracing = torch.compiler.is_compiling()
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
     time, batch = (0, 1) if checked["time_major"] else (1, 0)
     units = checked["recurrent_kernel"].shape[0 if checked["layout"] == "keras" else 1]
     return Facts(

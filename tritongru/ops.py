@@ -32,7 +32,9 @@ def run_scan(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:
     """
     p, v = problem, problem.variant
     differentiable = (p.x, p.w, p.bias_x, p.u, p.bias_h, p.h0, p.fresh, p.drop)
-    save = SAVE_NOTHING if not wants_gradients(differentiable) else RECOMPUTE if p.recompute else SAVE_GATES
+    # A trace is recorded once for a world with gradients and one without.
+    keeps = torch.jit.is_tracing() or wants_gradients(differentiable)
+    save = SAVE_NOTHING if not keeps else RECOMPUTE if p.recompute else SAVE_GATES
     out, last, _, _ = torch.ops.tritongru.scan(
         p.x, p.w, p.bias_x, p.u, p.bias_h, p.h0, p.mask, p.resets, p.fresh, p.drop,
         v.activation, v.recurrent_activation, v.reset_after, v.zero_output_for_mask, v.reverse, v.reset_gate_first,

@@ -246,7 +246,8 @@ def _check_lengths(lengths, batch: int, time: int, like: Tensor) -> Tensor | Non
         raise ValueError(f"`lengths` must have shape (B,) = {(batch,)}, got {tuple(lengths.shape)}")
     # Values on an accelerator are not read back: that would stop the device at every call. Traced or mapped, they are
     # not there to be read.
-    readable = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    readable = not traced and not torch._C._are_functorch_transforms_active()
     if lengths.device.type == "cpu" and readable and lengths.numel():
         low, high = int(lengths.min()), int(lengths.max())
         if low < 0 or high > time:
