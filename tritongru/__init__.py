@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import activations, compat
+from . import activations, compat, flops
 from .dispatch import Decision
 from .functional import gru
 from .keras import GRU, Bidirectional, GRUCell, constraints, initializers, regularizers
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .tools import convert
     from .tools.compare import compare
     from .tools.tune import tune
+
+flops.register_where_loaded()
 
 __version__ = "0.1.0"
 __all__ = [

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from . import spec, tracing
+from . import flops, spec, tracing
 from .dispatch import Decision
 from .functional import explain_call, run
 from .named_weights import NamedWeights
@@ -79,6 +79,7 @@ class GRU(NamedWeights):
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         self.recurrent_dropout = float(recurrent_dropout)
         self.backend = backend
+        flops.register_where_loaded()
 
     def forward(
         self,
