@@ -69,7 +69,7 @@ class NamedWeights(nn.RNNBase):
                 self.__dict__[name] = value
 
     def _init_flat_weights(self) -> None:
-        # RNNBase calls this after `to` and the like, where nn.GRU takes its parameters again.
+        # After `to` and the like, and where a weight is set by name, nn.GRU takes its parameters again.
         for name in self._flat_weights_names:
             if name in self._parameters:
                 self.__dict__.pop(name, None)
@@ -84,6 +84,8 @@ class NamedWeights(nn.RNNBase):
                 "is: put `layer.to_torch()` in its place before",
                 stacklevel=3,
             )
+        if name in self.__dict__.get("_flat_weights_names", ()):
+            self._init_flat_weights()
         # RNNBase's own keeps a second list of the weights in step, which does not exist here.
         nn.Module.__setattr__(self, name, value)
 
