@@ -111,7 +111,7 @@ class GRU(NamedWeights):
         """
         if (proxy := tracing.find_proxy(input, hx, lengths, resets)) is not None:
             return tracing.record_call(self, proxy, input, hx, lengths=lengths, resets=resets, backend=backend)
-        if tracing.records_torch_operators() and self._is_plain_call(lengths, resets, backend):
+        if torch.jit.is_tracing() and self._is_plain_call(lengths, resets, backend):
             return tracing.TorchGRU.forward(self, input, hx)  # type: ignore[arg-type]
         if isinstance(input, PackedSequence):
             _refuse_with_packed(lengths, resets)

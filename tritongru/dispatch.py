@@ -13,9 +13,10 @@ import torch
 from . import activations, choices, faults, spec
 from .devices import device_limits
 from .faults import reasons_against_environment
+from .onnx_gru import can_record
+from .padding import is_exporting_to_onnx
 from .spec import Shape, UnsupportedError, Variant, is_interpreted
 from .tables import Key
-from .tracing import records_torch_operators
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def after_run(decision: Decision, facts: Facts) -> Decision:
 
 def preference(facts: Facts) -> tuple[str, ...]:
     """Return the backends in the order in which "auto" tries them."""
-    if records_torch_operators():
+    if torch.jit.is_tracing() or is_exporting_to_onnx():
+        # What reads the trace knows torch's own GRU, and not this package's operators.
         return ("aten", "triton", "eager", "reference")
     if facts.device == "cpu" and facts.shape is not None and prefers_eager(facts.shape, facts.wants_gradients):
         return ("triton", "eager", "aten", "reference")
@@ -204,7 +206,10 @@ def reasons_against_aten(facts: Facts) -> list[str]:
         reasons.append("recompute=True")
     if facts.precision not in ("ieee", "tf32"):
         reasons.append(f"precision={facts.precision!r}")
-    if facts.tracing and not records_torch_operators():
+    if facts.tracing and is_exporting_to_onnx() and can_record():
+        if facts.dtype == torch.float64:
+            reasons.append("dtype=torch.float64: onnxruntime has no such GRU")
+    elif facts.tracing and not torch.jit.is_tracing():
         reasons.append("torch.compile and torch.export cannot trace torch's GRU")
     elif facts.shape is not None and 0 in (facts.shape.time, facts.shape.batch):
         reasons.append(f"an empty input: T={facts.shape.time}, B={facts.shape.batch}")

@@ -1,26 +1,17 @@
 """What a layer does while torch traces, scripts or exports a model that holds it, and knows nothing of this package.
 
 A trace by `torch.jit.trace` is to hold for other lengths and batches, and its file is to load where this package is not
-installed; `torch.onnx.export` knows torch's operators without a table of ours. So torch's own GRU is recorded there
-wherever it computes the same.
+installed. So torch's own GRU is recorded there wherever it computes the same.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import fx, nn
-
-from .padding import is_exporting_to_onnx
 
 # Bound once: `compat.patch` puts another class in the place of `torch.nn.GRU`.
 TorchGRU = nn.GRU
-
-
-def records_torch_operators() -> bool:
-    """Return whether a trace is made in which torch's own GRU is one operator, known to whoever reads the trace."""
-    return torch.jit.is_tracing() or is_exporting_to_onnx()
 
 
 def find_proxy(*values: Any) -> fx.Proxy | None:
