@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import activations, compat
+from . import activations, compat, flops
 from .call.errors import ExchangeError, FallbackWarning, UnsupportedError
 from .dispatch import Decision
 from .functional import gru
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .tools.oracle.compare import compare
     from .tools.tune.sweep import tune
     from .tools.weight_files import convert
+
+flops.register_where_loaded()
 
 __version__ = "0.1.0"
 __all__ = [

@@ -1,25 +1,27 @@
 """`torch.nn.GRU` with the same constructor, outputs and checkpoints, and what it lacks: lengths, resets, backends.
 
-Built on `nn.RNNBase`, since a subclass of `nn.GRU` cannot be compiled with `fullgraph=True`. The parameters are read by
-name at every call, so parametrizations, `functional_call` and tensors swapped in by a wrapper are always the ones used.
+Built on `nn.RNNBase`: torch.compile does not look into a subclass of `nn.GRU`, whatever it does (docs/torch.md).
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from . import flops, tracing
 from .call.arguments import Arguments
 from .call.check import check_lengths
 from .call.errors import check_backend
 from .call.padding import valid_steps
 from .dispatch import Decision
 from .functional import explain_call, run
+from .named_weights import NamedWeights
+from .replacing import Replacement
 
 
-class GRU(nn.RNNBase):
+class GRU(NamedWeights):
     """A multi-layer, optionally bidirectional GRU that takes the place of `torch.nn.GRU`.
 
     r = sigmoid(x W_ir' + b_ir + h W_hr' + b_hr), z likewise, n = tanh(x W_in' + b_in + r * (h W_hn' + b_hn)),
@@ -79,12 +81,13 @@ class GRU(nn.RNNBase):
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         self.recurrent_dropout = float(recurrent_dropout)
         self.backend = backend
+        flops.register_where_loaded()
 
     def forward(
         self,
         input: Tensor | PackedSequence,
         hx: Tensor | None = None,
-        *,
+        # Not by keyword alone: torch.onnx.export(dynamo=False) passes every argument of a root module by position.
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
         backend: str | None = None,
@@ -108,6 +111,10 @@ class GRU(nn.RNNBase):
             TypeError, ValueError, RuntimeError: a wrong input or hx, as torch.nn.GRU; wrong lengths or resets.
             UnsupportedError: a named backend cannot run the call.
         """
+        if (proxy := tracing.find_proxy(input, hx, lengths, resets)) is not None:
+            return tracing.record_call(self, proxy, input, hx, lengths=lengths, resets=resets, backend=backend)
+        if torch.jit.is_tracing() and self._is_plain_call(lengths, resets, backend):
+            return tracing.TorchGRU.forward(self, input, hx)  # type: ignore[arg-type]
         if isinstance(input, PackedSequence):
             _refuse_with_packed(lengths, resets)
             return self._forward_packed(input, hx, backend)
@@ -136,7 +143,7 @@ class GRU(nn.RNNBase):
             raise TypeError("compat.GRU takes no `mask`: pass `lengths`")
         if isinstance(input, PackedSequence):
             _refuse_with_packed(lengths, resets)
-            x, valid = _pad(input)
+            x, _, valid = _pad(input)
             x, hx, _, _ = self._prepare(x, _sort_states(hx, input), None, None, time_major=True)
         else:
             x, hx, lengths, resets = self._prepare(input, hx, lengths, resets)
@@ -144,42 +151,23 @@ class GRU(nn.RNNBase):
         h0 = None if hx is None else hx[0]
         return explain_call(self._arguments(0, 0, x, h0, valid, resets), backend or self.backend)
 
-    def flatten_parameters(self) -> None:
-        """Do nothing; kept for code written for torch.nn.GRU."""
-
     def extra_repr(self) -> str:
         text = super().extra_repr()
         if self.recurrent_dropout:
             text += f", recurrent_dropout={self.recurrent_dropout}"
         return text if self.backend == "auto" else f"{text}, backend={self.backend!r}"
 
-    @property
-    def _flat_weights(self) -> list[Tensor]:
-        """The weights in RNNBase's order, read at each use so that none is kept beside the parameters."""
-        return [getattr(self, name) for name in self._flat_weights_names]
-
-    def _init_flat_weights(self) -> None:
-        pass
-
-    def _update_flat_weights(self) -> None:
-        pass
-
-    def __setattr__(self, name: str, value) -> None:
-        # RNNBase's own keeps a second list of the weights in step, which does not exist here.
-        nn.Module.__setattr__(self, name, value)
-
-    def __setstate__(self, state: dict) -> None:
-        nn.Module.__setstate__(self, state)
-        self._flat_weight_refs = []
-
-    def _replicate_for_data_parallel(self):
-        return nn.Module._replicate_for_data_parallel(self)
+    def _is_plain_call(self, lengths, resets, backend: str | None) -> bool:
+        """Return whether torch.nn.GRU computes such a call."""
+        drops = self.recurrent_dropout and self.training
+        named = self.backend if backend is None else backend
+        return lengths is None and resets is None and not drops and named in ("auto", "aten")
 
     def _forward_packed(self, packed: PackedSequence, hx, backend) -> tuple[PackedSequence, Tensor]:
-        x, valid = _pad(packed)
+        x, lengths, valid = _pad(packed)
         x, hx, _, _ = self._prepare(x, _sort_states(hx, packed), None, None, time_major=True)
         output, h_n = self._run_layers(x, hx, valid, None, backend)
-        data = pack_padded_sequence(output, _lengths_of(packed.batch_sizes)).data
+        data = pack_padded_sequence(output, lengths).data
         out = PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
         order = packed.unsorted_indices
         return out, h_n if order is None else h_n.index_select(1, order)
@@ -292,17 +280,15 @@ def _valid_steps(lengths: Tensor | None, x: Tensor) -> Tensor | None:
     return None if lengths is None else valid_steps(lengths, x.shape[0])
 
 
-def _lengths_of(batch_sizes: Tensor) -> Tensor:
-    """Return the lengths (B,), in the order of the packed rows."""
-    return (batch_sizes[:, None] > torch.arange(int(batch_sizes[0]))).sum(0)
+def _pad(packed: PackedSequence) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return x (T,B,I) with its rows in packed order, their lengths (B,) on the host, and the valid steps (T,B).
 
-
-def _pad(packed: PackedSequence) -> tuple[Tensor, Tensor | None]:
-    """Return x (T,B,I) with its rows in packed order and the valid steps (T,B), None where nothing is padded."""
+    Where nothing is padded the valid steps are None.
+    """
     x, lengths = pad_packed_sequence(PackedSequence(packed.data, packed.batch_sizes))
-    # batch_sizes lie on the host, so the comparison stops no device.
-    full = bool(packed.batch_sizes[-1] == packed.batch_sizes[0])
-    return x, None if full else _valid_steps(lengths.to(x.device), x)
+    # batch_sizes lie on the host, so the comparison stops no device. A trace is to hold for other lengths too.
+    full = not torch.jit.is_tracing() and bool(packed.batch_sizes[-1] == packed.batch_sizes[0])
+    return x, lengths, None if full else _valid_steps(lengths.to(x.device), x)
 
 
 def _sort_states(hx: Tensor | None, packed: PackedSequence) -> Tensor | None:
@@ -311,3 +297,20 @@ def _sort_states(hx: Tensor | None, packed: PackedSequence) -> Tensor | None:
     if hx is None or order is None or hx.dim() != 3 or hx.shape[1] != len(order) or hx.device != order.device:
         return hx
     return hx.index_select(1, order)
+
+
+def patch() -> Replacement:
+    """Put `GRU` in the place of `torch.nn.GRU` in torch itself, for libraries that name it.
+
+    In force from the call on, until the end of a `with` block or a call of `undo()`. Libraries that take the name when
+    they are imported must be imported while it is in force.
+
+    Returns:
+        what undoes it.
+
+    >>> with patch():
+    ...     layer = torch.nn.GRU(3, 4)
+    >>> type(layer) is GRU, torch.nn.GRU is GRU
+    (True, False)
+    """
+    return Replacement(GRU)

@@ -16,6 +16,7 @@ from .backends.triton import reasons as triton
 from .call.check import Signature
 from .call.errors import BACKENDS, UnsupportedError, check_backend, warn_once
 from .call.problem import Shape
+from .call.recording import is_exporting_to_onnx, is_recorded
 
 MOST_DECISIONS = 1024
 
@@ -140,6 +141,9 @@ def after_run(decision: Decision, signature: Signature) -> Decision:
 
 def preference(signature: Signature) -> tuple[str, ...]:
     """Return the backends in the order in which "auto" tries them."""
+    if signature.tracing and (is_recorded() or is_exporting_to_onnx()):
+        # What reads the trace knows torch's own GRU, and not this package's operators.
+        return ("aten", "triton", "eager", "reference")
     shape = signature.shape
     if signature.device == "cpu" and shape is not None:
         # One step of Keras's weights, which torch's GRU would have to be given in another order.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..call.problem import Inputs, Problem, Variant
+from ..call.recording import is_traced
 from . import eager, gradients
 from .gradients import RECOMPUTE, SAVE_GATES, SAVE_NOTHING, Saved, Setting
 from .precision import product_precision
@@ -71,7 +72,7 @@ def run_scan(problem: Problem, precision: str, recompute: bool, wants_gradients:
 
 def _is_plain(a: Inputs) -> bool:
     """Return whether nothing looks at the operators of a call: no compiler, tracer, mode or subclass of Tensor."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._is_tracing():
+    if is_traced() or torch._C._len_torch_dispatch_stack():
         return False
     return all(t is None or type(t) in _PLAIN for t in a)
 

@@ -12,6 +12,7 @@ from ..activations import Activation
 from .arguments import Arguments
 from .errors import LAYOUTS, PRECISIONS, check_choice
 from .problem import Shape, Variant
+from .recording import is_recorded, is_traced
 
 
 class Signature(NamedTuple):
@@ -20,8 +21,8 @@ class Signature(NamedTuple):
     Attributes:
         device, index: of all tensors. shape: None while tracing, when sizes are symbols.
         activations_known: whether `activation` and `recurrent_activation` are this package's.
-        precision: of float32 products, resolved. tracing: by torch.compile or torch.export. transformed: by torch.func
-            or forward-mode differentiation. wants_gradients: whether autograd will ask for any.
+        precision: of float32 products, resolved. tracing: by torch.compile, torch.export or torch.jit.trace.
+        transformed: by torch.func or forward-mode differentiation. wants_gradients: whether autograd will ask for any.
     """
 
     device: str
@@ -66,7 +67,7 @@ def check(a: Arguments) -> Call:
     a = check_tensors(_in_autocast_dtype(a))
     f = activations.resolve(a.activation, "activation")
     g = activations.resolve(a.recurrent_activation, "recurrent_activation")
-    x, tracing = a.x, torch.compiler.is_compiling()
+    x, tracing = a.x, is_traced()
     units = a.recurrent_kernel.shape[0 if a.layout == "keras" else 1]
     variant = Variant(
         f.name, g.name, bool(a.reset_after), bool(a.zero_output_for_mask), bool(a.go_backwards), a.layout == "torch"
@@ -88,7 +89,8 @@ def check(a: Arguments) -> Call:
         tracing=tracing,
         transformed=is_transformed(),
         index=x.device.index or 0,
-        wants_gradients=_wants_gradients(a),
+        # A trace is recorded once for a world with gradients and one without.
+        wants_gradients=is_recorded() or _wants_gradients(a),
     )
     return Call(a, signature)
 
@@ -248,7 +250,7 @@ def check_lengths(lengths, batch: int, time: int, like: Tensor) -> Tensor | None
         raise ValueError(f"`lengths` must have shape (B,) = {(batch,)}, got {tuple(lengths.shape)}")
     # Values on an accelerator are not read back: that would stop the device at every call. Traced or mapped, they are
     # not there to be read.
-    readable = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    readable = not is_traced() and not torch._C._are_functorch_transforms_active()
     if lengths.device.type == "cpu" and readable and lengths.numel():
         low, high = int(lengths.min()), int(lengths.max())
         if low < 0 or high > time:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .arguments import Arguments
-from .padding import is_exporting_to_onnx, valid_steps
+from .padding import valid_steps
+from .recording import is_exporting_to_onnx
 
 
 class Shape(NamedTuple):

@@ -21,6 +21,8 @@ from ...compat import GRU as TorchGRU
 from ...keras import GRU, Bidirectional
 from ..files import replace_file
 
+LEAST_OPSET = 18  # what torch.onnx and the translations here are written in
+
 
 def translation_table() -> dict[Callable, Callable]:
     """Return what `torch.onnx.export(..., dynamo=True, custom_translation_table=...)` needs for this package's layers.
@@ -59,13 +61,18 @@ def export(
 
     Raises:
         TypeError: another layer. ValueError: a layer that is not built, is stateful, would draw dropout masks, or
-            has an activation that only the reference runs.
+            has an activation that only the reference runs; an `opset_version` that cannot be written.
         ImportError: onnx or onnxscript is not installed.
     """
     _check_layer(layer)
+    if isinstance(opset_version, bool) or not isinstance(opset_version, int) or opset_version < LEAST_OPSET:
+        raise ValueError(f"`opset_version` must be an integer from {LEAST_OPSET} on, got {opset_version!r}")
     call = _Call(layer, lengths, initial_state)
     arguments, axes = call.example()
-    training = layer.training
+    training, backends = layer.training, [each.backend for each in _layers_of(layer)]
+    # A named backend is this package's operator, which the table translates; on "auto" torch translates its own GRU.
+    for each in _layers_of(layer):
+        each.backend = "eager"
     try:
         program = torch.onnx.export(
             call.eval(), tuple(arguments.values()), dynamo=True, custom_translation_table=translation_table(),
@@ -74,7 +81,11 @@ def export(
         )  # fmt: skip
     finally:
         layer.train(training)
+        for each, backend in zip(_layers_of(layer), backends, strict=True):
+            each.backend = backend
     assert program is not None
+    if (written := program.model.opset_imports[""]) != opset_version:
+        raise ValueError(f"`opset_version`={opset_version} cannot be written here: torch.onnx gave {written}")
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
     from onnxscript import optimizer
 
@@ -145,14 +156,18 @@ class _Call(nn.Module):
         return outputs + (["state_forward", "state_backward"] if layer.return_state else [])
 
 
+def _layers_of(layer: nn.Module) -> list[nn.Module]:
+    """Return the layers that choose a backend."""
+    return [layer.forward_layer, layer.backward_layer] if isinstance(layer, Bidirectional) else [layer]
+
+
 def _check_layer(layer: nn.Module) -> None:
     """Raise unless `export` can write `layer`."""
     if isinstance(layer, TorchGRU):
         if layer.training and (layer.recurrent_dropout or (layer.dropout and layer.num_layers > 1)):
             raise ValueError("`layer` is in training mode and has dropout: call `layer.eval()` first")
         return
-    layers = (layer.forward_layer, layer.backward_layer) if isinstance(layer, Bidirectional) else (layer,)
-    for each in layers:
+    for each in _layers_of(layer):
         if not isinstance(each, GRU):
             raise TypeError(
                 "`layer` must be a tritongru.GRU, tritongru.Bidirectional or tritongru.compat.GRU, got "
