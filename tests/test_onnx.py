@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import tritongru
-from tritongru import activations, compat, onnx_gru
+from tritongru import activations, compat
+from tritongru.backends import onnx_gru
 from tritongru.reference import gru_reference
 
 onnx = pytest.importorskip("onnx")

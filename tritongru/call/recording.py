@@ -7,7 +7,8 @@ import torch
 
 def is_recorded() -> bool:
     """Return whether `torch.jit.trace`, or the ONNX exporter that goes through it, is at work."""
-    return torch._C._is_tracing()
+    # As the compiler knows it; it cannot trace the function below.
+    return torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def is_traced() -> bool:
