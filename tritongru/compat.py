@@ -12,10 +12,11 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from . import flops, tracing
 from .call.arguments import Arguments
-from .call.check import check_lengths
+from .call.check import Signature, check_lengths, is_transformed, resolve_precision
 from .call.errors import check_backend
 from .call.padding import valid_steps
-from .dispatch import Decision
+from .call.problem import Shape, Variant
+from .dispatch import Decision, decide
 from .functional import explain_call, run
 from .named_weights import NamedWeights
 from .replacing import Replacement
@@ -118,6 +119,10 @@ class GRU(NamedWeights):
         if isinstance(input, PackedSequence):
             _refuse_with_packed(lengths, resets)
             return self._forward_packed(input, hx, backend)
+        if lengths is None and resets is None and (decision := self._decide_for_all(input, backend)) is not None:
+            if decision is not self.last_decision:
+                self.last_decision = decision
+            return tracing.TorchGRU.forward(self, input, hx)  # type: ignore[arg-type]
         x, hx, lengths, resets = self._prepare(input, hx, lengths, resets)
         output, h_n = self._run_layers(x, hx, _valid_steps(lengths, x), resets, backend)
         if input.dim() == 2:
@@ -228,6 +233,31 @@ class GRU(NamedWeights):
             )
         if hx.dtype != x.dtype and not autocast:
             raise ValueError(f"GRU: hx must have the dtype of the input, {x.dtype}, got {hx.dtype}")
+
+    def _decide_for_all(self, x: Tensor, backend: str | None) -> Decision | None:
+        """Return the decision for a call whose layers torch's own GRU is to run all at once; None for any other.
+
+        On a CPU alone: on a GPU that GRU has conditions of its own, see `backends/aten.py`.
+        """
+        if (
+            torch.compiler.is_compiling()
+            or not isinstance(x, Tensor)
+            or x.device.type != "cpu"
+            or x.dim() not in (2, 3)
+        ):
+            return None
+        if (self.recurrent_dropout and self.training) or torch.is_autocast_enabled("cpu"):
+            return None
+        time, batch = (x.shape[0], 1) if x.dim() == 2 else x.shape[1::-1] if self.batch_first else x.shape[:2]
+        signature = Signature(
+            "cpu", x.dtype, Variant(zero_output_for_mask=True, reset_gate_first=True), self.hidden_size,
+            Shape(batch, time, x.shape[-1], self.hidden_size), has_bias=self.bias,
+            precision=resolve_precision("auto"), transformed=is_transformed(),
+            wants_gradients=torch.is_grad_enabled()
+            and (x.requires_grad or any(p.requires_grad for p in self._flat_weights)),
+        )  # fmt: skip
+        decision = decide(signature, self.backend if backend is None else backend)
+        return decision if decision.backend == "aten" else None
 
     def _run_layers(self, x: Tensor, hx, valid, resets, backend: str | None) -> tuple[Tensor, Tensor]:
         """Run all layers on time-major x: output (T,B,D*U), h_n (L*D,B,U)."""

@@ -62,7 +62,7 @@ def decide(signature: Signature, backend: str = "auto") -> Decision:
     """
     if signature.tracing:  # what is kept would not be traced
         return _decide(signature, backend)
-    return _decide_once(signature, backend, environment.is_interpreted(), environment.changes())
+    return _decide_once(signature, backend, environment.changes())
 
 
 def explain(signature: Signature, backend: str = "auto") -> Decision:
@@ -72,7 +72,7 @@ def explain(signature: Signature, backend: str = "auto") -> Decision:
 
 
 @functools.lru_cache(maxsize=MOST_DECISIONS)
-def _decide_once(signature: Signature, backend: str, interpreted: bool, changes: int) -> Decision:
+def _decide_once(signature: Signature, backend: str, changes: int) -> Decision:
     return _decide(signature, backend)
 
 

@@ -56,7 +56,10 @@ class NamedWeights(nn.RNNBase):
     @property
     def _flat_weights(self) -> list[Tensor]:
         """The weights in RNNBase's order, read at each use so that none is kept beside the parameters."""
-        return [getattr(self, name) for name in self._flat_weights_names]
+        kept, mine = self._parameters, self.__dict__
+        # nn.Module looks in three places before it gives up a parameter; this is asked three times a call.
+        names = self._flat_weights_names
+        return [kept[name] if name in kept and name not in mine else getattr(self, name) for name in names]  # type: ignore[misc]
 
     @_flat_weights.setter
     def _flat_weights(self, values: list[Tensor]) -> None:
