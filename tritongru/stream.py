@@ -76,7 +76,8 @@ class Stream:
         x = layer._to_input(x)
         state = x.new_zeros(x.shape[0], layer.units) if self.state is None else for_autograd(self.state.to(x.dtype))
         masks = self._dropout_masks(x, state) if layer.training else None
-        new = run_step(layer, x, state, self._weights(), *(masks or (None, None)), layer.backend)
+        input_masks, state_masks = masks or (None, None)
+        new = run_step(layer, x, state, self._weights(), input_masks, state_masks, layer.backend)
         if has_shape_alone(new):
             return new
         # Kept now that nothing of the step can fail any more.

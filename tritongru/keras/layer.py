@@ -31,7 +31,8 @@ class GRU(KeptState):
         return_sequences: give the output of every step in place of the last.
         return_state: also give the final state.
         go_backwards: process from the last step to the first; a sequence of outputs stays in that order.
-        stateful: begin each call with the state the last one ended with; no gradient flows across.
+        stateful: begin each call with the state the last one ended with; no gradient flows across. Exporters, tracers
+            and torch.func are refused, for they would lose it.
         unroll: changes no number; asks for at least one time step and no jagged input.
         time_major: sequences, masks and resets have time first.
         reset_after: apply the reset gate after the recurrent product (True) or before it.
@@ -114,6 +115,7 @@ class GRU(KeptState):
         Raises:
             ValueError, TypeError: an argument of a wrong shape or kind.
             UnsupportedError: the named backend cannot run the call.
+            RuntimeError: a stateful layer under what cannot carry its state; the message says the way.
         """
         arguments, rows = self._arguments(inputs, mask, training, initial_state, resets)
         outputs, state, decision = functional.run(arguments, self.backend)

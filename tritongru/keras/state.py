@@ -98,7 +98,10 @@ _is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def _is_traced() -> bool:
     """Return whether the call is recorded into a program that this module is no part of."""
-    if torch.jit.is_tracing() or (hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()):
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        return True
+    # torch 2.6 cannot say; there an export that does not go through Dynamo is known by its proxies.
+    if hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting():
         return True
     if torch.compiler.is_dynamo_compiling():
         return False

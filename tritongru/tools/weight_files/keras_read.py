@@ -89,6 +89,8 @@ def _read_h5(file: IO[bytes], data: bytes | mmap.mmap, described: tuple[Any, str
             text = to_text(source.attribute(root, "model_config"))
             model = parse_json(text, "the attribute 'model_config'")
             described = model, version or _version_of(model)
+        if described is not None:
+            version = described[1]
         if "layer_names" in top.attrs or "layer_names0" in top.attrs:
             entries = _read_legacy(source, top)
         elif "layers" in root or "_layer_checkpoint_dependencies" in root or "vars" in root or "cell" in root:
@@ -98,9 +100,9 @@ def _read_h5(file: IO[bytes], data: bytes | mmap.mmap, described: tuple[Any, str
             raise ValueError("it has neither the attribute 'layer_names' nor the group 'layers' of Keras weights")
     configs = {} if described is None else collect_configs(described[0])
     for entry in entries:
-        _describe(entry, configs, described[1] if described else version)
+        _describe(entry, configs, version)
     wrappers = {} if described is None else collect_wrappers(described[0])
-    return join_halves(entries, {name: {**w, "keras_version": described[1]} for name, w in wrappers.items()})
+    return join_halves(entries, {name: {**wrapper, "keras_version": version} for name, wrapper in wrappers.items()})
 
 
 def _version_of(model: Any) -> str:

@@ -193,8 +193,9 @@ def _kind_of(group: Mapping[str, Tensor]) -> str:
     if "weight_ih" not in group or weight is None or weight.ndim != 2:
         return "GRU"
     # An LSTM with a projection has fewer columns than units.
-    rows = 4 if "weight_hr" in group else weight.shape[0] / max(1, weight.shape[1])
-    return {1: "RNN", 4: "LSTM"}.get(rows, "GRU")
+    if "weight_hr" in group or weight.shape[0] == 4 * weight.shape[1]:
+        return "LSTM"
+    return "RNN" if weight.shape[0] == weight.shape[1] else "GRU"
 
 
 def _fill(entry: Entry, read: Any) -> Entry:
