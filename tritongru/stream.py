@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from .keras.arguments import for_autograd
-from .keras.cell import run_step
 from .keras.dropout import draw_masks
 from .keras.layer import GRU
 from .keras.state import find_loss, has_shape_alone, is_capturing
+from .keras.step import LastStep, run_step
 
 
 class Stream:
@@ -48,6 +48,7 @@ class Stream:
         self._masks: tuple | None = None
         self._cast: tuple | None = None
         self._captured = False
+        self._last_step = LastStep()
 
     def step(self, x: Tensor) -> Tensor:
         """Process x (B,I) and return the output (B,U): the values of the new state, in memory of their own.
@@ -58,6 +59,12 @@ class Stream:
                 transform or a checkpoint, which would lose the state.
         """
         layer = self.layer
+        drops = layer.training and (layer.dropout or layer.recurrent_dropout)
+        if self.state is not None and not drops and not torch.is_grad_enabled() and not is_capturing(x):
+            new = self._last_step.again(layer, x, self.state, layer.backend)
+            if new is not None:
+                self.state = new
+                return new.clone()
         if not isinstance(x, Tensor) or x.dim() != 2:
             raise ValueError(f"`x` must be a tensor (B,I), got {getattr(x, 'shape', type(x).__name__)}")
         if (loss := find_loss()) is not None:
@@ -77,9 +84,11 @@ class Stream:
         state = x.new_zeros(x.shape[0], layer.units) if self.state is None else for_autograd(self.state.to(x.dtype))
         masks = self._dropout_masks(x, state) if layer.training else None
         input_masks, state_masks = masks or (None, None)
-        new = run_step(layer, x, state, self._weights(), input_masks, state_masks, layer.backend)
+        new, decision = run_step(layer, x, state, self._weights(), input_masks, state_masks, layer.backend)
         if has_shape_alone(new):
             return new
+        if not drops:
+            self._last_step.remember(layer, x, state, layer.backend, decision)
         # Kept now that nothing of the step can fail any more.
         self._masks = masks or self._masks
         if capturing:

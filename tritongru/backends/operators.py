@@ -64,17 +64,18 @@ def run_scan(problem: Problem, precision: str, recompute: bool, wants_gradients:
     """
     save = SAVE_NOTHING if not wants_gradients else RECOMPUTE if recompute else SAVE_GATES
     setting = Setting(precision, save, backend)
-    if save == SAVE_NOTHING and backend in WHOLE and _is_plain(problem.inputs):
+    if save == SAVE_NOTHING and backend in WHOLE and not is_watched(problem.inputs):
         # The operator is for autograd and for tracing; it costs as much as a step.
         return _forward(problem.inputs, problem.variant, setting)[:2]
     return torch.ops.tritongru.scan.default(*problem.inputs, *problem.variant, *setting)[:2]
 
 
-def _is_plain(a: Inputs) -> bool:
-    """Return whether nothing looks at the operators of a call: no compiler, tracer, mode or subclass of Tensor."""
-    if is_traced() or torch._C._len_torch_dispatch_stack():
-        return False
-    return all(t is None or type(t) in _PLAIN for t in a)
+def is_watched(tensors: Sequence[Tensor | None]) -> bool:
+    """Return whether something looks at the operators of a call: a compiler, tracer, mode or subclass of Tensor."""
+    modes = torch._C._len_torch_dispatch_stack() or torch._ops._len_torch_dispatch_stack_pre_dispatch()
+    if modes or is_traced():
+        return True
+    return not all(t is None or type(t) in _PLAIN for t in tensors)
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)

@@ -85,7 +85,8 @@ def find_loss() -> str | None:
 
 def is_capturing(x: Tensor) -> bool:
     """Return whether what is done with `x` is captured in a CUDA graph."""
-    return not torch.compiler.is_compiling() and x.is_cuda and torch.cuda.is_current_stream_capturing()
+    is_there = not torch.compiler.is_compiling() and isinstance(x, Tensor) and x.is_cuda
+    return is_there and torch.cuda.is_current_stream_capturing()
 
 
 def _is_transformed() -> bool:

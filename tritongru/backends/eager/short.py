@@ -5,6 +5,8 @@ gx = x W + b for all steps, then for each:  gh = h R + c;  z, r = g(gx_zr + gh_z
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,24 @@ def run_short(a: Inputs, variant: Variant) -> tuple[Tensor, Tensor]:
         h = states[t] = torch.lerp(f(gh_n.mul_(r).add_(gx_n[t])), h, z)
     # The state is a tensor of its own, also where the output holds the same values.
     return torch.stack(states), h
+
+
+def run_step(
+    x: Tensor,
+    h: Tensor,
+    w: Tensor,
+    u: Tensor,
+    bias_x: Tensor | None,
+    bias_h: Tensor | None,
+    f: Callable[[Tensor], Tensor],
+    g: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Return the state (B,U) after one step from h (B,U) with input x (B,I), gates z, r, h; f and g as functions."""
+    sizes = (2 * h.shape[1], h.shape[1])
+    gx_zr, gx_n = torch.split_with_sizes(_affine(bias_x, x, w), sizes, 1)
+    gh_zr, gh_n = torch.split_with_sizes(_affine(bias_h, h, u), sizes, 1)
+    z, r = g(gh_zr.add_(gx_zr)).chunk(2, 1)
+    return torch.lerp(f(torch.addcmul(gx_n, r, gh_n)), h, z)
 
 
 def _affine(bias: Tensor | None, x: Tensor, weights: Tensor | None) -> Tensor:
