@@ -43,7 +43,7 @@ MUTANTS = [
     # The eager scan.
     Mutant("backends/eager/layout.py", "(second, first) if variant.reset", "(first, second) if variant.reset", EAGER),
     Mutant("backends/eager/layout.py", "(drop[1], drop[0], drop[2]) if", "(drop[1], drop[0], drop[1]) if", EAGER),
-    Mutant("backends/eager/short.py", "(second, first) if variant", "(first, second) if variant", "test_short.py"),
+    Mutant("backends/eager/short.py", "(second, first) if reset", "(first, second) if reset", "test_short.py"),
     Mutant("backends/eager/short.py", "reversed(range(T)) if variant.reverse else range(T)", "range(T)", "test_short.py"),
     Mutant("backends/eager/layout.py", "torch.float64 if dtype == torch.float64 else torch.float32", "dtype", HALF),
     Mutant("backends/eager/layout.py", "before.masked_fill(resets[begin:end, :, None], 0.0)", "before", EAGER),
