@@ -208,7 +208,7 @@ MUTANTS = [
     Mutant("activations.py", "0.2 * ((y > 0) & (y < 1))", "0.2 * (y > 0)", "test_activations.py"),
     # A row read from another row, a padded value that reaches a result, a gate beside its place: what equal bits, and
     # the tolerance where errors grow, are asked for.
-    Mutant("kernels/product.py", "p_rows + (o_b[:, None] * s_row", "p_rows + (o_b[:, None] // 2 * 2 * s_row", ROW_ORDER),
+    Mutant("kernels/product.py", "p_rows + (o_b[:, None] * s_row", "p_rows + ((o_b[:, None] & -2) * s_row", ROW_ORDER),
     Mutant("kernels/forward.py", "keep[:, None], b_new, b_h)", "keep[:, None], b_new, b_new)", ROW_ORDER),
     Mutant("sequence.py", "x = torch.where(mask[:, :, None], x, x.new_zeros(()))", "pass", PADDING),
     Mutant("compat.py", "resets = resets & valid", "resets = resets & True", PADDING),
