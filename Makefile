@@ -6,12 +6,15 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 .DEFAULT_GOAL := help
 MINUTES ?= 20
-.PHONY: help demo peers fuzz fuzz-files emulate mutants soak test test-interpreted test-compiled test-gpu lint wheel format clean \
+SLOWEST := --durations=10
+.PHONY: help demo peers fuzz fuzz-files emulate mutants soak test test-interpreted test-compiled test-bits \
+	test-bits-interpreted test-bits-compiled test-gpu lint wheel format clean \
 	bench bench-quick bench-cpu bench-report bench-regression rehearse tune-verify
 
 help:
 	@echo "make demo    train on the Japanese Vowels recordings, then compare every backend with the oracle"
 	@echo "make test    all tests; the Triton kernels run in Triton's interpreter"
+	@echo "make test-bits  what equal bits depend on once more, with the products of an AVX2 processor"
 	@echo "make fuzz    draw GRU calls at random and compare every backend with the oracle, MINUTES=20 twice"
 	@echo "make emulate draw GRU calls, run the compiled kernels on an emulated GPU that checks every access, MINUTES=20"
 	@echo "make mutants apply known bugs to a copy, one by one: tests must catch each"
@@ -50,10 +53,22 @@ test: $(VENV)/.installed
 	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-O) test-interpreted test-compiled
 
 test-interpreted: $(VENV)/.installed
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/interpreted tests/test_keras_goldens.py
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) tests/interpreted tests/test_keras_goldens.py
 
 test-compiled: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST)
+
+# In which order a product sums, and so its last bits, depends on the processor: NumPy's product, which is the
+# interpreter's, and torch's own are told to be those of a processor with AVX2 and without AVX-512.
+test-bits: $(VENV)/.installed
+	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-O) test-bits-interpreted test-bits-compiled
+
+test-bits-interpreted: $(VENV)/.installed
+	OPENBLAS_CORETYPE=Haswell TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) -m bits tests/interpreted
+
+test-bits-compiled: $(VENV)/.installed
+	ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -q $(SLOWEST) -m bits tests
 
 # The deep profile of the property tests: MINUTES for the CPU backends and layers, MINUTES for the interpreted kernels.
 fuzz: $(VENV)/.installed
@@ -71,7 +86,7 @@ emulate: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/emulate.py --barriers
 
 # Applies each bug of tests/mutant_list.py to a copy and requires that a test catches it.
-mutants: $(VENV)/.installed
+mutants: $(VENV)/.peers
 	$(BIN)/python tests/mutants.py
 
 # Trains and streams with changing shapes for MINUTES, while memory, caches and compilations are watched.

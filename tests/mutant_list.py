@@ -38,6 +38,10 @@ RECORDED = "interpreted/test_fuzz_kernels.py -k once_failed"
 WAVES = "interpreted/test_exchange.py -k waves"
 EXCHANGE = "interpreted/test_exchange.py"
 EMULATED = "test_emulated.py -k published"
+ROW_ORDER = "interpreted/test_row_order.py"
+PADDING = "test_compat.py -k padding"
+ENLARGED = "test_third_opinions.py -k linear-tanh"
+ONNX = "test_onnx.py -k export_of_the"
 
 MUTANTS = [
     # The eager scan.
@@ -206,7 +210,20 @@ MUTANTS = [
            "test_convert.py -k layouts"),
     Mutant("stream.py", "            self._masks = None\n", "            pass\n", STREAM),
     Mutant("stream.py", "w.data_ptr(), w._version", "w.data_ptr()", STREAM),
-    Mutant("stream.py", "        self.state = new\n", "        self.state = x.new_zeros(new.shape)\n", STREAM),
+    Mutant("stream.py", "return new\n        self.state = new\n", "return new\n        self.state = x.new_zeros(new.shape)\n", STREAM),
     Mutant("tools/oracle/tolerance.py", "if not error <= allowed", "if error > allowed", "test_tools.py -k tolerance"),
     Mutant("activations.py", "0.2 * ((y > 0) & (y < 1))", "0.2 * (y > 0)", "test_activations.py"),
+    # A row read from another row, a padded value that reaches a result, a gate beside its place: what equal bits, and
+    # the tolerance where errors grow, are asked for.
+    Mutant("kernels/product.py", "p_rows + (o_b[:, None] * s_row", "p_rows + ((o_b[:, None] & -2) * s_row", ROW_ORDER),
+    Mutant("kernels/forward.py", "keep[:, None], b_new, b_h)", "keep[:, None], b_new, b_new)", ROW_ORDER),
+    Mutant("call/problem.py", "x = torch.where(mask[:, :, None], x, x.new_zeros(()))", "pass", PADDING),
+    Mutant("compat.py", "resets = resets & valid", "resets = resets & True", PADDING),
+    Mutant("backends/eager/forward.py", "torch.lerp(n, h, z", "torch.lerp(n, h, r", ENLARGED),
+    Mutant("reference.py", "(r * h_n) @ u_n", "(z * h_n) @ u_n", ENLARGED),
+    Mutant("tools/onnx/translate.py", "[[1, 0, 2]].ravel()", "[[0, 1, 2]].ravel()", ONNX),
+    Mutant("tools/onnx/translate.py", "(ACTIVATIONS[recurrent_activation], ACTIVATIONS[activation])",
+           "(ACTIVATIONS[activation], ACTIVATIONS[recurrent_activation])", ONNX),
+    Mutant("tools/oracle/tolerance.py", "in (oracle, *moved))", "in (oracle,))", "test_tolerance.py -k moved"),
+    Mutant("tools/options.py", "if not low <= value <= high:", "if not low <= value:", "test_options.py -k units"),
 ]  # fmt: skip

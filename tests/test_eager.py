@@ -145,6 +145,7 @@ def test_no_zeros_are_made_for_results_that_nobody_used(monkeypatch, used: int) 
     assert seen == [[used == 0, used == 1]]
 
 
+@pytest.mark.bits
 def test_a_repeated_run_gives_the_same_bits() -> None:
     arguments = make_arguments(Case(3, 8, 4, 16, mask=True))
     first, second = run_case(arguments, "eager"), run_case(arguments, "eager")

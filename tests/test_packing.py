@@ -91,6 +91,7 @@ def test_a_mask_with_a_reset_or_dropout_is_not_packed(plans, side) -> None:
     assert plans == [None] * 8
 
 
+@pytest.mark.bits
 def test_the_padding_and_what_is_unused_may_hold_anything() -> None:
     """Neither NaN in the padded inputs nor in the padding's gradients reaches a result."""
     arguments = make_arguments(Case(B, T, 3, 4, initial_state=False))

@@ -167,6 +167,7 @@ def test_half_weights_are_cast_once():
         assert stream._weights() is not first
 
 
+@pytest.mark.bits
 def test_a_captured_step_keeps_the_state_in_its_place(monkeypatch):
     """What a CUDA graph needs, without a GPU: a replay reads and writes the addresses of the capture."""
     layer = GRU(U, input_size=I)

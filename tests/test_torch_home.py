@@ -231,6 +231,7 @@ def test_func_forward_mode_and_hessian():
     lambda m: pickle.loads(pickle.dumps(m)),
     lambda m: torch.load(_saved(m), weights_only=False),
 ], ids=["deepcopy", "pickle", "save"])  # fmt: skip
+@pytest.mark.bits
 def test_copies_are_whole_and_independent(copied):
     layer = GRU(3, 5, 2, bidirectional=True, backend="eager")
     x = torch.randn(4, 2, 3)
@@ -305,6 +306,7 @@ def test_learnable_hx_of_a_deep_layer(device):
     assert hx.grad.shape == hx.shape and hx.grad.flatten(1).any(1).all()
 
 
+@pytest.mark.bits
 def test_deterministic_mode_repeats_bit_for_bit(device):
     layer = GRU(3, 5, 2, bidirectional=True, device=device)
     x, lengths = torch.randn(6, 4, 3, device=device), [6, 2, 5, 1]

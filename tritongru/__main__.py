@@ -23,7 +23,9 @@ COMMANDS = {
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with one subcommand for each tool this installation has."""
-    parser = argparse.ArgumentParser(prog="python -m tritongru", description="The Gated Recurrent Unit for PyTorch.")
+    from .tools.options import Parser
+
+    parser = Parser(prog="python -m tritongru", description="The Gated Recurrent Unit for PyTorch.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (module_name, summary) in COMMANDS.items():
         module_name = f"tritongru.tools.{module_name}"

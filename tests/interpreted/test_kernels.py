@@ -147,6 +147,7 @@ def test_activations(activation, recurrent_activation):
         )  # fmt: skip
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_repeated_runs_give_the_same_bits(schedule):
     arguments = cast(draw((17, 5, 3, 33), 4, masked=True, resets="row"), torch.float32)

@@ -15,6 +15,7 @@ import torch
 from ...call.errors import ExchangeError
 from ...environment import is_interpreted
 from ...tuning.configs import EXCHANGES
+from .. import options
 from ..show import print_table, show_progress
 from . import contenders, peers
 from .contenders import DIRECTIONS, INFERENCE, TRAINING, Contender, UnavailableError, make_call
@@ -206,10 +207,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peers", action="store_true", help="also other packages, where they are installed")
     parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES), help="default: float32; bfloat16 too on a GPU")
     parser.add_argument("--directions", nargs="+", choices=DIRECTIONS, default=(INFERENCE, TRAINING))
-    parser.add_argument("--device", help="default: the GPU where there is one, else the CPU")
-    parser.add_argument("--threads", type=int, help="of torch on the CPU; default: torch's own choice")
-    parser.add_argument("--seconds", type=float, help="of timing for each backend and cell; default: 1")
-    parser.add_argument("--budget", type=float, help="seconds after which no new cell is begun")
+    parser.add_argument("--device", type=options.device, help="default: the GPU where there is one, else the CPU")
+    threads = options.whole(1, os.cpu_count() or 1)
+    parser.add_argument("--threads", type=threads, help="of torch on the CPU; default: torch's own choice")
+    seconds = options.number(3600.0, zero=True)
+    parser.add_argument("--seconds", type=seconds, help="of timing for each backend and cell; default: 1")
+    budget = options.number(options.WEEK_IN_SECONDS)
+    parser.add_argument("--budget", type=budget, help="seconds after which no new cell is begun")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="run nothing: draw plots of the CSV into FOLDER")
     parser.add_argument("--report", action="store_true", help="run nothing: write docs/performance.md (in a clone)")
     parser.add_argument("--memory", action="store_true", help="also count what is saved for the backward pass")

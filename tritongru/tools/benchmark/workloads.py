@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ..options import MOST_ROWS, MOST_STEPS, MOST_UNITS
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -142,7 +144,7 @@ def parse_size(text: str) -> Workload:
     """Return a plain workload of sizes "T,B,I,U".
 
     Raises:
-        ValueError: not four positive integers.
+        ValueError: not four whole numbers, each from 1 to the most that the command line takes.
 
     >>> str(parse_size("100,32,64,128"))
     'given: T100 B32 I64 U128'
@@ -151,6 +153,7 @@ def parse_size(text: str) -> Workload:
         time, batch, input_size, units = sizes = [int(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"`sizes` must be T,B,I,U, got {text!r}") from None
-    if min(sizes) < 1:
-        raise ValueError(f"`sizes` must be positive, got {text!r}")
+    most = (MOST_STEPS, MOST_ROWS, MOST_UNITS, MOST_UNITS)
+    if not all(1 <= size <= limit for size, limit in zip(sizes, most, strict=True)):
+        raise ValueError(f"`sizes` must be whole numbers from 1 to T,B,I,U = {','.join(map(str, most))}, got {text!r}")
     return Workload("given", time, batch, input_size, units)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from ...call.errors import check_units
 from ...functional import gru
 from .tolerance import MOVES, enlarges_errors, move
 
@@ -69,7 +70,7 @@ def make_arguments(case: Case, device: str | torch.device = "cpu") -> dict:
 
     Weights are drawn so that pre-activations have a spread of about one, whatever the sizes.
     """
-    c, U = case, case.units
+    c, U = case, check_units(case.units)
     generator = torch.Generator().manual_seed(c.seed)
 
     def normal(*shape: int, spread: float = 1.0) -> Tensor:

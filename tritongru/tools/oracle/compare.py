@@ -17,10 +17,12 @@ from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 
+from ...activations import TABLE
 from ...call.arguments import Arguments
 from ...call.check import resolve_precision
 from ...call.errors import BACKENDS, PRECISIONS, UnsupportedError, check_choice
 from ...functional import explain_call
+from .. import options
 from ..show import print_table
 from .cases import DTYPES, Case, in_dtype, make_arguments, moved_arguments, run_case
 from .tolerance import largest_error, tolerance
@@ -28,6 +30,7 @@ from .tolerance import largest_error, tolerance
 OK, FAILED, NOT_RUN = "ok", "FAIL", "not run"
 INTERPRETED_BATCH, INTERPRETED_TIME = 64, 32
 INTERPRETER_TIMEOUT_S = 300.0
+NODES_OF_A_STEP = 24 * 1024  # bytes, seen in the resident memory of 2,000 and 22,000 steps
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,14 @@ def compare_interpreted(case: Case, timeout: float = INTERPRETER_TIMEOUT_S) -> l
     return [replace(row, note=row.note or "interpreted") for row in rows]
 
 
+def memory_needed(case: Case) -> int:
+    """Return about how many bytes the float64 oracle needs for a case, and what autograd saves for it."""
+    weights = (case.input_size + case.units) * 3 * case.units
+    a_step = case.batch * (4 * case.input_size + 24 * case.units)
+    # Each of a step's operations also has a node in the graph, whatever the sizes.
+    return 8 * (6 * weights + case.time * a_step) + NODES_OF_A_STEP * case.time
+
+
 def has_failed(rows: Sequence[Row]) -> bool:
     """Return whether any backend was outside the tolerance."""
     return any(row.verdict == FAILED for row in rows)
@@ -164,9 +175,25 @@ def print_rows(rows: Sequence[Row]) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m tritongru compare`: the shape, and one for each field of `Case`."""
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, help="default: all")
-    parser.add_argument("--device", help="default: the GPU where there is one, else the CPU")
-    parser.add_argument("--timeout", type=float, default=INTERPRETER_TIMEOUT_S, help="seconds for the interpreter")
+    parser.add_argument("--device", type=options.device, help="default: the GPU where there is one, else the CPU")
+    parser.add_argument(
+        "--timeout", type=options.number(options.WEEK_IN_SECONDS), default=INTERPRETER_TIMEOUT_S,
+        help="seconds for the interpreter",
+    )  # fmt: skip
+    ranges = {
+        "batch": options.whole(1, options.MOST_ROWS),
+        "time": options.whole(1, options.MOST_STEPS),
+        "input_size": options.whole(0, options.MOST_UNITS),
+        "units": options.whole(1, options.MOST_UNITS),
+        "seed": options.whole(0, 2**62),
+        "input_dropouts": int,
+        "recurrent_dropouts": int,
+    }
     choices = {
+        "input_dropouts": (0, 1, 3),
+        "recurrent_dropouts": (0, 1, 3),
+        "activation": tuple(TABLE),
+        "recurrent_activation": tuple(TABLE),
         "dtype": tuple(DTYPES),
         "layout": ("keras", "torch"),
         "precision": PRECISIONS,
@@ -177,10 +204,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if isinstance(field.default, bool):
             parser.add_argument(option, action=argparse.BooleanOptionalAction, default=field.default)
         else:
-            kind = int if isinstance(field.default, int) else str
             parser.add_argument(
                 option,
-                type=kind,
+                type=ranges.get(field.name, str),
                 default=field.default,
                 choices=choices.get(field.name),
                 help=f"default: {field.default}",
@@ -188,8 +214,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the comparison that `args` describe; 1 if a backend is outside the tolerance."""
+    """Run the comparison that `args` describe; 1 if a backend is outside the tolerance, 2 if it is too large."""
     chosen = {field.name: getattr(args, field.name) for field in fields(Case)}
+    place = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    needed, there = memory_needed(Case(**chosen)), options.memory_of(place)
+    if there is not None and needed > there:
+        sizes = f"--batch {args.batch}, --time {args.time}, --input-size {args.input_size} and --units {args.units}"
+        memory = f"about {needed / 2**30:,.0f} GiB, more than the {there / 2**30:,.0f} GiB of the device {place}"
+        print(f"compare: {sizes} need {memory}", file=sys.stderr)
+        return 2
     rows = compare(backends=args.backends, device=args.device, timeout=args.timeout, **chosen)
     print_rows(rows)
     if has_failed(rows):

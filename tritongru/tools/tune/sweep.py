@@ -25,7 +25,7 @@ from ...call.errors import check_choice
 from ...tuning import choices
 from ...tuning.configs import EXCHANGES, Device
 from ...tuning.tables import FLAGS, ITEM_SIZES, KERNELS, PRODUCTS, Key, Race, bucket
-from .. import show
+from .. import options, show
 from . import store as tune_store
 from .model import MACHINES
 from .search import Found, compile_candidates, make_entries, open_problems
@@ -174,10 +174,10 @@ def list_problems(
         for value in values:
             if value not in known:
                 raise ValueError(f"`{name}` must be one of {', '.join(map(repr, known))}, got {value!r}")
-    for name, sizes in (("units", units), ("batch", batch)):
+    for name, sizes, most in (("units", units, options.MOST_UNITS), ("batch", batch, options.MOST_ROWS)):
         for size in sizes:
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"`{name}` must be whole numbers from 1, got {size!r}")
+            if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= most:
+                raise ValueError(f"`{name}` must be whole numbers from 1 to {most:,}, got {size!r}")
     for kernel in kernels:
         for kind in dtypes:
             for product in precision if kind == "float32" else ("ieee",):
@@ -203,8 +203,9 @@ def _target_device(target: str, processors: int | None) -> Device:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m tritongru tune`."""
     add = parser.add_argument
-    add("--units", type=int, nargs="+", help=f"default: {' '.join(map(str, UNITS))}")
-    add("--batch", type=int, nargs="+", help=f"default: {' '.join(map(str, BATCHES))}")
+    whole, number = options.whole, options.number
+    add("--units", type=whole(1, options.MOST_UNITS), nargs="+", help=f"default: {' '.join(map(str, UNITS))}")
+    add("--batch", type=whole(1, options.MOST_ROWS), nargs="+", help=f"default: {' '.join(map(str, BATCHES))}")
     add("--dtype", nargs="+", choices=tuple(ITEM_SIZES), default=["bfloat16"], help="default: bfloat16")
     add("--precision", nargs="+", choices=PRODUCTS, default=["ieee"], help="of float32 products; default: ieee")
     add("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS), help="default: both")
@@ -215,11 +216,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--exchanges", nargs="+", choices=EXCHANGES, help="default: all on a GPU, the counter with --target")
     add("--workloads", type=Path, help='a JSON list of {"name": ..., "units": ..., "batch": ..., "dtype": ...}')
     add("--target", choices=tuple(USUAL_DEVICES), help="compile for this GPU, which need not be there")
-    add("--processors", type=int, help="multiprocessors of the target; default: those of its usual device")
-    add("--jobs", type=int, help="compilers at once; default: one for each CPU core")
-    add("--depth", type=int, help="candidates for each problem; default: 8 on a GPU, all with --target")
-    add("--seconds", type=float, help="for one candidate; default: 120 to compile, 1 to time")
-    add("--minutes", type=float, default=30.0, help="for the whole sweep on a GPU; default: 30")
+    add("--processors", type=whole(1, 1024), help="multiprocessors of the target; default: those of its usual device")
+    add("--jobs", type=whole(1, 1024), help="compilers at once; default: one for each CPU core")
+    add("--depth", type=whole(0, 10_000), help="candidates for each problem, 0: all; default: 8, or 0 with --target")
+    add("--seconds", type=number(24 * 3600.0), help="for one candidate; default: 120 to compile, 1 to time")
+    add("--minutes", type=number(7 * 24 * 60.0), default=30.0, help="for the whole sweep on a GPU; default: 30")
     add("--out", type=Path, help="folder of the table and the CSV; default: the user's cache, or out with --target")
     add("--rehearse", action="store_true", help="run the way of a GPU in Triton's interpreter, on tiny sizes")
     add("--verify", type=Path, metavar="TABLE", help="compile every entry of a table and check it, nothing else")
