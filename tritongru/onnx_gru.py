@@ -46,5 +46,6 @@ def record_gru(p: Problem) -> tuple[Tensor, Tensor]:
 def _in_onnx_order(value: Tensor, p: Problem) -> Tensor:
     if not p.variant.reset_gate_first:
         return value
-    r, z, n = value.split(p.u.shape[0])
-    return torch.cat((z, r, n))
+    # Slices and not a Split, so that constant weights fold.
+    units = p.u.shape[0]
+    return torch.cat((value[units : 2 * units], value[:units], value[2 * units :]))
