@@ -8,6 +8,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 from tritongru import ahead, configs  # noqa: E402
+from tritongru.spec import Variant  # noqa: E402
 
 RELEASE = tuple(map(int, triton.__version__.split(".")[:2]))
 # Bytes that a program may put away before its time loop and fetch after it. With other versions one or two do.
@@ -91,24 +92,21 @@ def test_budget_where_weights_are_streamed(target, units, dtype, batch, directio
 
 
 @pytest.mark.parametrize(
-    "flags",
+    "features",
     [
-        {"RESET_AFTER": False},
-        {"HAS_MASK": True, "HAS_RESET": True},
-        {"DROPS": 3, "HAS_MASK": True},
-        {"REVERSE": True, "GATE_Z": 1, "GATE_R": 0},
-        {"ACT": 6, "REC_ACT": 4},
-        {"WAVES": True, "HAS_MASK": True, "HAS_ROWS": True},
+        {"variant": Variant(reset_after=False)},
+        {"mask": True, "resets": True},
+        {"drops": 3, "mask": True},
+        {"variant": Variant(reverse=True, reset_gate_first=True)},
+        {"variant": Variant("selu", "hard_sigmoid")},
+        {"crowded": True, "mask": True},
     ],
-    ids=lambda flags: "-".join(flags),
+    ids=lambda features: "-".join(f"{name}={value}" for name, value in features.items()),
 )
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_budget_of_every_feature(direction, flags):
-    flags = dict(flags)
-    if direction == "forward" and flags.get("HAS_MASK"):
-        flags["SEPARATE"] = True
-    config = config_for("sm_90", 256, torch.float16, has_dropout="DROPS" in flags)
-    assert ahead.compile_scan(direction, "sm_90", config, 256, torch.float16, **flags).violations() == []
+def test_budget_of_every_feature(direction, features):
+    config = config_for("sm_90", 256, torch.float16, has_dropout="drops" in features)
+    assert ahead.compile_scan(direction, "sm_90", config, 256, torch.float16, **features).violations() == []
 
 
 @pytest.mark.parametrize(
@@ -207,9 +205,8 @@ def test_offsets_pass_2_to_the_31(direction, exchange, monkeypatch):
     texts, compile_ = [], ahead.triton.compile
     monkeypatch.setattr(ahead.triton, "compile", lambda *a, **k: texts.append(compile_(*a, **k)) or texts[-1])
     config = configs.LaunchConfig("persistent", 16, 16, 64, 8, exchange)
-    flags = {"HAS_MASK": True, "HAS_RESET": True, "HAS_ROWS": True, "DROPS": 3}
-    flags |= {"HAS_FRESH": True, "SEPARATE": True} if direction == "forward" else {"FRESH_GRADIENT": True}
-    ahead.compile_scan(direction, "sm_90", config, 64, torch.bfloat16, **flags)
+    features = dict(mask=True, resets=True, fresh=True, drops=3, crowded=True)
+    ahead.compile_scan(direction, "sm_90", config, 64, torch.bfloat16, **features)
     ttir = texts[0].asm["ttir"]
     if RELEASE < (3, 6):
         assert "%arg0: " in ttir

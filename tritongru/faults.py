@@ -24,7 +24,7 @@ from .spec import ExchangeError, FallbackWarning, is_interpreted
 # The exchange's atomic additions with release and acquire order; ptxas refuses them below (PTX ISA, "atom").
 LOWEST_CAPABILITY = (7, 0)
 # The kernels' constants and the cooperative launch; pyproject.toml asks for the same.
-LOWEST_TRITON = (3, 3)
+LOWEST_TRITON = (3, 4)
 # Triton's interpreter takes arrays of one element for numbers up to here, and numpy refuses that from here on.
 INTERPRETER_WITH_ANY_NUMPY = (3, 7)
 NUMPY_WITHOUT_SCALAR_ARRAYS = (2, 4)
