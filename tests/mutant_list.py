@@ -110,7 +110,7 @@ MUTANTS = [
     Mutant("launch.py", "first = T - 1 if variant.reverse else 0", "first = 0", FLAGS),
     Mutant("launch.py", "states[T if variant.reverse else 0]", "states[0]", FLAGS),
     Mutant("launch.py", "leaving[T - step if", "leaving[T - 1 - step if", FLAGS),
-    Mutant("launch.py", "tiles = -(-batch // config.block_b)", "tiles = max(1, batch // config.block_b)", SIZES),
+    Mutant("workspace.py", "tiles = -(-batch // config.block_b)", "tiles = max(1, batch // config.block_b)", SIZES),
     Mutant("launch.py", "B * U if fresh is not None and", "U if fresh is not None and", FLAGS),
     # The exchange.
     Mutant("kernels/exchange.py", "while (ahead < 0) & (spins < patience):\n            ahead = tl.atomic_add",
@@ -134,7 +134,7 @@ MUTANTS = [
     Mutant("kernels/backward.py", "tl.store(faults + i_b, 1)", "tl.store(faults + i_b, 0)", EXCHANGE),
     Mutant("kernels/forward.py", "i_b += first_tile", "i_b += 0", WAVES),
     Mutant("kernels/backward.py", "i_b += first_tile", "i_b += 0", WAVES),
-    Mutant("launch.py", "min(self.tiles_at_once, tiles - tile)", "self.tiles_at_once", WAVES),
+    Mutant("workspace.py", "min(self.tiles_at_once, tiles - tile)", "self.tiles_at_once", WAVES),
     # From arguments to the canonical form.
     Mutant("padding.py", "return torch.ops.tritongru.valid_steps(lengths, steps)\n    return torch.arange(steps,",
            "return torch.ops.tritongru.valid_steps(lengths, steps)\n    return torch.arange(-1, steps - 1,", LENGTHS),

@@ -8,6 +8,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 from tritongru import ahead, configs  # noqa: E402
+from tritongru.kernels import backward, exchange, forward, gates, probe, product, stops  # noqa: E402
 from tritongru.spec import Variant  # noqa: E402
 
 RELEASE = tuple(map(int, triton.__version__.split(".")[:2]))
@@ -225,6 +226,38 @@ def test_a_narrow_product_is_seen():
       %p = arith.muli %U, %size : i32 loc(#loc4)
     """
     assert len(narrow_products(text)) == 1
+
+
+KERNELS = {"forward": forward.gru_forward_kernel, "backward": backward.gru_backward_kernel}
+
+
+@pytest.mark.parametrize("schedule", ["single", "persistent", "steps"])
+@pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
+@pytest.mark.parametrize("direction", KERNELS)
+def test_the_table_of_a_kernel_says_what_a_launch_gives(direction, reset_after, schedule):
+    """Its docstring's column of types, and that of what None stands for, against the arguments of whole scans."""
+    rows = re.findall(r"^ *\| (.+?) \| .+ \| (.+?) \| (.*?) ?\|$", KERNELS[direction].fn.__doc__, re.M)[1:]
+    types = {name: (dtype, bool(none.strip())) for names, dtype, none in rows for name in names.split(", ")}
+    config = configs.LaunchConfig(schedule, 16, 64 if schedule == "single" else 16, 64 if schedule == "single" else 16)
+    features = dict(mask=True, resets=True, fresh=True, drops=3, crowded=True)
+    for on in ({}, features):
+        variant, dtype = Variant(reset_after=reset_after), torch.float16
+        _, given = ahead.example_arguments(direction, config, 64, dtype, variant, **on)
+        pointers = {name: value for name, value in given.items() if not isinstance(value, int) and name != "first_tile"}
+        assert pointers.keys() == types.keys()
+        for name, value in pointers.items():
+            stated, may_be_none = types[name]
+            assert may_be_none if value is None else str(value.dtype)[6:] in stated.replace("io", "float16"), name
+
+
+def test_no_list_of_arguments_is_long():
+    modules = (backward, exchange, forward, gates, probe, product, stops)
+    functions = {
+        f.__name__: f for module in modules for f in vars(module).values() if isinstance(f, triton.JITFunction)
+    }
+    counts = {name: len(function.arg_names) for name, function in functions.items()}
+    assert len(counts) > 20
+    assert {name: n for name, n in counts.items() if n > (30 if name.endswith("_kernel") else 24)} == {}
 
 
 @pytest.mark.parametrize("name, value", [("direction", "sideways"), ("target", "sm_1")])

@@ -345,8 +345,8 @@ def test_a_small_slice_gets_no_grid_that_does_not_fit(processors):
 ENVIRONMENTS = {
     "absent": (dict(has_triton=lambda: False), "triton is not installed"),
     "old GPU": (dict(capability=(6, 1)), "compute capability 6.1 of cuda:0 is below 7.0"),
-    "old triton": (dict(version="2.1.0"), "triton 2.1.0 is older than 3.3"),
-    "no version": (dict(version=None), "older than 3.3"),
+    "old triton": (dict(version="2.1.0"), "triton 2.1.0 is older than 3.4"),
+    "no version": (dict(version=None), "older than 3.4"),
     "driver": (
         dict(driver=RuntimeError("0 active drivers ([]). There should only be one.")),
         "triton's driver does not start (RuntimeError: 0 active drivers",
