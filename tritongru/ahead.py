@@ -1,7 +1,8 @@
 """Compile a scan kernel for a target without a device, and read back what the compiler made of it.
 
 Triton carries its own assembler, so registers, spills, shared memory and instructions are known before any launch.
-Floor 2, beside `launch`: the other place that names the kernels, and never runs them.
+What a kernel is given is asked of `launch` and `probe`, with tensors that have no data: what is compiled here is what
+would be launched. Nothing is run.
 """
 
 from __future__ import annotations
@@ -10,19 +11,25 @@ import functools
 import re
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from . import probe
+from .tuning.configs import Device, LaunchConfig, exchanges
+from .constants import Constants
 from .kernels.backward import gru_backward_kernel
 from .kernels.forward import gru_forward_kernel
 from .kernels.probe import exchange_kernel
-from .tuning.configs import SINGLE, LaunchConfig, chunks_in_flight, exchanges, polls
+from .launch import Workspace, backward_arguments, forward_arguments
+from .probe import Probe
+from .call.problem import Variant
 
 # Targets by name, with the shared memory one program may use, in bytes (CUDA C++ Programming Guide, table "Technical
 # Specifications per Compute Capability"; CDNA3 ISA reference: 64 KiB of LDS per workgroup).
@@ -35,10 +42,11 @@ TARGETS = {
     "sm_120": (GPUTarget("cuda", 120, 32), 99 * 1024),
     "gfx942": (GPUTarget("hip", "gfx942", 64), 64 * 1024),
 }
-_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-_FLOAT32 = {"carry", "y_carry", "z_carry"}
-_BYTES = {"mask", "resets"}
-_INTEGERS = {"stops": "i32", "faults": "i32", "rows": "i64"}
+# Triton's names of what a pointer aims at.
+_NAMES = {
+    torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16",
+    torch.uint8: "u8", torch.int32: "i32", torch.int64: "i64",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,13 +94,14 @@ def compile_scan(
     units: int,
     dtype: torch.dtype = torch.bfloat16,
     precision: str = "tf32",
-    **flags: bool | int,
+    variant: Variant = Variant(),  # noqa: B008 - frozen
+    **features: bool | int,
 ) -> Report:
     """Compile the "forward" or "backward" kernel for `target` and report on it.
 
     Args:
         direction: "forward" or "backward". target: a key of TARGETS. config, units, dtype: what is launched.
-        precision: of float32 products. flags: the kernel's own constants, over the plain training defaults.
+        precision: of float32 products. variant: of the GRU. features: as of `example_arguments`.
 
     Raises:
         ValueError: an unknown direction or target. Whatever the compiler raises, for a configuration it refuses.
@@ -101,98 +110,89 @@ def compile_scan(
         raise ValueError(f"`direction` must be 'forward' or 'backward', got {direction!r}")
     if target not in TARGETS:
         raise ValueError(f"`target` must be one of {', '.join(TARGETS)}, got {target!r}")
-    kernel = gru_forward_kernel if direction == "forward" else gru_backward_kernel
     gpu, limit = TARGETS[target]
     if config.waits and config.exchange not in exchanges(gpu.backend):
         raise ValueError(f"`config.exchange` {config.exchange!r} is not sound on target {target!r}")
-    constants = _constants(direction, config, units, dtype, precision, gpu) | flags
-    absent = _absent_arguments(constants)
-    signature, values, attributes = {}, {}, {}
-    for index, name in enumerate(kernel.arg_names):
-        if name in constants or name in absent:
-            signature[name] = "constexpr"
-            values[(index,)] = constants.get(name)
-        elif name in ("T", "B", "U", "step_begin", "step_end", "first_tile", "patience") or name.startswith("s_"):
-            signature[name] = "i32"
-            if name == "s_u_g":
-                signature[name], values[(index,)] = "constexpr", 1
-            elif name == "s_tile" or (name in ("U", "s_u_k") and units % 16 == 0):
-                attributes[(index,)] = [["tt.divisibility", 16]]
-        else:
-            element = "u8" if name in _BYTES else "fp32" if name in _FLOAT32 else _INTEGERS.get(name, _NAMES[dtype])
-            if name == "board":
-                element = "i64" if config.exchange == "tagged" and dtype == torch.float32 else "i32"
-            signature[name] = "*" + element
-            attributes[(index,)] = [["tt.divisibility", 16]]
+    workspace, given = example_arguments(direction, config, units, dtype, variant, **features)
+    # A schedule of one launch per step is compiled with all phases in one.
+    C = workspace.constants(gpu.backend, variant, given["drop"], precision)
+    kernel = gru_forward_kernel if direction == "forward" else gru_backward_kernel
     # No `maxnreg`: with a limit of its own the assembler spills where without one it does not.
-    options = {"num_warps": config.num_warps}
-    compiled = triton.compile(ASTSource(kernel, signature, values, attributes), target=gpu, options=options)
+    source = describe_source(kernel, given, C)
+    compiled = triton.compile(source, target=gpu, options={"num_warps": config.num_warps})
     registers, spills, in_loop = _resources(compiled, gpu)
     return Report(
         direction, target, _NAMES[dtype], units, config, registers, spills, in_loop, compiled.metadata.shared, limit,
         _matrix_instruction(compiled),
-        weights_read_in_loop(compiled.asm["ttgir"], [name for name, kind in signature.items() if kind != "constexpr"]),
+        weights_read_in_loop(
+            compiled.asm["ttgir"], [name for name, kind in source.signature.items() if kind != "constexpr"]
+        ),
     )  # fmt: skip
 
 
 def compile_probe(target: str, method: str, programs: int, dtype: torch.dtype, num_warps: int = 4) -> tuple[int, int]:
     """Compile the exchange alone (`probe.Probe`) for `target`; return registers per thread and spilled bytes."""
     gpu, _ = TARGETS[target]
-    signature: dict[str, str] = {}
-    values, attributes = {}, {}
-    constants = probe.constants(method, programs, num_warps)
-    for index, name in enumerate(exchange_kernel.arg_names):
-        if name in constants:
-            signature[name], values[(index,)] = "constexpr", constants[name]
-        elif name in ("first", "rounds", "patience", "U", "s_tile"):
-            signature[name] = "i32"
-        else:
-            signature[name] = "*" + (_NAMES[dtype] if name == "blocks" else "i32")
-            if name == "board" and method == "tagged" and dtype == torch.float32:
-                signature[name] = "*i64"
-        if name not in ("first", "rounds", "patience", *constants):
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(exchange_kernel, signature, values, attributes)
+    probe = Probe(method, programs, dtype=dtype, device="meta", num_warps=num_warps)
+    source = describe_source(exchange_kernel, probe.arguments(1, 1), probe.constants(gpu.backend))
     return _resources(triton.compile(source, target=gpu, options={"num_warps": num_warps}), gpu)[:2]
 
 
-def _constants(
-    direction: str, config: LaunchConfig, units: int, dtype: torch.dtype, precision: str, gpu: GPUTarget
-) -> dict:
-    chunks = -(-units // config.block_k)
-    shared = dict(
-        BLOCK_B=config.block_b, BLOCK_H=config.block_h, BLOCK_K=config.block_k, NK=chunks,
-        GROUP=chunks_in_flight(config, chunks, dtype.itemsize, 1 if direction == "forward" else 3),
-        SINGLE=config.schedule == SINGLE, PERSISTENT=config.waits, STREAM=config.streams, EXCHANGE=config.exchange,
-        POLLS=polls(-(-units // config.block_h), config.num_warps), PTX=gpu.backend == "cuda", PHASE=0, WAVES=False,
-        ACT=1, REC_ACT=2, RESET_AFTER=True, ZERO_MASKED=False, REVERSE=False, GATE_Z=0, GATE_R=1, DROPS=0,
-        HAS_MASK=False, HAS_RESET=False, HAS_ROWS=False,
-        DOT=getattr(triton.language, str(dtype).removeprefix("torch.")),
-        PRECISION=precision if dtype == torch.float32 else "ieee",
-    )  # fmt: skip
+def example_arguments(
+    direction: str, config: LaunchConfig, units: int, dtype: torch.dtype, variant: Variant, *, bias: bool = True,
+    mask: bool = False, resets: bool = False, fresh: bool = False, drops: int = 0, crowded: bool = False,
+) -> tuple[Workspace, dict[str, Any]]:  # fmt: skip
+    """Return what a scan in training would launch its kernel with, as tensors without data.
+
+    Args:
+        bias, mask, resets: whether there are some. fresh: whether resets start from states, or want their gradient.
+        drops: recurrent dropout masks, 0, 1 or 3. crowded: whether there are more batch tiles than run at once, so that
+            programs that wait go in waves, and masked rows in the order of their lengths.
+    """
+    T, tiles = 2, 2 if crowded else 1
+    B = tiles * config.block_b
+    # One tile after the other, or both at once.
+    processors = -(-units // config.block_h) * (1 if crowded else tiles)
+    device = Device(processors, shared_memory=0)
+
+    def empty(*shape: int, present: bool = True, dtype: torch.dtype = dtype) -> Any:
+        return torch.empty(shape, dtype=dtype, device="meta") if present else None
+
+    u = empty(units, 3 * units)
+    workspace = Workspace(direction, config, u, B, device)
+    steps = (empty(T, B, present=mask, dtype=torch.bool), empty(T, B, present=resets, dtype=torch.bool))
+    drop = empty(drops, B, units, present=drops > 0)
     if direction == "forward":
-        return shared | dict(HAS_FRESH=False, HAS_BIAS=True, SAVE_GATES=True, SEPARATE=False)
-    return shared | dict(HAS_OUT=True, FRESH_GRADIENT=False)
+        bias_n = empty(units, present=bias)
+        starts = empty(B, units, present=fresh)
+        given, _ = forward_arguments(
+            workspace, empty(T, B, 3 * units), u, bias_n, empty(B, units), *steps, starts, drop, variant, True
+        )
+    else:
+        gates, states = empty(4 if variant.reset_after else 3, T, B, units), empty(T, B, units)
+        given = backward_arguments(workspace, states, empty(B, units), gates, states, u, *steps, drop, variant, fresh)
+    tile, _ = next(workspace.waves())
+    return workspace, given | {"first_tile": tile}
 
 
-def _is_tagged(c: dict) -> bool:
-    return c["PERSISTENT"] and c["EXCHANGE"] == "tagged"
-
-
-def _absent_arguments(c: dict) -> set[str]:
-    absent = set()
-    for name, present in (
-        ("mask", c["HAS_MASK"]), ("resets", c["HAS_RESET"]), ("drop", c["DROPS"]), ("board", c["PERSISTENT"]),
-        ("faults", c["PERSISTENT"]), ("stops", c["HAS_MASK"]), ("rows", c["HAS_ROWS"]), ("y_carry", c["HAS_MASK"]),
-        ("d_gh_n", c["RESET_AFTER"]),
-        ("bias_n", c.get("HAS_BIAS")), ("fresh", c.get("HAS_FRESH")), ("d_out", c.get("HAS_OUT")),
-        ("d_fresh", c.get("FRESH_GRADIENT")),
-        ("middle", not c["RESET_AFTER"] and not c["SINGLE"] and not _is_tagged(c)),
-        ("z_carry", c["PHASE"] > 0), ("first_tile", c["WAVES"]),
-    ):  # fmt: skip
-        if not present:
-            absent.add(name)
-    return absent
+def describe_source(kernel: triton.JITFunction, given: Mapping[str, Any], C: Constants) -> ASTSource:
+    """Return `kernel` specialised on its arguments as a launch does it: on None, on 1, and on multiples of 16."""
+    signature: dict[str, str] = {}
+    values: dict[tuple[int, ...], Any] = {}
+    attributes = {}
+    for index, parameter in enumerate(kernel.params):
+        name = parameter.name
+        value = C if name == "C" else given[name]
+        if isinstance(value, Tensor):
+            # An allocator gives no other addresses.
+            signature[name], attributes[(index,)] = "*" + _NAMES[value.dtype], [["tt.divisibility", 16]]
+        elif isinstance(value, int) and (value != 1 or parameter.do_not_specialize):
+            signature[name] = "i32"
+            if value % 16 == 0 and not parameter.do_not_specialize:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name], values[(index,)] = "constexpr", value
+    return ASTSource(kernel, signature, values, attributes)
 
 
 @functools.cache

@@ -8,21 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .environment import is_interpreted
-from .kernels.probe import exchange_kernel
 from .tuning import configs
-from .tuning.configs import EXCHANGES
+from .tuning.configs import EXCHANGES, PERSISTENT, STEPS, LaunchConfig
+from .constants import Constants, current_backend, make_constants
+from .kernels.probe import exchange_kernel
+from .environment import is_interpreted
 
 METHODS = (*EXCHANGES, "launch")
 BLOCK_B, BLOCK_H, BLOCK_K = 16, 16, 64
-
-
-def constants(method: str, programs: int, num_warps: int) -> dict:
-    """Return the kernel's constants."""
-    return dict(
-        BLOCK_B=BLOCK_B, BLOCK_H=BLOCK_H, BLOCK_K=BLOCK_K, NK=-(-programs * BLOCK_H // BLOCK_K), EXCHANGE=method,
-        POLLS=configs.polls(programs, num_warps), PTX=not is_interpreted(),
-    )  # fmt: skip
 
 
 class Probe:
@@ -38,7 +31,10 @@ class Probe:
     ):
         if method not in METHODS:
             raise ValueError(f"`method` must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
-        self.method, self.programs, self.tiles, self.num_warps = method, programs, tiles, num_warps
+        self.method, self.programs, self.tiles = method, programs, tiles
+        # Programs of one launch per round do not wait, and their exchange is none.
+        schedule, exchange = (STEPS, EXCHANGES[0]) if method == "launch" else (PERSISTENT, method)
+        self.config = LaunchConfig(schedule, BLOCK_B, BLOCK_H, BLOCK_K, num_warps, exchange)
         self.units, self.round = programs * BLOCK_H, first
         self.s_tile = configs.signals_per_tile(programs)
 
@@ -61,19 +57,22 @@ class Probe:
         steps = [1] * rounds if self.method == "launch" else [rounds]
         for step in steps:
             exchange_kernel[(self.programs, self.tiles)](
-                *self.arguments(step, patience),
-                **constants(self.method, self.programs, self.num_warps),
-                **self._options(),
+                **self.arguments(step, patience), C=self.constants(current_backend()), **self._options()
             )
             self.round += step
 
-    def arguments(self, rounds: int, patience: int) -> tuple:
-        """Return the kernel's run-time arguments."""
-        # The kernel counts in 32 bits, as the scans do.
-        first = (self.round + (1 << 31)) % (1 << 32) - (1 << 31)
-        return (
-            self.blocks, self.board, self.gathered, self.faults, first, rounds, patience, self.units, self.s_tile,
+    def arguments(self, rounds: int, patience: int) -> dict[str, Tensor | int]:
+        """Return the kernel's arguments by name."""
+        return dict(
+            blocks=self.blocks, board=self.board, gathered=self.gathered, faults=self.faults,
+            # The kernel counts in 32 bits, as the scans do.
+            first=(self.round + (1 << 31)) % (1 << 32) - (1 << 31),
+            rounds=rounds, patience=patience, U=self.units, s_tile=self.s_tile,
         )  # fmt: skip
+
+    def constants(self, backend: str) -> Constants:
+        """Return what the kernel is compiled for."""
+        return make_constants(self.config, self.units, self.blocks.dtype, backend)
 
     def values(self, round: int) -> Tensor:
         """Return what is published in `round`, (tiles, BLOCK_B, units)."""
@@ -89,4 +88,4 @@ class Probe:
     def _options(self) -> dict:
         if is_interpreted():
             return {}
-        return dict(num_warps=self.num_warps, launch_cooperative_grid=self.method != "launch")
+        return dict(num_warps=self.config.num_warps, launch_cooperative_grid=self.config.waits)

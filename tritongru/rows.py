@@ -29,10 +29,10 @@ def plan_rows(
         return None, None
     T, B = mask.shape
     stops = torch.empty(B, dtype=torch.int32, device=mask.device)
-    with torch.cuda.device(mask.device) if mask.is_cuda else contextlib.nullcontext():
-        last_steps_kernel[(-(-B // 16),)](
-            mask, resets, stops, T, B, REVERSE=reverse, HAS_RESET=resets is not None, BLOCK_T=128, BLOCK_B=16
-        )
+    # Without data there is nothing to find; `ahead` asks with such tensors what a kernel would be given.
+    if not mask.is_meta:
+        with torch.cuda.device(mask.device) if mask.is_cuda else contextlib.nullcontext():
+            last_steps_kernel[(-(-B // 16),)](mask, resets, stops, T, B, REVERSE=reverse, BLOCK_T=128, BLOCK_B=16)
     programs, tiles = grid
     if tiles == 1 or programs * tiles <= processors:
         return None, stops

@@ -158,7 +158,7 @@ class _Launcher:
         self.names = source.fn.arg_names
         self.signature = list(source.signature.items())
         constants = {self.names[path[0]]: value for path, value in source.constants.items() if len(path) == 1}
-        self.tagged = {"board"} if constants.get("EXCHANGE") == "tagged" else set()
+        self.tagged = {"board"} if "C" in constants and constants["C"].EXCHANGE.value == "tagged" else set()
 
     def __call__(self, x, y, z, stream, function, packed, launch_metadata, enter_hook, exit_hook, *arguments):
         gpu = triton.runtime.driver.active.gpu

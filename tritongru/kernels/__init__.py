@@ -1,1 +1,1 @@
-"""The Triton kernels: `@triton.jit` functions only. `tritongru.launch` is their one importer."""
+"""The Triton kernels: `@triton.jit` functions only. `launch`, `rows`, `probe` and `ahead` name them."""

@@ -8,6 +8,8 @@ ways:
     "tagged"   no word of its own: each value travels in one word with its round, so that the load that brings the
                value also tells whether it is fresh:                            all tags == round
 
+"none" stands for programs that do not wait for each other: nothing is announced or awaited.
+
 "counter" and "flags" order plain stores: `announce` after them, `await_round` before the others' are loaded. "tagged"
 does both at once, `publish` in place of the store and `collect` in place of the load, and needs no order between words.
 Its board has two slots, by the round's parity: a slot is written again two rounds later, by programs that have read the
@@ -24,25 +26,24 @@ import triton.language as tl
 
 
 @triton.jit
-def announce(p_signals, i_h, round, EXCHANGE: tl.constexpr):
+def announce(p_signals, i_h, round, C: tl.constexpr):
     """Tell the tile that this program's plain stores of `round` are done; nothing to tell with tagged words."""
-    if EXCHANGE == "counter":
+    if C.EXCHANGE == "counter":
         tl.debug_barrier()
         tl.atomic_add(p_signals, 1, sem="release")
-    elif EXCHANGE == "flags":
+    elif C.EXCHANGE == "flags":
         tl.debug_barrier()
         tl.atomic_xchg(p_signals + i_h, round, sem="release")
 
 
 @triton.jit
-def await_round(p_signals, round, programs, patience, EXCHANGE: tl.constexpr, POLLS: tl.constexpr, PTX: tl.constexpr):
+def await_round(p_signals, round, programs, patience, C: tl.constexpr):
     """Wait until all programs have announced `round`; return the patience left: `patience`, or 0 after a fault.
 
-    POLLS: flags polled at once, at least `programs`, and at least the threads of a program: so the minimum is taken
-        over all of its warps, and they agree on it.
-    PTX: whether a vector of acquiring loads can be had.
+    Of flags, C.POLLS are polled at once, at least as many as a program has threads: so the minimum is taken over all of
+    its warps, and they agree on it.
     """
-    if EXCHANGE == "counter":
+    if C.EXCHANGE == "counter":
         target = programs * round
         ahead = tl.atomic_add(p_signals, 0, sem="acquire") - target
         spins = 0
@@ -51,14 +52,14 @@ def await_round(p_signals, round, programs, patience, EXCHANGE: tl.constexpr, PO
             spins += 1
         tl.debug_barrier()
         patience = tl.where(ahead < 0, 0, patience)
-    elif EXCHANGE == "flags":
-        p_flags = p_signals + tl.minimum(tl.arange(0, POLLS), programs - 1)
-        ahead = tl.min(read_flags(p_flags, PTX) - round, 0)
+    elif C.EXCHANGE == "flags":
+        p_flags = p_signals + tl.minimum(tl.arange(0, C.POLLS), programs - 1)
+        ahead = tl.min(read_flags(p_flags, C.PTX) - round, 0)
         spins = 0
         while (ahead < 0) & (spins < patience):
-            ahead = tl.min(read_flags(p_flags, PTX) - round, 0)
+            ahead = tl.min(read_flags(p_flags, C.PTX) - round, 0)
             spins += 1
-        if not PTX:
+        if not C.PTX:
             tl.atomic_add(p_signals, 0, sem="acquire")
         tl.debug_barrier()
         patience = tl.where(ahead < 0, 0, patience)
@@ -67,7 +68,7 @@ def await_round(p_signals, round, programs, patience, EXCHANGE: tl.constexpr, PO
 
 @triton.jit
 def read_flags(p_flags, PTX: tl.constexpr):
-    """Load every flag once more; without PTX the caller orders what follows."""
+    """Load every flag once more; without PTX, for a vector of acquiring loads, the caller orders what follows."""
     if PTX:
         # A vector of atomics in a loop breaks Triton 3.6's layout pass.
         flags = tl.inline_asm_elementwise(

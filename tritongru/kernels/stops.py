@@ -11,14 +11,13 @@ import triton.language as tl
 
 @triton.jit(do_not_specialize=["T", "B"])
 def last_steps_kernel(
-    mask, resets, stops, T, B, REVERSE: tl.constexpr, HAS_RESET: tl.constexpr, BLOCK_T: tl.constexpr,
-    BLOCK_B: tl.constexpr,
+    mask, resets, stops, T, B, REVERSE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_B: tl.constexpr
 ):  # fmt: skip
     """Write the stops of BLOCK_B rows.
 
     | pointer | shape, contiguous | dtype |
     |---|---|---|
-    | mask, resets | (T,B) | uint8 |
+    | mask, resets | (T,B), or None for resets | uint8 |
     | stops | (B,) | int32 |
     """
     o_b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B).to(tl.int64)
@@ -30,7 +29,7 @@ def last_steps_kernel(
         m_tb = (step < T)[:, None] & m_b[None, :]
         o_tb = t.to(tl.int64)[:, None] * B + o_b[None, :]
         active = tl.load(mask + o_tb, mask=m_tb, other=0) != 0
-        if HAS_RESET:
+        if resets is not None:
             active = active | (tl.load(resets + o_tb, mask=m_tb, other=0) != 0)
         b_stop = tl.maximum(b_stop, tl.where(active, step[:, None] + 1, 0))
     tl.store(stops + o_b, tl.max(b_stop, 0), mask=m_b)

@@ -17,7 +17,9 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
+from ...call.problem import Variant
 from ...tuning.configs import LaunchConfig
 from ...tuning.table_files import parse_config
 from ...tuning.tables import Key
@@ -60,7 +62,7 @@ def compile_job(job: Job) -> Compiled:
     try:
         report = compile_scan(
             key.kernel, job.target, job.config, key.units, getattr(torch, key.dtype), key.precision,
-            **kernel_flags(key),
+            **kernel_features(key),
         )  # fmt: skip
     except Exception as error:  # whatever the compiler raises is its verdict on this configuration
         lines = str(error).strip().splitlines() or [""]
@@ -87,18 +89,14 @@ def is_lost(error: str) -> bool:
     return any(words in error for words in LOST)
 
 
-def kernel_flags(key: Key) -> dict[str, bool | int]:
-    """Return the kernel's constants that a key's flags stand for: of each, the case that needs most registers."""
-    flags: dict[str, bool | int] = {}
+def kernel_features(key: Key) -> dict[str, Any]:
+    """Return what `ahead.compile_scan` calls a key's flags: of each, the case that needs most registers."""
+    features: dict[str, Any] = {"variant": Variant(reset_after="reset_before" not in key.flags)}
     if "dropout" in key.flags:
-        flags["DROPS"] = 3
+        features["drops"] = 3
     if "masked" in key.flags:
-        flags |= {"HAS_MASK": True, "HAS_RESET": True}
-        if key.kernel == "forward":
-            flags["SEPARATE"] = True
-    if "reset_before" in key.flags:
-        flags["RESET_AFTER"] = False
-    return flags
+        features |= {"mask": True, "resets": True}
+    return features
 
 
 class Compilers:
