@@ -50,7 +50,7 @@ def check_backends(c: Configuration) -> int:
 
 def check_kernels(c: Configuration) -> int:
     """Compare the Triton kernels, in the interpreter or on a GPU, with the oracle in float64."""
-    from tritongru.launch import use_config
+    from tritongru.backends.triton.scan import use_config
 
     with use_config(launch_config(c)), round_to_nearest():
         return check_against_oracle(c, ("triton",))

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 triton = pytest.importorskip("triton")
-from tritongru import ahead  # noqa: E402
-from tritongru.tuning import configs  # noqa: E402
-from tritongru.kernels import backward, exchange, forward, gates, probe, product, stops  # noqa: E402
+from tritongru.backends.triton import ahead  # noqa: E402
+from tritongru.backends.triton.kernels import backward, exchange, forward, gates, probe, product, stops  # noqa: E402
 from tritongru.call.problem import Variant  # noqa: E402
+from tritongru.tuning import configs  # noqa: E402
 
 RELEASE = tuple(map(int, triton.__version__.split(".")[:2]))
 # Bytes that a program may put away before its time loop and fetch after it. With other versions one or two do.

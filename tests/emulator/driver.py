@@ -22,7 +22,8 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
-from tritongru import dispatch, launch
+from tritongru import dispatch
+from tritongru.backends.triton import scan as launch
 from tritongru.tuning import configs
 
 from .machine import Code, Grid

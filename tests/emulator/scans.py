@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tritongru import launch
+from tritongru.backends.triton import scan as launch
 from tritongru.tools.oracle import cases, tolerance
 from tritongru.tools.oracle.cases import Case
 from tritongru.tuning.configs import LaunchConfig

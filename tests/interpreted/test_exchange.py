@@ -8,11 +8,11 @@ import pytest
 import torch
 from processes import process_per_program
 
-from tritongru import launch
 from tritongru.backends.eager import continuation
+from tritongru.backends.triton import scan as launch
+from tritongru.backends.triton.kernels import backward, forward, product
 from tritongru.call.errors import ExchangeError
 from tritongru.call.problem import Variant
-from tritongru.kernels import backward, forward, product
 from tritongru.tuning import configs
 from tritongru.tuning.configs import EXCHANGES, Device, LaunchConfig
 

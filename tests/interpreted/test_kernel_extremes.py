@@ -17,8 +17,8 @@ from extremes import (
     check_scale,
 )
 
+from tritongru.backends.triton.scan import use_config
 from tritongru.environment import is_interpreted
-from tritongru.launch import use_config
 from tritongru.tools.oracle.cases import Case
 from tritongru.tuning import configs
 from tritongru.tuning.configs import LaunchConfig

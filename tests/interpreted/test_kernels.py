@@ -8,8 +8,8 @@ import torch
 
 import tritongru
 from tritongru.activations import TABLE
+from tritongru.backends.triton.scan import use_config
 from tritongru.environment import is_interpreted
-from tritongru.launch import use_config
 from tritongru.reference import gru_reference
 from tritongru.tools.oracle import tolerance
 from tritongru.tuning.configs import SCHEDULES, LaunchConfig, next_power_of_two
@@ -178,7 +178,7 @@ def test_empty(size):
 
 def test_the_triton_path_really_runs(monkeypatch):
     """A spy on the launch: a silent fallback would make every test above meaningless."""
-    from tritongru import launch
+    from tritongru.backends.triton import scan as launch
 
     calls = []
     monkeypatch.setattr(launch, "scan_forward", lambda *a, _f=launch.scan_forward: calls.append(1) or _f(*a))

@@ -84,7 +84,7 @@ def _run(direction: str, arguments: tuple, a: Inputs, variant: Variant, setting:
 
     def run_kernels():
         # Imports triton, which need not be installed for the other backends.
-        launch = importlib.import_module("tritongru.launch")
+        launch = importlib.import_module("tritongru.backends.triton.scan")
         return getattr(launch, f"scan_{direction}")(*arguments, setting.precision)
 
     if setting.backend == "triton":

@@ -104,7 +104,7 @@ def own(
 
     if config is None:
         return Contender(forward, weights, note_of=note_of)
-    from ...launch import use_config
+    from ...backends.triton.scan import use_config
 
     return Contender(forward, weights, str(config), enter=lambda: use_config(config), note_of=note_of)
 

@@ -99,7 +99,7 @@ def check_candidates(
 
 def check_config(problem: Problem, config: LaunchConfig) -> str:
     """Return what is wrong with a configuration on the device at hand; "" if its results are within the tolerance."""
-    from ...launch import use_config
+    from ...backends.triton.scan import use_config
 
     try:
         case, arguments, truth, oracle = _expected(problem, is_interpreted())
@@ -137,7 +137,7 @@ class Timer:
 
     def time(self, config: LaunchConfig, seconds: float) -> Timing:
         """Return the time of one step, ms."""
-        from ...launch import scan_backward, scan_forward, use_config
+        from ...backends.triton.scan import scan_backward, scan_forward, use_config
 
         scan = scan_forward if self.key.kernel == "forward" else scan_backward
         with use_config(config):

@@ -48,7 +48,7 @@ def make_provenance(kind: str, device: Device) -> tuple[str, dict[str, Any]]:
 
 def fingerprint_kernels() -> str:
     """Return twelve hexadecimal digits that change with the kernels' source."""
-    sources = sorted((Path(__file__).parents[2] / "kernels").glob("*.py"))
+    sources = sorted((Path(__file__).parents[2] / "backends" / "triton" / "kernels").glob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
 
 

@@ -189,7 +189,7 @@ def list_problems(
 
 
 def _target_device(target: str, processors: int | None) -> Device:
-    from ...ahead import TARGETS
+    from ...backends.triton.ahead import TARGETS
 
     if target not in TARGETS or target not in USUAL_DEVICES:
         raise ValueError(f"`target` must be one of {', '.join(USUAL_DEVICES)}, got {target!r}")

@@ -56,7 +56,7 @@ def compile_job(job: Job) -> Compiled:
     """Compile one job in this process."""
     import torch
 
-    from ...ahead import compile_scan
+    from ...backends.triton.ahead import compile_scan
 
     key, begin = job.key, time.perf_counter()
     try:

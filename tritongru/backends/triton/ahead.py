@@ -22,14 +22,14 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .tuning.configs import Device, LaunchConfig, exchanges
+from ...call.problem import Variant
+from ...tuning.configs import Device, LaunchConfig, exchanges
 from .constants import Constants
 from .kernels.backward import gru_backward_kernel
 from .kernels.forward import gru_forward_kernel
 from .kernels.probe import exchange_kernel
-from .launch import Workspace, backward_arguments, forward_arguments
 from .probe import Probe
-from .call.problem import Variant
+from .scan import Workspace, backward_arguments, forward_arguments
 
 # Targets by name, with the shared memory one program may use, in bytes (CUDA C++ Programming Guide, table "Technical
 # Specifications per Compute Capability"; CDNA3 ISA reference: 64 KiB of LDS per workgroup).

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .tuning import choices
-from .tuning.configs import SINGLE, STEPS, Device, LaunchConfig
-from .tuning.devices import device_limits
+from ...call.problem import Variant
+from ...environment import is_interpreted
+from ...tuning import choices
+from ...tuning.configs import SINGLE, STEPS, Device, LaunchConfig
+from ...tuning.devices import device_limits
+from ...tuning.tables import Key
 from .kernels.backward import gru_backward_kernel
 from .kernels.forward import gru_forward_kernel
-from .call.problem import Variant
-from .environment import is_interpreted
-from .tuning.tables import Key
 from .workspace import Workspace
 
 # Polls before a fault: seconds on a GPU, where a healthy exchange takes microseconds; the interpreter polls slowly.

@@ -11,10 +11,10 @@ from dataclasses import dataclass, fields
 import torch
 import triton.language as tl
 
-from .activations import TABLE
-from .tuning.configs import SINGLE, LaunchConfig, chunks_in_flight, polls
-from .call.problem import Variant
-from .environment import is_interpreted
+from ...activations import TABLE
+from ...call.problem import Variant
+from ...environment import is_interpreted
+from ...tuning.configs import SINGLE, LaunchConfig, chunks_in_flight, polls
 
 # What each direction multiplies at once: the state, or three gradients.
 PLANES = {"forward": 1, "backward": 3}

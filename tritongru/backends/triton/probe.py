@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .tuning import configs
-from .tuning.configs import EXCHANGES, PERSISTENT, STEPS, LaunchConfig
+from ...environment import is_interpreted
+from ...tuning import configs
+from ...tuning.configs import EXCHANGES, PERSISTENT, STEPS, LaunchConfig
 from .constants import Constants, current_backend, make_constants
 from .kernels.probe import exchange_kernel
-from .environment import is_interpreted
 
 METHODS = (*EXCHANGES, "launch")
 BLOCK_B, BLOCK_H, BLOCK_K = 16, 16, 64

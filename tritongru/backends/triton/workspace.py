@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .tuning import configs
-from .tuning.configs import SINGLE, Device, LaunchConfig
+from ...call.errors import ExchangeError
+from ...call.problem import Variant
+from ...environment import is_interpreted
+from ...tuning import configs
+from ...tuning.configs import SINGLE, Device, LaunchConfig
 from .constants import PLANES, Constants, current_backend, make_constants
 from .rows import plan_rows
-from .call.errors import ExchangeError
-from .call.problem import Variant
-from .environment import is_interpreted
 
 _pending: deque = deque()
 
