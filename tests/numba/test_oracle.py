@@ -1,0 +1,119 @@
+"""Outputs, state and every gradient of the numba scan against the oracle in float64, by the project's one rule."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from fuzzing import check_against_oracle
+from hypothesis import HealthCheck, given, settings
+from strategies import Configuration, configurations, plain_configurations
+
+from tritongru.activations import TABLE
+from tritongru.backends.numba import backward, problem, threads
+from tritongru.tools.cases import Case, in_dtype, make_arguments, run_case
+from tritongru.tools.tolerance import check
+
+VARIANTS = list(itertools.product(("keras", "torch"), (False, True), (False, True)))
+FLAGS = list(itertools.product((False, True), (None, "rows"), (0, 1, 3), (False, True)))
+NAMES = [name for name, entry in TABLE.items() if entry.derivative is not None]
+
+
+def assert_equals_oracle(case: Case, **changes) -> None:
+    """Assert outputs, state and every gradient by name; `changes` replace arguments of the case."""
+    arguments = make_arguments(case) | changes
+    truth = run_case(in_dtype(arguments, torch.float64), "reference", case.seed)
+    oracle = run_case(arguments, "reference", case.seed)
+    for name, value in run_case(arguments, "eager", case.seed).items():
+        check(f"{case}: {name}", value, oracle[name], truth[name])
+
+
+@pytest.fixture(params=["whole", "chunks", "threads"])
+def divided(request, monkeypatch) -> str:
+    """Steps and rows taken together, in several chunks, or among several threads."""
+    if request.param == "chunks":
+        monkeypatch.setattr(problem, "CHUNK", 1)
+        monkeypatch.setattr(backward, "CHUNK", 1)
+        monkeypatch.setattr(backward, "CHUNK_ROWS", 7)
+    if request.param == "threads":
+        monkeypatch.setattr(threads, "LEAST_WORK", 1)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    return request.param
+
+
+@pytest.mark.parametrize("batch", [1, 3, 11])
+@pytest.mark.parametrize("layout, reset_after, go_backwards", VARIANTS)
+def test_grid(divided: str, layout: str, reset_after: bool, go_backwards: bool, batch: int) -> None:
+    for seed, (mask, reset_state, dropouts, zero) in enumerate(FLAGS):
+        case = Case(
+            batch, 6, 4, (5, 8, 19)[seed % 3], "float32" if seed % 4 else "float64", seed, reset_after=reset_after,
+            layout=layout, go_backwards=go_backwards, recompute=seed % 3 == 1, mask=mask, resets=bool(seed % 2),
+            reset_state=reset_state if seed % 2 else None, recurrent_dropouts=dropouts,
+            input_dropouts=(0, 3, 1)[seed % 3], zero_output_for_mask=zero, use_bias=seed % 5 > 0,
+            time_major=seed % 4 == 3, lengths=seed % 7 == 2,
+        )  # fmt: skip
+        assert_equals_oracle(case)
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_activations(name: str, reset_after: bool) -> None:
+    for dtype in ("float64", "float32"):
+        case = Configuration(
+            units=4, input_size=3, dtype=dtype, spread=0.5, reset_after=reset_after, activation=name, batch=9
+        )
+        assert check_against_oracle(case, ("eager",)), "nothing compared"
+        if name != "exponential":
+            case = replace(case, activation="tanh", recurrent_activation=name)
+            assert check_against_oracle(case, ("eager",)), "nothing compared"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(1, 1, 1, 1),
+        Case(1, 9, 3, 17),
+        Case(5, 1, 4, 33),
+        Case(2, 40, 12, 64, mask=True),
+        Case(16, 30, 40, 64, lengths=True, layout="torch"),
+        Case(9, 12, 330, 40, reset_after=False),
+        Case(13, 5, 7, 340, layout="torch", recurrent_dropouts=3),
+        Case(4, 12, 7, 31, "float16", resets=True, reset_state="steps"),
+        Case(4, 12, 7, 31, "bfloat16", mask=True, reset_after=False),
+        Case(3, 8, 0, 4, "float64"),
+        Case(9, 8, 0, 4, "float64", resets=True, reset_state="initial"),
+        Case(2, 0, 3, 4, "float64"),
+        Case(0, 3, 3, 4, "float64", mask=True),
+    ],
+    ids=str,
+)
+def test_shapes_and_dtypes(case: Case) -> None:
+    assert_equals_oracle(case)
+    assert_equals_oracle(replace(case, recompute=True))
+
+
+@pytest.mark.parametrize("strategy", [configurations(), plain_configurations()], ids=["any", "plain"])
+def test_any_configuration(strategy) -> None:
+    @settings(
+        max_examples=80, deadline=None, database=None, derandomize=True,
+        suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+    )  # fmt: skip
+    @given(strategy)
+    def draw(configuration) -> None:
+        check_against_oracle(configuration, ("eager",))
+
+    draw()
+
+
+def test_the_state_of_a_half_precision_scan_is_kept_in_float32() -> None:
+    """A state that nears its end by less than half a digit of bfloat16 in each step would otherwise stand still."""
+    from tritongru import gru
+
+    U, T = 2, 400
+    bias = torch.cat((torch.full((U,), 5.0), torch.zeros(U), torch.ones(U))).bfloat16()
+    weights = torch.zeros(1, 3 * U).bfloat16(), torch.zeros(U, 3 * U).bfloat16()
+    outputs, _ = gru(torch.zeros(1, T, 1).bfloat16(), *weights, torch.stack((bias, bias * 0)), backend="eager")
+    end = torch.tensor(1.0).tanh() * (1 - torch.tensor(5.0).sigmoid().pow(T))
+    torch.testing.assert_close(outputs[0, -1].float(), end.expand(U), rtol=4e-3, atol=0)

@@ -1,0 +1,49 @@
+"""The scan and the reverse scan for CPUs, compiled by numba; numba is imported by the first call."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from typing import TYPE_CHECKING
+
+import torch
+
+from ...call.check import Signature
+from ..reasons import reasons_against_activations, reasons_against_transforms
+
+if TYPE_CHECKING:
+    from .backward import run_backward
+    from .forward import run_forward
+
+__all__ = ["reasons_against", "run_backward", "run_forward"]
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def __getattr__(name: str):
+    if name == "run_forward":
+        from .forward import run_forward as found
+    elif name == "run_backward":
+        from .backward import run_backward as found
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def reasons_against(s: Signature) -> list[str]:
+    """It needs numba, a CPU, and derivatives that are functions of the output."""
+    reasons = [*reasons_against_numba(), *reasons_against_transforms(s)]
+    if s.device != "cpu":
+        reasons.append(f"device={s.device!r} is not 'cpu'")
+    if s.dtype not in DTYPES:
+        reasons.append(f"dtype={s.dtype} is not float32, float64, float16 or bfloat16")
+    return reasons + reasons_against_activations(s, "kernel_id")
+
+
+@functools.cache
+def reasons_against_numba() -> tuple[str, ...]:
+    """Return why numba cannot be used: it is not installed, or cannot be imported with what else is."""
+    if importlib.util.find_spec("numba") is None:
+        return ("numba is not installed",)
+    return ()

@@ -1,0 +1,161 @@
+"""One call as the kernels see it: tensors in the dtype of sums, a plan, scratch, and the parts of the batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...activations import TABLE
+from ..eager.layout import compute_dtype
+from ...call.problem import Inputs, Variant
+from . import fields as at
+from .packing import pack
+from .scan import scan
+from .threads import group_size, run_parts, share_rows
+from .vectors import PANEL, count_lanes
+
+# Bytes of projected input that are kept at a time: a part of every current core's second cache.
+CHUNK = 1 << 17
+LINE = 64  # bytes of a cache line
+
+
+def round_up(value: int, multiple: int) -> int:
+    """Return the least multiple of `multiple` that is not below `value`."""
+    return -(-value // multiple) * multiple
+
+
+def with_rows(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return `value` in `dtype`, its last axis contiguous."""
+    if value is None:
+        return None
+    if value.dtype != dtype:
+        value = value.to(dtype)
+    return value if value.stride(-1) == 1 or value.shape[-1] == 1 else value.contiguous()
+
+
+def in_compute_dtype(a: Inputs) -> Inputs:
+    """Return the inputs in float32 or float64 as the kernels read them."""
+    dtype = compute_dtype(a.x.dtype)
+    w, u = a.w, a.u
+    if u.dtype != dtype:
+        w, u = None if w is None else w.to(dtype), u.to(dtype)
+    return Inputs(
+        with_rows(a.x, dtype), w, with_rows(a.bias_x, dtype), u, with_rows(a.bias_h, dtype), with_rows(a.h0, dtype),
+        None if a.mask is None else a.mask.contiguous(), None if a.resets is None else a.resets.contiguous(),
+        with_rows(a.fresh, dtype), with_rows(a.drop, dtype),
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+class Problem:
+    """One scan: its inputs (see `in_compute_dtype`) and the fields of its plan.
+
+    Attributes:
+        fields: values by the names in fields.py. kept: what their addresses point to.
+    """
+
+    def __init__(self, a: Inputs, variant: Variant):
+        self.a, self.variant = a, variant
+        (T, B, I), U = a.x.shape, a.u.shape[0]
+        self.dtype = np.dtype(np.float64 if a.x.dtype == torch.float64 else np.float32)
+        self.lanes = count_lanes(self.dtype.itemsize)
+        self.drops = 0 if a.drop is None else a.drop.shape[0]
+        first, width = (U, 4) if variant.reset_after else (0, 3)
+        z, r = (U, 0) if variant.reset_gate_first else (0, U)
+        self.kept: list[Tensor] = []
+        self.fields = dict(
+            STEPS=T, BATCH=B, INPUT=I, UNITS=U, REVERSE=variant.reverse, RESET_AFTER=variant.reset_after,
+            ZERO_OUTPUT=variant.zero_output_for_mask, ACTIVATION=TABLE[variant.activation].kernel_id,
+            RECURRENT_ACTIVATION=TABLE[variant.recurrent_activation].kernel_id,
+            U_GIVEN=a.u.data_ptr(), U_ROW=a.u.stride(0), U_COLUMN=a.u.stride(1),
+            X=a.x.data_ptr(), X_STEP=a.x.stride(0), X_ROW=a.x.stride(1), H0=a.h0.data_ptr(), H0_ROW=a.h0.stride(0),
+            Z_AT=first + z, R_AT=first + r, N_AT=first + 2 * U, WIDTH=width * U, SIZE=group_size(B),
+        )  # fmt: skip
+        self._set_options()
+        work = 6 * T * B * U * (U + (0 if a.w is None else I))
+        self.order, self.bounds = share_rows(B, None if a.mask is None else a.mask.sum(0), work)
+
+    def _set_options(self) -> None:
+        """Set the fields of what a call may leave out."""
+        a = self.a
+        if a.bias_x is not None:
+            self.fields["BIAS_X"] = a.bias_x.data_ptr()
+        if a.bias_h is not None:
+            self.fields["BIAS_H"] = a.bias_h.data_ptr()
+        if a.mask is not None:
+            self.fields["MASK"] = a.mask.data_ptr()
+        if a.resets is not None:
+            self.fields["RESETS"] = a.resets.data_ptr()
+            if a.fresh is not None:
+                step = a.fresh.stride(0) if a.fresh.dim() == 3 else 0
+                self.fields |= dict(FRESH=a.fresh.data_ptr(), FRESH_STEP=step, FRESH_ROW=a.fresh.stride(-2))
+        if a.drop is not None:
+            drop = a.drop[[1, 0, 2]] if self.drops == 3 and self.variant.reset_gate_first else a.drop
+            self.fields |= dict(DROP=self.keep(drop.contiguous()), DROPS=self.drops)
+
+    def keep(self, value: Tensor) -> int:
+        """Return the address of a tensor, which lives from now on as long as the problem."""
+        self.kept.append(value)
+        return value.data_ptr()
+
+    def make_plan(self) -> np.ndarray:
+        """Return the fields in their places."""
+        return np.array([self.fields.get(name, 0) for name in at.NAMES], np.int64)
+
+    def lay_out(self, plan: np.ndarray, **sizes: int) -> None:
+        """Give the plan scratch of so many numbers each, and for its groups."""
+        rows, size = int(plan[at.ROWS]), int(plan[at.SIZE])
+        count = -(-rows // size)
+        parts = {name: number * self.dtype.itemsize for name, number in sizes.items()}
+        parts |= dict(GROUPS=8 * count, LIVE=8 * count, FLAGS=count * int(plan[at.CHUNK]))
+        starts, total = [], 0
+        for number in parts.values():
+            starts.append(total)
+            total += round_up(number, LINE)
+        address = self.keep(torch.empty(total, dtype=torch.uint8))
+        for name, start in zip(parts, starts, strict=True):
+            plan[getattr(at, name)] = address + start
+
+    def make_parts(self, plan: np.ndarray) -> list[np.ndarray]:
+        """Return a plan for each part of the batch, with its rows and without scratch."""
+        parts, address = [], self.keep(self.order)
+        for begin, end in zip(self.bounds, self.bounds[1:], strict=False):
+            part = plan.copy()
+            part[at.ORDER], part[at.ROWS] = address + 8 * begin, end - begin
+            parts.append(part)
+        return parts
+
+    def run_scan(self, begin: int, end: int) -> None:
+        """Run the steps begin..end, counted in the order of processing."""
+        a, fields = self.a, self.fields
+        I, U = fields["INPUT"], fields["UNITS"]
+        # Gates that are multiplied apart begin at whole panels.
+        apart = self.drops == 3 or not self.variant.reset_after
+        P = round_up(U, self.lanes * (PANEL if apart else 1))
+        sizes = dict(BIAS=3 * P, BIAS_N=P, RECURRENT=3 * P * U)
+        if a.w is not None:
+            sizes["W"] = 3 * P * I
+            fields |= dict(W_GIVEN=a.w.data_ptr(), W_ROW=a.w.stride(0), W_COLUMN=a.w.stride(1))
+        start = self.keep(a.x.new_empty(sum(sizes.values())))
+        for name, size in sizes.items():
+            fields[name] = start
+            start += size * self.dtype.itemsize
+        fields |= dict(PADDED=P, BEGIN=begin, END=end)
+        plan = self.make_plan()
+        pack.for_dtype(self.dtype)(plan)
+        parts = self.make_parts(plan)
+        for part in parts:
+            self._lay_out_scan(part, end - begin)
+        run_parts(scan.for_dtype(self.dtype), parts)
+
+    def _lay_out_scan(self, part: np.ndarray, steps: int) -> None:
+        P, R = self.fields["PADDED"], round_up(int(part[at.ROWS]), self.fields["SIZE"])
+        # A multiple of four, so that a row's steps are always grouped in the same way.
+        chunk = max(4, min(round_up(steps, 4), CHUNK // (R * 3 * P * self.dtype.itemsize) // 4 * 4))
+        part[at.CHUNK] = chunk
+        copies = max(self.drops, 0 if self.variant.reset_after else 1)
+        shown = 0 if self.a.mask is None else R * P
+        self.lay_out(
+            part, H=R * P, ENTERING=copies * R * P, PROJECTED=chunk * R * 3 * P, SUMS=R * 3 * P, SHOWN=shown,
+            KEPT=self.drops * R * P,
+        )  # fmt: skip

@@ -1,0 +1,218 @@
+"""Products of some rows with a packed matrix, in registers.
+
+A matrix (K,N) is packed in panels of three vectors of columns, (N/C, K, C) with C = 3 lanes: one pass over k reads it
+from end to end. A tile is the product of 4, 2 or 1 rows with a panel: the sums stay in 12 registers, each vector of the
+matrix is read once for all rows.
+
+    4 rows: each sum runs over k in order. 2 rows: even and odd k apart. 1 row: four sums of every fourth k. (A sum
+    waits for itself, and twelve sums keep the processor's multipliers busy.)
+
+Rows are grouped by their place in the batch alone (`Rows` in rows.py), so that the bits of a row depend neither on the
+other rows nor on the number of threads.
+"""
+
+from __future__ import annotations
+
+from .compile import helper
+from .vectors import fma, full, lanes, load, spread, store
+
+# Rows of a panel, of 96 bytes each, that stay in a processor's first cache while several tiles use it.
+LONGEST = 320
+BLOCK = 256
+
+
+@helper
+def tile_1(a, i, w, p, K, out, o, step):
+    """out[o + {0,1,2} step ..] = a[i : i + K] W, a row by a panel at `p`."""
+    L = lanes(a)
+    a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = d0 = d1 = d2 = full(a, 0.0)
+    whole = K // 4 * 4
+    for k in range(0, whole, 4):
+        v = spread(a, i + k)
+        a0 = fma(v, load(w, p), a0)
+        a1 = fma(v, load(w, p + L), a1)
+        a2 = fma(v, load(w, p + 2 * L), a2)
+        v = spread(a, i + k + 1)
+        b0 = fma(v, load(w, p + 3 * L), b0)
+        b1 = fma(v, load(w, p + 4 * L), b1)
+        b2 = fma(v, load(w, p + 5 * L), b2)
+        v = spread(a, i + k + 2)
+        c0 = fma(v, load(w, p + 6 * L), c0)
+        c1 = fma(v, load(w, p + 7 * L), c1)
+        c2 = fma(v, load(w, p + 8 * L), c2)
+        v = spread(a, i + k + 3)
+        d0 = fma(v, load(w, p + 9 * L), d0)
+        d1 = fma(v, load(w, p + 10 * L), d1)
+        d2 = fma(v, load(w, p + 11 * L), d2)
+        p += 12 * L
+    for k in range(whole, K):
+        v = spread(a, i + k)
+        a0 = fma(v, load(w, p), a0)
+        a1 = fma(v, load(w, p + L), a1)
+        a2 = fma(v, load(w, p + 2 * L), a2)
+        p += 3 * L
+    store(out, o, (a0 + b0) + (c0 + d0))
+    store(out, o + step, (a1 + b1) + (c1 + d1))
+    store(out, o + 2 * step, (a2 + b2) + (c2 + d2))
+
+
+@helper
+def tile_2(a, i, j, w, p, K, out, o, step, next_row):
+    """As `tile_1` for the rows at i and j, their results `next_row` apart."""
+    L = lanes(a)
+    a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = d0 = d1 = d2 = full(a, 0.0)
+    whole = K // 2 * 2
+    for k in range(0, whole, 2):
+        w0, w1, w2 = load(w, p), load(w, p + L), load(w, p + 2 * L)
+        v = spread(a, i + k)
+        a0, a1, a2 = fma(v, w0, a0), fma(v, w1, a1), fma(v, w2, a2)
+        v = spread(a, j + k)
+        b0, b1, b2 = fma(v, w0, b0), fma(v, w1, b1), fma(v, w2, b2)
+        w0, w1, w2 = load(w, p + 3 * L), load(w, p + 4 * L), load(w, p + 5 * L)
+        v = spread(a, i + k + 1)
+        c0, c1, c2 = fma(v, w0, c0), fma(v, w1, c1), fma(v, w2, c2)
+        v = spread(a, j + k + 1)
+        d0, d1, d2 = fma(v, w0, d0), fma(v, w1, d1), fma(v, w2, d2)
+        p += 6 * L
+    if whole < K:
+        w0, w1, w2 = load(w, p), load(w, p + L), load(w, p + 2 * L)
+        v = spread(a, i + whole)
+        a0, a1, a2 = fma(v, w0, a0), fma(v, w1, a1), fma(v, w2, a2)
+        v = spread(a, j + whole)
+        b0, b1, b2 = fma(v, w0, b0), fma(v, w1, b1), fma(v, w2, b2)
+    store(out, o, a0 + c0)
+    store(out, o + step, a1 + c1)
+    store(out, o + 2 * step, a2 + c2)
+    o += next_row
+    store(out, o, b0 + d0)
+    store(out, o + step, b1 + d1)
+    store(out, o + 2 * step, b2 + d2)
+
+
+@helper
+def tile_4(a, i0, i1, i2, i3, w, p, K, out, o, step, next_row, more):
+    """As `tile_2` for four rows; added to `out` where `more`."""
+    L = lanes(a)
+    a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = d0 = d1 = d2 = full(a, 0.0)
+    o1, o2, o3 = o + next_row, o + 2 * next_row, o + 3 * next_row
+    if more:
+        a0, a1, a2 = load(out, o), load(out, o + step), load(out, o + 2 * step)
+        b0, b1, b2 = load(out, o1), load(out, o1 + step), load(out, o1 + 2 * step)
+        c0, c1, c2 = load(out, o2), load(out, o2 + step), load(out, o2 + 2 * step)
+        d0, d1, d2 = load(out, o3), load(out, o3 + step), load(out, o3 + 2 * step)
+    for k in range(K):
+        w0, w1, w2 = load(w, p), load(w, p + L), load(w, p + 2 * L)
+        v = spread(a, i0 + k)
+        a0, a1, a2 = fma(v, w0, a0), fma(v, w1, a1), fma(v, w2, a2)
+        v = spread(a, i1 + k)
+        b0, b1, b2 = fma(v, w0, b0), fma(v, w1, b1), fma(v, w2, b2)
+        v = spread(a, i2 + k)
+        c0, c1, c2 = fma(v, w0, c0), fma(v, w1, c1), fma(v, w2, c2)
+        v = spread(a, i3 + k)
+        d0, d1, d2 = fma(v, w0, d0), fma(v, w1, d1), fma(v, w2, d2)
+        p += 3 * L
+    store(out, o, a0)
+    store(out, o + step, a1)
+    store(out, o + 2 * step, a2)
+    store(out, o1, b0)
+    store(out, o1 + step, b1)
+    store(out, o1 + 2 * step, b2)
+    store(out, o2, c0)
+    store(out, o2 + step, c1)
+    store(out, o2 + 2 * step, c2)
+    store(out, o3, d0)
+    store(out, o3 + step, d1)
+    store(out, o3 + 2 * step, d2)
+
+
+@helper
+def block_length(K):
+    """Return how many k are taken at a time by tiles that share a panel."""
+    return max(K, 1) if K <= LONGEST else BLOCK
+
+
+@helper
+def multiply(a, length, at, K, w, rows_of_w, first, end, out, width, groups, count, rows, size, back):
+    """out (R, width)[:, first:end] = a (R, length)[:, at : at + K] W, with W the rows `at`.. of a packed matrix.
+
+    Args:
+        rows_of_w: rows of the whole packed matrix. first, end: columns, in whole panels.
+        groups, count: the first rows of the groups to compute, in order. rows, size: of all groups, and of each.
+        back: go through the panels from the last to the first. What was used last is then still in the cache.
+    """
+    C, L = 3 * lanes(a), lanes(a)
+    block = block_length(K)
+    # The last group may have fewer rows; three are computed as four.
+    fours = count
+    if count > 0 and rows - groups[count - 1] < 3:
+        fours -= 1
+    if size < 4:
+        fours = 0
+    for c in range(first, end, C):
+        column = end - C - (c - first) if back else c
+        p = (column // C * rows_of_w + at) * C
+        for k in range(0, K, block):
+            K_now = min(block, K - k)
+            for g in range(fours):
+                row = groups[g]
+                i = row * length + at + k
+                tile_4(
+                    a, i, i + length, i + 2 * length, i + 3 * length, w, p + k * C, K_now,
+                    out, row * width + column, L, width, k > 0,
+                )  # fmt: skip
+        for g in range(fours, count):
+            row = groups[g]
+            i = row * length + at
+            if rows - row >= 2 and size > 1:
+                tile_2(a, i, i + length, w, p, K, out, row * width + column, L, width)
+            else:
+                tile_1(a, i, w, p, K, out, row * width + column, L)
+
+
+@helper
+def project_rows(x, start, next_step, next_row, order, I, w, out, width, groups, count, flags, has_flags, rows, size, steps, R):
+    """out (steps, R, width) = x W for some steps; x is addressed by its strides and the rows' places in the batch.
+
+    Args:
+        order: (rows,) place of each row in the batch. flags: (steps, groups) whether a group is needed, where it has
+            four rows or three. A group of one row is computed for four steps at once.
+    """
+    C, L = 3 * lanes(x), lanes(x)
+    block = block_length(I)
+    for column in range(0, width, C):
+        p = column // C * I * C
+        for g in range(count):
+            row = groups[g]
+            present = min(size, rows - row)
+            i = start + order[row] * next_row
+            o = row * width + column
+            if present == 2:
+                j = start + order[row + 1] * next_row
+                for s in range(steps):
+                    now, to = s * next_step, o + s * R * width
+                    tile_2(x, i + now, j + now, w, p, I, out, to, L, width)
+            elif present == 1:
+                whole = steps // 4 * 4
+                for s in range(0, whole, 4):
+                    j = i + s * next_step
+                    tile_4(
+                        x, j, j + next_step, j + 2 * next_step, j + 3 * next_step, w, p, I,
+                        out, o + s * R * width, L, R * width, False,
+                    )  # fmt: skip
+                for s in range(whole, steps):
+                    tile_1(x, i + s * next_step, w, p, I, out, o + s * R * width, L)
+        if size < 4:
+            continue
+        for k in range(0, max(I, 1), block):
+            K_now = min(block, I - k)
+            for s in range(steps):
+                j = start + s * next_step + k
+                for g in range(count):
+                    row = groups[g]
+                    if rows - row >= 3 and (not has_flags or flags[s * count + g] != 0):
+                        tile_4(
+                            x, j + order[row] * next_row, j + order[row + 1] * next_row, j + order[row + 2] * next_row,
+                            j + order[min(row + 3, rows - 1)] * next_row, w, p + k * C, K_now,
+                            out, (s * R + row) * width + column, L, width, k > 0,
+                        )  # fmt: skip
+

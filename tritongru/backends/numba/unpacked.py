@@ -1,0 +1,190 @@
+"""Products of few rows with weights as they lie in memory, in either layout: for calls too short to pack anything.
+
+    columns side by side (Keras, (K,N)):   4 rows or 1 by 24 columns, as the packed tiles with rows of W further apart
+    columns one by one (torch, (N,K)):     4 rows by 2 columns or 1 row by 8: eight dot products, k in vectors
+
+Columns that do not fill the last group are computed with those before them once more.
+"""
+
+from __future__ import annotations
+
+from .compile import helper
+from .vectors import add_pairs, fma, full, lanes, load, load_first, pick, spread, store
+
+COLUMNS, PAIR = 8, 2  # of the dot products of one row, and of four
+
+
+@helper
+def multiply_unpacked(a, start, next_row, K, w, next_k, next_column, first, end, out, width, rows):
+    """out (rows, width)[:, first:end] = a (rows, K) W[:, first:end]."""
+    if next_column == 1 and end - first >= 3 * lanes(a):
+        by_columns(a, start, next_row, K, w, next_k, first, end, out, width, rows)
+    elif next_k == 1 and end - first >= COLUMNS:
+        by_dots(a, start, next_row, K, w, next_column, first, end, out, width, rows)
+    else:
+        for row in range(rows):
+            for column in range(first, end):
+                total = a[0] * 0
+                for k in range(K):
+                    total += a[start + row * next_row + k] * w[k * next_k + column * next_column]
+                out[row * width + column] = total
+
+
+@helper
+def by_columns(a, start, next_row, K, w, next_k, first, end, out, width, rows):
+    C, fours = 3 * lanes(a), rows // 4 * 4
+    for c in range(first, end, C):
+        column = min(c, end - C)
+        for row in range(0, fours, 4):
+            columns_4(a, start + row * next_row, next_row, K, w, column, next_k, out, row * width + column, width)
+        for row in range(fours, rows):
+            columns_1(a, start + row * next_row, K, w, column, next_k, out, row * width + column)
+
+
+@helper
+def columns_1(a, i, K, w, p, next_k, out, o):
+    L = lanes(a)
+    a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = d0 = d1 = d2 = full(a, 0.0)
+    whole = K // 4 * 4
+    for k in range(0, whole, 4):
+        v = spread(a, i + k)
+        a0, a1, a2 = fma(v, load(w, p), a0), fma(v, load(w, p + L), a1), fma(v, load(w, p + 2 * L), a2)
+        p += next_k
+        v = spread(a, i + k + 1)
+        b0, b1, b2 = fma(v, load(w, p), b0), fma(v, load(w, p + L), b1), fma(v, load(w, p + 2 * L), b2)
+        p += next_k
+        v = spread(a, i + k + 2)
+        c0, c1, c2 = fma(v, load(w, p), c0), fma(v, load(w, p + L), c1), fma(v, load(w, p + 2 * L), c2)
+        p += next_k
+        v = spread(a, i + k + 3)
+        d0, d1, d2 = fma(v, load(w, p), d0), fma(v, load(w, p + L), d1), fma(v, load(w, p + 2 * L), d2)
+        p += next_k
+    for k in range(whole, K):
+        v = spread(a, i + k)
+        a0, a1, a2 = fma(v, load(w, p), a0), fma(v, load(w, p + L), a1), fma(v, load(w, p + 2 * L), a2)
+        p += next_k
+    store(out, o, (a0 + b0) + (c0 + d0))
+    store(out, o + L, (a1 + b1) + (c1 + d1))
+    store(out, o + 2 * L, (a2 + b2) + (c2 + d2))
+
+
+@helper
+def columns_4(a, i, next_row, K, w, p, next_k, out, o, width):
+    L = lanes(a)
+    a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = d0 = d1 = d2 = full(a, 0.0)
+    for k in range(i, i + K):
+        w0, w1, w2 = load(w, p), load(w, p + L), load(w, p + 2 * L)
+        v = spread(a, k)
+        a0, a1, a2 = fma(v, w0, a0), fma(v, w1, a1), fma(v, w2, a2)
+        v = spread(a, k + next_row)
+        b0, b1, b2 = fma(v, w0, b0), fma(v, w1, b1), fma(v, w2, b2)
+        v = spread(a, k + 2 * next_row)
+        c0, c1, c2 = fma(v, w0, c0), fma(v, w1, c1), fma(v, w2, c2)
+        v = spread(a, k + 3 * next_row)
+        d0, d1, d2 = fma(v, w0, d0), fma(v, w1, d1), fma(v, w2, d2)
+        p += next_k
+    store_3(out, o, a0, a1, a2)
+    store_3(out, o + width, b0, b1, b2)
+    store_3(out, o + 2 * width, c0, c1, c2)
+    store_3(out, o + 3 * width, d0, d1, d2)
+
+
+@helper
+def store_3(out, o, a, b, c):
+    store(out, o, a)
+    store(out, o + lanes(out), b)
+    store(out, o + 2 * lanes(out), c)
+
+
+@helper
+def by_dots(a, start, next_row, K, w, next_column, first, end, out, width, rows):
+    fours = rows // 4 * 4
+    for c in range(first, end, PAIR):
+        column = min(c, end - PAIR)
+        for row in range(0, fours, 4):
+            dots_4(a, start + row * next_row, next_row, K, w, column * next_column, next_column,
+                   out, row * width + column, width)  # fmt: skip
+    for c in range(first, end, COLUMNS):
+        column = min(c, end - COLUMNS)
+        for row in range(fours, rows):
+            o = row * width + column
+            dots_1(a, start + row * next_row, K, w, column * next_column, next_column, out, o)
+
+
+@helper
+def dots_1(a, i, K, w, p, s, out, o):
+    """Eight columns, `s` apart from p on, with one row."""
+    L = lanes(a)
+    c0 = c1 = c2 = c3 = c4 = c5 = c6 = c7 = full(a, 0.0)
+    q, p4 = p, p + 4 * s
+    whole = K // L * L
+    for k in range(0, whole, L):
+        v = load(a, i + k)
+        c0, c1 = fma(v, load(w, q), c0), fma(v, load(w, q + s), c1)
+        c2, c3 = fma(v, load(w, q + 2 * s), c2), fma(v, load(w, q + 3 * s), c3)
+        c4, c5 = fma(v, load(w, p4), c4), fma(v, load(w, p4 + s), c5)
+        c6, c7 = fma(v, load(w, p4 + 2 * s), c6), fma(v, load(w, p4 + 3 * s), c7)
+        q += L
+        p4 += L
+    n = K - whole
+    if n > 0:
+        v = load_first(a, i + whole, n)
+        c0, c1 = fma(v, load_first(w, q, n), c0), fma(v, load_first(w, q + s, n), c1)
+        c2, c3 = fma(v, load_first(w, q + 2 * s, n), c2), fma(v, load_first(w, q + 3 * s, n), c3)
+        c4, c5 = fma(v, load_first(w, p4, n), c4), fma(v, load_first(w, p4 + s, n), c5)
+        c6, c7 = fma(v, load_first(w, p4 + 2 * s, n), c6), fma(v, load_first(w, p4 + 3 * s, n), c7)
+    first = add_pairs(add_pairs(c0, c1), add_pairs(c2, c3))
+    second = add_pairs(add_pairs(c4, c5), add_pairs(c6, c7))
+    if L == 8:
+        store(out, o, add_pairs(first, second))
+    else:
+        store(out, o, first)
+        store(out, o + 4, second)
+
+
+@helper
+def dots_4(a, i, next_row, K, w, p, s, out, o, width):
+    """Two columns with four rows."""
+    L = lanes(a)
+    a0 = a1 = b0 = b1 = c0 = c1 = d0 = d1 = full(a, 0.0)
+    whole = K // L * L
+    for k in range(0, whole, L):
+        w0, w1, j = load(w, p + k), load(w, p + k + s), i + k
+        v = load(a, j)
+        a0, a1 = fma(v, w0, a0), fma(v, w1, a1)
+        v = load(a, j + next_row)
+        b0, b1 = fma(v, w0, b0), fma(v, w1, b1)
+        v = load(a, j + 2 * next_row)
+        c0, c1 = fma(v, w0, c0), fma(v, w1, c1)
+        v = load(a, j + 3 * next_row)
+        d0, d1 = fma(v, w0, d0), fma(v, w1, d1)
+    n = K - whole
+    if n > 0:
+        w0, w1, j = load_first(w, p + whole, n), load_first(w, p + whole + s, n), i + whole
+        v = load_first(a, j, n)
+        a0, a1 = fma(v, w0, a0), fma(v, w1, a1)
+        v = load_first(a, j + next_row, n)
+        b0, b1 = fma(v, w0, b0), fma(v, w1, b1)
+        v = load_first(a, j + 2 * next_row, n)
+        c0, c1 = fma(v, w0, c0), fma(v, w1, c1)
+        v = load_first(a, j + 3 * next_row, n)
+        d0, d1 = fma(v, w0, d0), fma(v, w1, d1)
+    first = add_pairs(add_pairs(a0, a1), add_pairs(b0, b1))
+    second = add_pairs(add_pairs(c0, c1), add_pairs(d0, d1))
+    if L == 8:
+        both = add_pairs(first, second)
+        put_pair(both, 0, out, o)
+        put_pair(both, 2, out, o + width)
+        put_pair(both, 4, out, o + 2 * width)
+        put_pair(both, 6, out, o + 3 * width)
+    else:
+        put_pair(first, 0, out, o)
+        put_pair(first, 2, out, o + width)
+        put_pair(second, 0, out, o + 2 * width)
+        put_pair(second, 2, out, o + 3 * width)
+
+
+@helper
+def put_pair(vector, lane, out, o):
+    out[o] = pick(vector, lane)
+    out[o + 1] = pick(vector, lane + 1)
