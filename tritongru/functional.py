@@ -62,7 +62,7 @@ def gru(
         go_backwards: process from the last step to the first; outputs are in the order of processing.
         precision: float32 products: "auto" (torch.get_float32_matmul_precision()), "ieee", "tf32", "tf32x3", "bf16x3".
         recompute: keep no gates for the backward pass; rebuild them there with one product.
-        backend: "auto", "triton", "aten", "eager" or "reference".
+        backend: "auto", "triton", "aten", "numba", "eager" or "reference".
 
     Returns:
         outputs (B,T,U), or (T,B,U) if `time_major`; final state (B,U).

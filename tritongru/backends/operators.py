@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..call.problem import Inputs, Problem, Variant
 from ..call.recording import is_traced
-from . import eager, gradients
+from . import eager, gradients, numba
 from .gradients import RECOMPUTE, SAVE_GATES, SAVE_NOTHING, Saved, Setting
 from .precision import product_precision
 from .triton import run as triton
@@ -34,7 +34,7 @@ _SETTING = "str precision, str save, str backend"
 _SAVED = "Tensor out, Tensor states, Tensor gates"
 
 # The backends that own everything between the inputs and the gradients, and save states and gates their own way.
-WHOLE = {"eager": eager}
+WHOLE = {"eager": eager, "numba": numba}
 
 _library = torch.library.Library("tritongru", "FRAGMENT")
 

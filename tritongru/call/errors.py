@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 
-BACKENDS = ("triton", "aten", "eager", "reference")
+BACKENDS = ("triton", "aten", "numba", "eager", "reference")
 LAYOUTS = ("keras", "torch")
 PRECISIONS = ("auto", "ieee", "tf32", "tf32x3", "bf16x3")
 

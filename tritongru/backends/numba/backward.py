@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...call.problem import Inputs, Variant
 from ..eager.layout import Steps, entering_states, view_gates
 from ..eager.sums import Sums
 from ..gradients import Saved, Setting
-from ...call.problem import Inputs, Variant
 from . import fields as at
 from .packing import pack
 from .problem import Problem, in_compute_dtype, round_up, with_rows

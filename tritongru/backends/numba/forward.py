@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..eager.layout import gate_width
 from ...call.problem import Inputs, Variant
+from ..eager.layout import gate_width
 from .problem import Problem, in_compute_dtype
 from .short import is_short, run_short
 
@@ -31,9 +31,7 @@ def run_forward(a: Inputs, variant: Variant, save_gates: bool) -> tuple[Tensor, 
     states = a.x.new_empty((T, B, U) if a.mask is not None else (0,))
     gates = a.x.new_empty((T, B, gate_width(variant) * U) if save_gates else (0,))
     problem = Problem(a, variant)
-    problem.fields |= dict(
-        OUT=out.data_ptr(), LAST=last.data_ptr(), STATES=states.data_ptr(), GATES=gates.data_ptr()
-    )
+    problem.fields |= dict(OUT=out.data_ptr(), LAST=last.data_ptr(), STATES=states.data_ptr(), GATES=gates.data_ptr())
     problem.run_scan(0, T)
     if given == a.x.dtype:
         return out, last, states, gates

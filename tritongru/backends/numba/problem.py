@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ...activations import TABLE
-from ..eager.layout import compute_dtype
 from ...call.problem import Inputs, Variant
+from ..eager.layout import compute_dtype
 from . import fields as at
 from .packing import pack
 from .scan import scan

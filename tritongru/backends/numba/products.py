@@ -170,7 +170,9 @@ def multiply(a, length, at, K, w, rows_of_w, first, end, out, width, groups, cou
 
 
 @helper
-def project_rows(x, start, next_step, next_row, order, I, w, out, width, groups, count, flags, has_flags, rows, size, steps, R):
+def project_rows(
+    x, start, next_step, next_row, order, I, w, out, width, groups, count, flags, has_flags, rows, size, steps, R
+):
     """out (steps, R, width) = x W for some steps; x is addressed by its strides and the rows' places in the batch.
 
     Args:
@@ -215,4 +217,3 @@ def project_rows(x, start, next_step, next_row, order, I, w, out, width, groups,
                             j + order[min(row + 3, rows - 1)] * next_row, w, p + k * C, K_now,
                             out, (s * R + row) * width + column, L, width, k > 0,
                         )  # fmt: skip
-

@@ -46,7 +46,11 @@ def reverse_part(plan, like):
     u, h0, fresh = pointer(plan[at.RECURRENT], like), pointer(plan[at.H0], like), pointer(plan[at.FRESH], like)
     states, gates, drop = pointer(plan[at.STATES], like), pointer(plan[at.GATES], like), pointer(plan[at.DROP], like)
     d_out, d_last = pointer(plan[at.D_OUT], like), pointer(plan[at.D_LAST], like)
-    d_gates, d_h0, d_fresh = pointer(plan[at.D_GATES], like), pointer(plan[at.D_H0], like), pointer(plan[at.D_FRESH], like)
+    d_gates, d_h0, d_fresh = (
+        pointer(plan[at.D_GATES], like),
+        pointer(plan[at.D_H0], like),
+        pointer(plan[at.D_FRESH], like),
+    )
     dh, waiting, kept = pointer(plan[at.H], like), pointer(plan[at.SHOWN], like), pointer(plan[at.KEPT], like)
     d, sums, zeros = pointer(plan[at.ENTERING], like), pointer(plan[at.SUMS], like), pointer(plan[at.PROJECTED], like)
     L, count = lanes(like), -(-rows // size)

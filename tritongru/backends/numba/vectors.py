@@ -293,7 +293,8 @@ def add_pairs(typing, a, b):
     def make(context, builder, signature, arguments):
         kind = ir.VectorType(ir.IntType(32), a.lanes)
         even, odd = (
-            builder.shuffle_vector(*arguments, ir.Constant(kind, list(range(first, 2 * a.lanes, 2)))) for first in (0, 1)
+            builder.shuffle_vector(*arguments, ir.Constant(kind, list(range(first, 2 * a.lanes, 2))))
+            for first in (0, 1)
         )
         return builder.fadd(even, odd)
 
