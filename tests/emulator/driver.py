@@ -22,7 +22,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
-from tritongru import configs, dispatch, launch
+from tritongru import configs, dispatch, launch, resident
 
 from .machine import Code, Grid
 from .ptx import parse
@@ -79,6 +79,7 @@ def emulated_gpu(**options):
     before = config._active, knobs.runtime.add_stages_inspection_hook
     patches = [
         (launch, "device_limits", lambda device: gpu.device),
+        (resident, "device_limits", lambda device: gpu.device),
         # Asked there only whether kernels can run on a CPU.
         (dispatch, "is_interpreted", lambda: True),
     ]
