@@ -180,11 +180,12 @@ class _Scan:
         self.mask, self.resets, self.drop = mask, resets, drop
         units, size = u.shape[1], u.element_size()
         self.device = device_limits(u.device)
-        chosen = tiling or tilings.choose(kernel, units, size, batch, self.device)
+        asked = self.device, 0 if drop is None else drop.shape[1], self.members
+        chosen = tiling or tilings.choose(kernel, units, size, batch, *asked)
         if chosen is None:
             raise ValueError(f"no tiling of the {kernel} kernel serves units={units}, see `tilings.reasons_against`")
         self.tiling = chosen
-        if reasons := tilings.reasons_against_tiling(chosen, kernel, units, size, self.device):
+        if reasons := tilings.reasons_against_tiling(chosen, kernel, units, size, *asked):
             raise ValueError(f"`tiling` {chosen} does not serve units={units}: {'; '.join(reasons)}")
         self.keys_first = u.stride(2) == 1 and u.stride(1) == 3 * units
         if not self.keys_first and not (u.stride(1) == 1 and u.stride(2) == units):
@@ -239,10 +240,6 @@ class _Scan:
         at_once = tiles
         if self.tiling.exchange != NO_EXCHANGE:
             at_once = self.device.processors // (programs * members)
-            if at_once == 0:
-                raise ValueError(
-                    f"{members} scans of {programs} programs must run at once on {self.device.processors} multiprocessors"
-                )
         if at_once >= tiles:
             yield None, self.grid
             return

@@ -13,8 +13,14 @@ from .releases import triton_release
 EXCHANGES = NO_EXCHANGE, COUNTER, TAGGED = "none", "counter", "tagged"
 # What the kernels' language needs: triton.experimental.gluon with these products.
 FIRST_RELEASE = (3, 6)
-# Registers of a thread for weights, beside what the rest of a step needs: compiled, tests/test_resident_budgets.py.
-WEIGHT_REGISTERS = {"forward": 144, "backward": 96}
+# Registers of a thread, of the 255 that it can have, that weights and sums may take, and the rows that are multiplied: by
+# what compiled without spills in the time loop, tests/test_resident_budgets.py. The first for one array of rows, the
+# second for three.
+KEPT_REGISTERS, ROW_REGISTERS = (168, 150), (64, 192)
+# Where words are tagged, they are all there at once, beside weights and sums.
+TAGGED_REGISTERS = (200, 230)
+# Tagged words are twice the bytes: with more units they cost more than the fence they save.
+MOST_TAGGED_UNITS = 512
 # Offsets within one step are 32 bits.
 MOST_ELEMENTS = 2**31
 
@@ -62,6 +68,14 @@ class Tiling:
         kept = (3 - self.shared_gates) * self.block_h * self.depth(units, itemsize) * itemsize
         return -(-kept // (4 * 32 * self.num_warps))
 
+    def sum_registers(self) -> int:
+        """Return the registers of a thread that three products' sums take."""
+        return 3 * self.block_b * self.block_h // (32 * self.warps_n)
+
+    def row_registers(self, units: int, itemsize: int, arrays: int) -> int:
+        """Return the registers of a thread that the rows take which it multiplies, of so many arrays."""
+        return arrays * self.block_b * (self.depth(units, itemsize) // self.warps_k) * itemsize // 128
+
     def shared_bytes(self, units: int, itemsize: int, sums: int) -> int:
         """Return the bytes of shared memory; `sums`: how many products meet there at once."""
         weights = self.shared_gates * self.block_h * self.depth(units, itemsize) * itemsize
@@ -87,30 +101,33 @@ def _power_of_two(value: int) -> int:
     return 1 << (value - 1).bit_length()
 
 
-def choose(kernel: str, units: int, itemsize: int, batch: int, device: Device) -> Tiling | None:
+def choose(
+    kernel: str, units: int, itemsize: int, batch: int, device: Device, drops: int = 0, members: int = 1
+) -> Tiling | None:
     """Return the tiling for a problem, or None where none of them serves it.
 
-    The first of `candidates` of which all batch tiles run at once, or with the fewest waves.
+    The first of `candidates` with which the batch takes the fewest turns: a tile of twice as many rows takes less than
+    twice as long.
     """
     able = [
         tiling
         for tiling in candidates(kernel, units, itemsize)
-        if not reasons_against_tiling(tiling, kernel, units, itemsize, device)
+        if not reasons_against_tiling(tiling, kernel, units, itemsize, device, drops, members)
     ]
-    return min(able, key=lambda tiling: count_waves(tiling, units, batch, device), default=None)
+    return min(able, key=lambda tiling: count_waves(tiling, units, batch, device, members), default=None)
 
 
 def candidates(kernel: str, units: int, itemsize: int) -> list[Tiling]:
-    """Return the tilings worth a try, the fastest for few rows first (docs/tuning.md)."""
+    """Return the tilings worth a try, the fastest for few rows first: ranked by replayed cycles, docs/tuning.md."""
     found = []
     if units <= 64:
         whole = next_power_of_two(units)
-        found.append(Tiling(16, whole, 1, whole // 16, NO_EXCHANGE))
+        found.append(Tiling(16, whole, 1, min(4, whole // 8), NO_EXCHANGE))
     warps = 8 if units > 256 or (kernel == "backward" and units > 128) else 4 if units > 64 else 2
-    exchange = TAGGED if itemsize == 2 and units <= 512 else COUNTER
+    exchanges = (TAGGED, COUNTER) if itemsize == 2 and units <= MOST_TAGGED_UNITS else (COUNTER,)
     for block_b in (16, 32, 64):
         for shared_gates in (0, 1, 2, 3):
-            found.append(Tiling(block_b, 16, warps, 1, exchange if block_b == 16 else COUNTER, shared_gates))
+            found += [Tiling(block_b, 16, warps, 1, exchange, shared_gates) for exchange in exchanges]
     return found
 
 
@@ -121,12 +138,14 @@ def count_waves(tiling: Tiling, units: int, batch: int, device: Device, members:
 
 
 def reasons_against(
-    kernel: str, units: int, dtype: str, precision: str, batch: int, device: Device, members: int = 1
-) -> list[str]:
+    kernel: str, units: int, dtype: str, precision: str, batch: int, device: Device, drops: int = 0,
+    members: int = 1,
+) -> list[str]:  # fmt: skip
     """Return why no resident kernel serves a call; empty: `choose` has a tiling for it.
 
     Args:
-        dtype: "float32", "float16" or "bfloat16". precision: of float32 products.
+        dtype: "float32", "float16" or "bfloat16". precision: of float32 products. drops: recurrent dropout masks.
+        members: scans in one launch.
     """
     reasons = []
     release = triton_release()
@@ -141,33 +160,41 @@ def reasons_against(
         reasons.append(f"their products of float32 are in TF32, and precision is {precision!r}")
     if 3 * units * batch >= MOST_ELEMENTS:
         reasons.append(f"{batch} rows of {units} units have more elements in a step than 32 bits count")
-    if not reasons:
-        size = 4 if dtype == "float32" else 2
-        tiling = choose(kernel, units, size, batch, device)
-        if tiling is None:
+    size = 4 if dtype == "float32" else 2
+    if not reasons and choose(kernel, units, size, batch, device, drops, members) is None:
+        if members > 1 and choose(kernel, units, size, batch, device, drops) is not None:
+            reasons.append(f"{members} scans of units={units} cannot run at once")
+        else:
             reasons.append(f"the recurrent weights of units={units} fit neither registers nor shared memory")
-        elif members * tiling.programs(units) > device.processors:
-            reasons.append(f"{members} scans of {tiling.programs(units)} programs each must run at once")
     return reasons
 
 
-def reasons_against_tiling(tiling: Tiling, kernel: str, units: int, itemsize: int, device: Device) -> list[str]:
+def reasons_against_tiling(
+    tiling: Tiling, kernel: str, units: int, itemsize: int, device: Device, drops: int = 0, members: int = 1
+) -> list[str]:
     """Return why a tiling cannot run a problem on `device`; the limits are those known without compiling."""
     reasons = []
     if tiling.exchange == TAGGED and itemsize != 2:
         reasons.append("tagged words hold values of 16 bits")
-    if tiling.exchange == NO_EXCHANGE and tiling.block_h < units:
-        reasons.append(f"block_h={tiling.block_h}: one program does not hold units={units}")
-    # Rows beyond 16 need registers for their sums and fragments.
-    room = WEIGHT_REGISTERS[kernel] - 48 * (tiling.block_b // 16 - 1) * (2 if kernel == "backward" else 1) // 2
-    if (registers := tiling.weight_registers(units, itemsize)) > max(room, 0):
-        reasons.append(f"{registers} registers of a thread for weights, {max(room, 0)} are free")
-    sums = 3 if kernel == "forward" or tiling.exchange == NO_EXCHANGE else 1
+    if tiling.exchange == NO_EXCHANGE and (tiling.block_h < units or tiling.warps_k > 1):
+        reasons.append(f"block_h={tiling.block_h}, warps_k={tiling.warps_k}: no one program for units={units}")
+    several = kernel == "backward" or drops == 3
+    kept = tiling.weight_registers(units, itemsize) + tiling.sum_registers()
+    rows = tiling.row_registers(units, itemsize, 3 if several else 1)
+    there = tiling.max_registers() / 255
+    if tiling.exchange == TAGGED:
+        # Two registers for each value, or four for each three.
+        kept, limits = kept + rows * 4 // 3 if several else kept + 2 * rows, (TAGGED_REGISTERS[several], rows)
+    else:
+        limits = KEPT_REGISTERS[several], ROW_REGISTERS[several]
+    if kept > there * limits[0] or rows > there * limits[1]:
+        reasons.append(f"{kept} and {rows} registers of a thread for weights, sums and rows: some would be spilled")
+    sums = 3 if kernel == "forward" or tiling.exchange == NO_EXCHANGE or drops == 3 else 1
     if (needed := tiling.shared_bytes(units, itemsize, sums)) > device.shared_memory:
         reasons.append(f"{needed} bytes of shared memory per program, {device.shared_memory} are there")
     if tiling.exchange != NO_EXCHANGE:
         if not device.cooperative:
             reasons.append("the device cannot run programs that wait for each other")
-        if (programs := tiling.programs(units)) > device.processors:
-            reasons.append(f"{programs} programs of a tile must run at once on {device.processors} multiprocessors")
+        if (programs := members * tiling.programs(units)) > device.processors:
+            reasons.append(f"{programs} programs must run at once on {device.processors} multiprocessors")
     return reasons

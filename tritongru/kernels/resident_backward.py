@@ -185,10 +185,11 @@ def resident_backward_kernel(
         kept_r = gl.allocate_shared_memory(io, [1, C.BLOCK_B, C.BLOCK_H], C.state)
         kept_n = gl.allocate_shared_memory(io, [1, C.BLOCK_B, C.BLOCK_H], C.state)
 
-    dh = load_owned(carry + o_bh, m_h, C)
+    # Each row by its owner alone, who writes it in the end.
+    dh = gl.load(carry + o_bh, mask=m, other=0.0)
     dy = dh
     if C.HAS_MASK:
-        dy = load_owned(y_carry + o_bh, m_h, C)
+        dy = gl.load(y_carry + o_bh, mask=m, other=0.0)
     d_z, d_r, d_n = dh, dh, dh
     if C.DROPS > 0:
         d_n = load_owned(drop + (C.DROPS - 1) * step_size + o_bh, m_h, C).to(gl.float32)

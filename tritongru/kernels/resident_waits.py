@@ -33,7 +33,7 @@ def make_wait(groups: int, values: int, wide: bool) -> Wait:
     tag, fault, polls = f"${out + groups}", f"${out + 2 * groups}", f"${out + 3 * groups}"
     halves = [("a", _LOW), ("a", _HIGH), ("b", _LOW)][:values] if wide else [("b", _LOW)]
     # b has the tag in its upper half.
-    lines = ["{", f".reg .b32 b<{words}>, left, bad, hurt;", ".reg .pred p;"]
+    lines = ["{", f".reg .b32 b<{words}>, c<{words}>, left, bad, hurt;", ".reg .pred p;"]
     if wide:
         lines += [f".reg .b32 a<{words}>;", f".reg .b64 d<{words}>;"]
     lines += [f"mov.u32 left, {polls};", "$$wait_${:uid}:"]
@@ -49,9 +49,19 @@ def make_wait(groups: int, values: int, wide: bool) -> Wait:
                 lines.append(f"ld.relaxed.gpu.global.v4.b32 {{{four}}}, [{address}+{4 * j}];")
     if wide:
         lines += [f"mov.b64 {{a{i}, b{i}}}, d{i};" for i in range(words)]
-    # Bits that differ from the tag, in the upper halves: b ^ tag | bad.
-    lines.append(f"xor.b32 bad, b0, {tag};")
-    lines += [f"lop3.b32 bad, b{i}, {tag}, bad, 0xbe;" for i in range(1, words)]
+    # Bits that differ from the tag, b ^ tag | bad, count in the upper halves. A chain for each load, since loads come
+    # one after another, and then one of all chains.
+    chain = 2 if wide else 4
+    for first in range(0, words, chain):
+        lines.append(f"xor.b32 c{first // chain}, b{first}, {tag};")
+        for i in range(first + 1, first + chain):
+            lines.append(f"lop3.b32 c{first // chain}, b{i}, {tag}, c{first // chain}, 0xbe;")
+    lines.append("mov.u32 bad, c0;")
+    chains = words // chain
+    for i in range(1, chains - 1, 2):
+        lines.append(f"lop3.b32 bad, bad, c{i}, c{i + 1}, 0xfe;")
+    if chains % 2 == 0:
+        lines.append(f"or.b32 bad, bad, c{chains - 1};")
     lines += [
         "setp.gt.u32 p, bad, 65535;", "vote.sync.any.pred p, p, -1;", "@!p bra $$come_${:uid};",
         # Again, unless patience is over, or that of another warp of the tile is.
