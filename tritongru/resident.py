@@ -69,7 +69,8 @@ def run_members_forward(
     """Run M recurrences of the same shape at once.
 
     Args:
-        gx, u, bias_n, h0, fresh, drop: those of `run_forward`, stacked: (M,T,B,3U), (M,U,3U), .. mask, resets: (T,B), the
+        gx, u, bias_n, h0, fresh, drop: those of `run_forward`, stacked: (M,T,B,3U), (M,U,3U), .. mask, resets: (T,B),
+        the
             same for all. reverse: of each member, in place of `variant`'s.
 
     Returns:
@@ -96,13 +97,11 @@ def run_members_forward(
             start = torch.where(restart, given, h0)
     start = start.contiguous()
     carry = start.to(torch.float32, copy=True)
-    states, entering = None, gx.new_empty(0)
+    states = None
     if separate:
         states = gx.new_empty(M, T + 1, B, U)
         for m, backwards in enumerate(reverse):
             states[m, T if backwards else 0] = start[m]
-        views = [states[m, 1:] if backwards else states[m, :T] for m, backwards in enumerate(reverse)]
-        entering = views[0][None] if M == 1 else torch.stack(views)
 
     scan = _Scan("forward", gx, u, B, tiling, mask, resets, drop, reverse)
     constants = scan.constants(
@@ -123,6 +122,7 @@ def run_members_forward(
                 s_fresh_t, C=constants, **scan.options(),
             )  # fmt: skip
         check_faults(scan.faults)
+    entering = gx.new_empty(0) if states is None else _entering(states, reverse)
     return out, carry.to(h0.dtype, copy=True), entering, gates
 
 
@@ -162,6 +162,13 @@ def run_members_backward(
             )  # fmt: skip
         check_faults(scan.faults)
     return d_gx, d_gh_n, carry.to(entering.dtype, copy=True), d_fresh
+
+
+def _entering(states: Tensor, reverse: Sequence[bool]) -> Tensor:
+    """Return the states entering each step, (M,T,B,U), of all states (M,T+1,B,U): a view unless directions differ."""
+    if len(set(map(bool, reverse))) == 1:
+        return states[:, 1:] if reverse[0] else states[:, :-1]
+    return torch.stack([one[1:] if backwards else one[:-1] for one, backwards in zip(states, reverse, strict=True)])
 
 
 class _Scan:

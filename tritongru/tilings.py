@@ -13,8 +13,8 @@ from .releases import triton_release
 EXCHANGES = NO_EXCHANGE, COUNTER, TAGGED = "none", "counter", "tagged"
 # What the kernels' language needs: triton.experimental.gluon with these products.
 FIRST_RELEASE = (3, 6)
-# Registers of a thread, of the 255 that it can have, that weights and sums may take, and the rows that are multiplied: by
-# what compiled without spills in the time loop, tests/test_resident_budgets.py. The first for one array of rows, the
+# Registers of a thread, of the 255 that it can have, that weights and sums may take, and the rows that are multiplied:
+# by what compiled without spills in the time loop, tests/test_resident_budgets.py. The first for one array of rows, the
 # second for three.
 KEPT_REGISTERS, ROW_REGISTERS = (168, 150), (64, 192)
 # Where words are tagged, they are all there at once, beside weights and sums.
@@ -32,7 +32,8 @@ class Tiling:
     Attributes:
         block_b, block_h: rows and units of a program. warps_k, warps_n: warps along the sum, and across the units.
         exchange: how the programs of a batch tile hand each other their part: "counter", "tagged", or "none" where one
-            program has all units. shared_gates: of how many gates the weights lie in shared memory, and not in registers.
+            program has all units. shared_gates: of how many gates the weights lie in shared memory, and not in
+            registers.
     """
 
     block_b: int
@@ -153,7 +154,9 @@ def reasons_against(
         found = "none" if release is None else ".".join(map(str, release))
         reasons.append(f"the kernels with weights in registers need triton 3.6 or newer, found {found}")
     if not device.target.startswith("sm_"):
-        reasons.append(f"the kernels with weights in registers are for NVIDIA devices, not for {device.target or 'this'}")
+        reasons.append(
+            f"the kernels with weights in registers are for NVIDIA devices, not for {device.target or 'this'}"
+        )
     elif int(device.target.removeprefix("sm_")) < 80:
         reasons.append(f"the kernels with weights in registers need compute capability 8.0, not {device.target}")
     if dtype == "float32" and precision != "tf32":

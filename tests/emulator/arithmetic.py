@@ -350,5 +350,6 @@ def _allow(instruction: Instruction, qualifiers: set[str]) -> None:
 _MAKERS = {
     **dict.fromkeys(BINARY, _binary), **dict.fromkeys(UNARY, _unary), "mul": _multiply, "mad": _multiply, "fma": _fma,
     "div": _divide, "rem": _divide, "shl": _shift, "shr": _shift, "setp": _compare, "selp": _select, "mov": _move,
-    "bfe": _extract, "shf": _funnel, "prmt": _permute, "lop3": _any_logic, "tanh": _tanh, "ex2": _approximate(np.exp2), "lg2": _approximate(np.log2),
+    "bfe": _extract, "shf": _funnel, "prmt": _permute,
+    "lop3": _any_logic, "tanh": _tanh, "ex2": _approximate(np.exp2), "lg2": _approximate(np.log2),
 }  # fmt: skip

@@ -1,14 +1,15 @@
-"""The reverse scan with R' of the owned units in registers: equals `backward.gru_backward_kernel`, which it stands beside.
+"""The reverse scan with R' of the owned units in registers, beside `backward.gru_backward_kernel`.
 
     da_n = dh (1 - z) f'(n);   da_z = dh (h - n) g'(z);   da_r = da_n (h R_n + c_n) g'(r)
     dh_before = dh z + da_z R_z' + da_r R_r' + (da_n r) R_n'                                 reset_after
     ds = da_n R_n';  da_r = ds h g'(r);  dh_before = dh z + da_z R_z' + da_r R_r' + ds r     otherwise
 
-A program owns BLOCK_B rows and BLOCK_H units. Invariant at the top of step t: `dh` holds the float32 gradient of the state
-leaving t of the owned block. What programs exchange is the pre-activations' gradients, which are results anyway: they are
-loaded from where they were stored (counter), from words that carry all three (tagged), or from the program's own shared
-memory (none). Without dropout masks of their own one sum takes all products, so that a third of the forward scan's values
-meet. Bytes per step and program: the gates and the state of the block and BLOCK_B * 3U gradients in, 4 gradients out.
+A program owns BLOCK_B rows and BLOCK_H units. Invariant at the top of step t: `dh` holds the float32 gradient of the
+state leaving t of the owned block. What programs exchange is the pre-activations' gradients, which are results anyway:
+they are loaded from where they were stored (counter), from words that carry all three (tagged), or from the program's
+own shared memory (none). Without dropout masks of their own one sum takes all products, so that a third of the forward
+scan's values meet. Bytes per step and program: the gates and the state of the block and BLOCK_B * 3U gradients in, 4
+gradients out.
 """
 
 from triton.experimental import gluon
@@ -169,9 +170,7 @@ def resident_backward_kernel(
         fault = faults + i_b
     elif COUNTED:
         a_w = gl.arange(0, C.WARPS_K, gl.SliceLayout(1, gl.SliceLayout(2, C.left)))
-        a_b = gl.minimum(
-            i_b * C.BLOCK_B + gl.arange(0, C.BLOCK_B, gl.SliceLayout(0, gl.SliceLayout(2, C.left))), B - 1
-        )
+        a_b = gl.minimum(i_b * C.BLOCK_B + gl.arange(0, C.BLOCK_B, gl.SliceLayout(0, gl.SliceLayout(2, C.left))), B - 1)
         if C.HAS_ROWS:
             a_b = gl.load(rows + a_b).to(gl.int32)
         a_k = gl.arange(0, C.PART, gl.SliceLayout(0, gl.SliceLayout(1, C.left)))

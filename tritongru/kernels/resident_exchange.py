@@ -1,19 +1,19 @@
 """How the programs of a batch tile hand each other their part of a step, in the resident kernels.
 
-    "counter"  one word per tile. Each program adds 1 after its stores, a release; each warp polls the word for itself and
-               loads what the others have stored.                               counter - programs * round >= 0
+    "counter"  one word per tile. Each program adds 1 after its stores, a release; each warp polls the word for itself
+               and loads what the others have stored.                           counter - programs * round >= 0
     "tagged"   each value travels in one word with its round, so that the load that brings the value also tells whether
                it is fresh: no fence, no broadcast, no block barrier.           all tags == round
 
 A tagged word is 32 bits, a value of 16 bits below 16 bits of round, or 64 bits, three values below. A warp asks in one
 block of assembly for all words that it will multiply, and again until all carry the round: it waits for those programs
-alone whose units it sums over. Stores and loads of words are relaxed, in the scope of the GPU; nothing else is ordered by
-them, and nothing needs to be. The board has two slots, by the round's parity: a slot is written again two rounds later,
-by programs that have read the whole round between, which nobody publishes before all warps of its program have read the
-slot: their sums have met, or each warp reads all words itself.
+alone whose units it sums over. Stores and loads of words are relaxed, in the scope of the GPU; nothing else is ordered
+by them, and nothing needs to be. The board has two slots, by the round's parity: a slot is written again two rounds
+later, by programs that have read the whole round between, which nobody publishes before all warps of its program have
+read the slot: their sums have met, or each warp reads all words itself.
 
-Every wait is bounded. Who waits longer marks the tile's fault and multiplies a NaN, so that a fault is neither a hang nor
-a silent result; the fault then ends the waits of the whole tile.
+Every wait is bounded. Who waits longer marks the tile's fault and multiplies a NaN, so that a fault is neither a hang
+nor a silent result; the fault then ends the waits of the whole tile.
 """
 
 import triton.language as tl
@@ -26,7 +26,12 @@ def poll(word):
     """Return a word, by every lane of every warp for itself: no broadcast, no block barrier."""
     return gl.inline_asm_elementwise(
         # The order of one lane becomes that of the warp at the barrier.
-        "ld.acquire.gpu.global.u32 $0, [$1]; bar.warp.sync -1;", "=r,l", [word], dtype=gl.int32, is_pure=False, pack=1
+        "ld.acquire.gpu.global.u32 $0, [$1]; bar.warp.sync -1;",
+        "=r,l",
+        [word],
+        dtype=gl.int32,
+        is_pure=False,
+        pack=1,
     )
 
 
@@ -97,7 +102,7 @@ def _store_wide(p_words, word, mask):
 
 @gluon.jit
 def collect_one(slot, place, round, fault, patience, C: gl.constexpr, io: gl.constexpr, wait: gl.constexpr):
-    """Wait for the groups of 8 words at `slot + place`; return their values (WARPS_K, BLOCK_B, PART), in the product's layout.
+    """Wait for the groups of 8 words at `slot + place`; return their values (WARPS_K, BLOCK_B, PART).
 
     `wait`: `resident_waits.Wait` for one value of a word.
     """

@@ -1,12 +1,13 @@
-"""The forward scan with the recurrent weights in registers: equals `forward.gru_forward_kernel`, which it stands beside.
+"""The forward scan with the recurrent weights in registers, beside `forward.gru_forward_kernel`.
 
     z, r = g(gx_z + h R_z), g(gx_r + h R_r);   n = f(gx_n + r * (h R_n + c_n))  or  f(gx_n + (r * h) R_n)
     h' = z * h + (1 - z) * n
 
 A program owns BLOCK_B rows and BLOCK_H units. Invariant at the top of step t: `h` holds the float32 state entering t of
-the owned block, and the same state of all units has been handed on: stored, announced and to be loaded from `p_z`, .. of
-each gate (counter), published in words of the round (tagged), or stored in the program's shared memory (none). The owner
-multiplies by the dropout masks and applies the next step's reset before it hands on, so readers take what they multiply.
+the owned block, and the same state of all units has been handed on: stored, announced and to be loaded from `p_z`, ..
+of each gate (counter), published in words of the round (tagged), or stored in the program's shared memory (none). The
+owner multiplies by the dropout masks and applies the next step's reset before it hands on, so readers take what they
+multiply.
 Rows beyond the last are those of the last row once more: what they compute is never stored.
 Bytes per step and program: 3 gx and BLOCK_B * U of the state in, the state, the output and the saved gates out.
 """
@@ -74,7 +75,7 @@ def resident_forward_kernel(
     | u | (U,3U), or the transpose of (3U,U) unless KEYS_FIRST | io |
     | bias_n | (U,) | io |
     | h_first | (B,U) the first state, multiplied by nothing; without an exchange None | io |
-    | states | (T+1,B,U) the state entering each step and the last one, the other way round if reversed (SEPARATE) | io |
+    | states | (T+1,B,U) entering each step and the last one, the other way round if reversed (SEPARATE) | io |
     | out | (T,B,U) | io |
     | gates | (4 or 3,T,B,U) z, r, n, h R_n + c_n | io |
     | carry | (B,U) the state before and after, exact | float32 |
@@ -176,9 +177,7 @@ def resident_forward_kernel(
         fault = faults + i_b
     elif COUNTED:
         a_w = gl.arange(0, C.WARPS_K, gl.SliceLayout(1, gl.SliceLayout(2, C.left)))
-        a_b = gl.minimum(
-            i_b * C.BLOCK_B + gl.arange(0, C.BLOCK_B, gl.SliceLayout(0, gl.SliceLayout(2, C.left))), B - 1
-        )
+        a_b = gl.minimum(i_b * C.BLOCK_B + gl.arange(0, C.BLOCK_B, gl.SliceLayout(0, gl.SliceLayout(2, C.left))), B - 1)
         if C.HAS_ROWS:
             a_b = gl.load(rows + a_b).to(gl.int32)
         a_k = gl.arange(0, C.PART, gl.SliceLayout(0, gl.SliceLayout(1, C.left)))

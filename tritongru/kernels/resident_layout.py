@@ -2,8 +2,8 @@
 
 The product of a program is rank 3, (WARPS_K, rows, units): warp w sums over the units of its own parts only, so no warp
 repeats another's product. A part is what one load brings; with k_width of 16 bytes, the fragment that a lane wants is
-16 bytes side by side in memory, for the state and for the weights in the same order. Gates are computed where each thread
-owns elements of its own.
+16 bytes side by side in memory, for the state and for the weights in the same order. Gates are computed where each
+thread owns elements of its own.
 
     along the sum   NK parts of WARPS_K * PART units, NK * WARPS_K * PART >= U
     across          WARPS_N warps share the BLOCK_H units of a program

@@ -1,7 +1,7 @@
 """Products of the resident kernels: weights that stay in registers or in shared memory, rows in the product's layout.
 
-    s_g[w] = sum over parts i of  rows_g[i][w] @ weights_g[i][w],     g = z, r, n;  w: the warps along the sum
-    a_g    = sum over w of s_g[w]                                     they meet in shared memory
+s_g[w] = sum over parts i of  rows_g[i][w] @ weights_g[i][w],     g = z, r, n;  w: the warps along the sum
+a_g    = sum over w of s_g[w]                                     they meet in shared memory
 """
 
 from triton.experimental import gluon

@@ -1,7 +1,7 @@
 """The assembly of a wait for tagged words: text that is made for the number of groups a lane asks for.
 
-One block of assembly, since a loop of Triton's own would agree on its condition over all warps at every poll, which costs
-two block barriers and a broadcast.
+One block of assembly, since a loop of Triton's own would agree on its condition over all warps at every poll, which
+costs two block barriers and a broadcast.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What the replay knows of the hardware beside the control codes: latencies and rates, each with its source.
 
-None of these is measured on a machine of ours. Where one is measured, `replace(HOPPER, name=value)` and its source here.
+None of these is measured on a machine of ours. Where one is measured, `replace(HOPPER, name=value)` and its source
+here.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ class Latencies:
     Attributes:
         cache: second-level cache, there and back. fence: `membar.gpu` with stores under way.
         lds, ldsm: shared memory. sts: until a store's registers are free. mufu, shuffle, special, other: of an
-            instruction of variable latency. barrier: from the last warp's arrival on. source_read: until registers that a
-            store to memory reads are free.
+            instruction of variable latency. barrier: from the last warp's arrival on. source_read: until registers that
+            a store to memory reads are free.
         mufu_every, product_every: cycles in which a quarter of the multiprocessor starts no second one.
         cache_rate: bytes a cycle between the second-level cache and one multiprocessor.
         shared_rate: bytes a cycle of shared memory.

@@ -2,8 +2,9 @@
 
 Control codes are what the assembler decided: how many cycles to wait after an instruction, which of six scoreboards it
 sets when it has written or read its registers, and which it waits for. They are bits 105 on of an instruction's 128:
-4 of stall, 1 of yield, 3 and 3 of scoreboards (7: none), 6 of a mask. Source: Z. Jia et al., "Dissecting the NVIDIA Volta
-GPU Architecture via Microbenchmarking", arXiv 1804.06826, section 2.1; the same bits serve compute capability 7.0 to 10.0.
+4 of stall, 1 of yield, 3 and 3 of scoreboards (7: none), 6 of a mask. Source: Z. Jia et al., "Dissecting the NVIDIA
+Volta GPU Architecture via Microbenchmarking", arXiv 1804.06826, section 2.1; the same bits serve compute capability 7.0
+to 10.0.
 """
 
 from __future__ import annotations
@@ -134,9 +135,7 @@ def one_step(code: list[Instruction], labels: dict[str, int]) -> list[Instructio
 
 
 def _loops(code: list[Instruction], labels: dict[str, int]) -> list[tuple[int, int]]:
-    return [
-        (labels[x.target], i) for i, x in enumerate(code) if x.starts("BRA") and x.target and labels[x.target] <= i
-    ]
+    return [(labels[x.target], i) for i, x in enumerate(code) if x.starts("BRA") and x.target and labels[x.target] <= i]
 
 
 def count(step: list[Instruction]) -> Counter:

@@ -1,8 +1,9 @@
 """All warps of a program, replayed in order over some steps: when each instruction of a step is issued.
 
 The replay honours what the assembler wrote into each instruction, stalls and scoreboards, and adds `Latencies`. All
-programs are taken to be equal: a strong load of step t gets its value one round trip to the second-level cache after the
-last publication of step t - 1. Bytes to and from that cache go one after another, at its rate for one multiprocessor.
+programs are taken to be equal: a strong load of step t gets its value one round trip to the second-level cache after
+the last publication of step t - 1. Bytes to and from that cache go one after another, at its rate for one
+multiprocessor.
 Left out: changes of the clock, polls that come too early, other programs' bytes, instruction fetch.
 """
 
