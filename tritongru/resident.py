@@ -34,12 +34,13 @@ COUNTER_STRIDE = 32
 def run_forward(
     gx: Tensor, u: Tensor, bias_n: Tensor | None, h0: Tensor, mask: Tensor | None, resets: Tensor | None,
     fresh: Tensor | None, drop: Tensor | None, variant: Variant, save_gates: bool, precision: str = "tf32",
-    tiling: Tiling | None = None, approximate: bool = False,
+    tiling: Tiling | None = None, approximate: bool | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Run the recurrence; arguments and results as `launch.scan_forward`.
 
     Args:
-        tiling: in place of the chosen one. approximate: whether gates are the hardware's own tanh, exact to 11 bits.
+        tiling: in place of the chosen one. approximate: whether gates are the hardware's own tanh, exact to 11 bits;
+            None: in half precision.
     """
     one = [None if value is None else value[None] for value in (gx, u, bias_n, h0, fresh, drop)]
     found = run_members_forward(
@@ -64,7 +65,7 @@ def run_backward(
 def run_members_forward(
     gx: Tensor, u: Tensor, bias_n: Tensor | None, h0: Tensor, mask: Tensor | None, resets: Tensor | None,
     fresh: Tensor | None, drop: Tensor | None, variant: Variant, reverse: Sequence[bool], save_gates: bool,
-    precision: str = "tf32", tiling: Tiling | None = None, approximate: bool = False,
+    precision: str = "tf32", tiling: Tiling | None = None, approximate: bool | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Run M recurrences of the same shape at once.
 
@@ -104,6 +105,8 @@ def run_members_forward(
             states[m, T if backwards else 0] = start[m]
 
     scan = _Scan("forward", gx, u, B, tiling, mask, resets, drop, reverse)
+    if approximate is None:
+        approximate = gx.element_size() == 2
     constants = scan.constants(
         variant, precision, APPROXIMATE=approximate, HAS_FRESH=fresh is not None, HAS_BIAS=bias_n is not None,
         SAVE_GATES=save_gates, SEPARATE=separate,

@@ -123,7 +123,9 @@ def candidates(kernel: str, units: int, itemsize: int) -> list[Tiling]:
     found = []
     if units <= 64:
         whole = next_power_of_two(units)
-        found.append(Tiling(16, whole, 1, min(4, whole // 8), NO_EXCHANGE))
+        # So many warps that no instruction budget is broken.
+        warps = whole // 8 if kernel == "backward" else min(4, whole // 8)
+        found.append(Tiling(16, whole, 1, warps, NO_EXCHANGE))
     warps = 8 if units > 256 or (kernel == "backward" and units > 128) else 4 if units > 64 else 2
     exchanges = (TAGGED, COUNTER) if itemsize == 2 and units <= MOST_TAGGED_UNITS else (COUNTER,)
     for block_b in (16, 32, 64):

@@ -258,7 +258,7 @@ def resident_forward_kernel(
             if C.HAS_FRESH:
                 # What the next step may start from, asked for before the wait.
                 t_next = time_of(gl.minimum(step + 1, T - 1), T, reverse, C)
-                b_fresh = load_owned(fresh + t_next.to(gl.int64) * s_fresh_t + o_bh, m_h, C).to(gl.float32)
+                b_fresh = load_owned(fresh + t_next.to(gl.int64) * s_fresh_t + o_bh, m_h, C)
 
         # The whole state of the tile's rows, times the weights.
         s_z, s_r, s_n = zero, zero, zero
@@ -348,7 +348,7 @@ def resident_forward_kernel(
             h = b_new
             y = b_new
         if C.HAS_RESET:
-            h = gl.where((again != 0)[:, None] & (step + 1 < T), b_fresh, h)
+            h = gl.where((again != 0)[:, None] & (step + 1 < T), b_fresh.to(gl.float32), h)
 
         # What others wait for goes first.
         h_z, h_r, h_n = h, h, h
