@@ -2,9 +2,9 @@
 
     python bench/exchange.py [--out FOLDER or FILE.csv] [--rehearse]
 
-One exchange is a round of `backends/triton/kernels/probe.py`: every program publishes 16 rows of 16 units and gathers those
-of all programs of its tile. A sample is the difference between a long and a short launch over the difference of their
-rounds, so the launch itself is not in it. "launch" is one launch for each round, replayed from a CUDA graph, and
+One exchange is a round of `backends/triton/kernels/probe.py`: every program publishes 16 rows of 16 units and gathers
+those of all programs of its tile. A sample is the difference between a long and a short launch over the difference of
+their rounds, so the launch itself is not in it. "launch" is one launch for each round, replayed from a CUDA graph, and
 "launch-from-host" the same from Python. Every method is checked before it is timed, and after.
 """
 

@@ -23,6 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
 from tritongru import dispatch
+from tritongru.backends.triton import families, reasons, resident
 from tritongru.backends.triton import scan as launch
 from tritongru.tuning import configs
 
@@ -81,9 +82,12 @@ def emulated_gpu(**options):
     before = config._active, knobs.runtime.add_stages_inspection_hook
     patches = [
         (launch, "device_limits", lambda device: gpu.device),
+        (resident, "device_limits", lambda device: gpu.device),
+        (families, "device_limits", lambda device: gpu.device),
         # Asked there only whether kernels can run on a CPU.
-        (dispatch, "is_interpreted", lambda: True),
+        (reasons, "is_interpreted", lambda: True),
     ]
+    dispatch.forget()
     originals = [(module, name, getattr(module, name)) for module, name, _ in patches]
     config.set_active(_Driver(gpu))
     knobs.runtime.add_stages_inspection_hook = _leave_out_the_assembler
@@ -95,6 +99,7 @@ def emulated_gpu(**options):
         config._active, knobs.runtime.add_stages_inspection_hook = before
         for module, name, original in originals:
             setattr(module, name, original)
+        dispatch.forget()
 
 
 def _leave_out_the_assembler(*stage):

@@ -17,9 +17,9 @@ from extremes import (
     check_rows_without_steps,
     check_scale,
 )
-from tritongru.tools.cases import Case
 
 from tritongru import gru
+from tritongru.tools.oracle.cases import Case
 
 BAD = [float("nan"), float("inf"), -1e38]
 

@@ -10,11 +10,11 @@ import torch
 from fuzzing import check_against_oracle
 from hypothesis import HealthCheck, given, settings
 from strategies import Configuration, configurations, plain_configurations
-from tritongru.tools.cases import Case, in_dtype, make_arguments, run_case
-from tritongru.tools.tolerance import check
 
 from tritongru.activations import TABLE
 from tritongru.backends.numba import backward, problem, threads
+from tritongru.tools.oracle.cases import Case, in_dtype, make_arguments, run_case
+from tritongru.tools.oracle.tolerance import check
 
 VARIANTS = list(itertools.product(("keras", "torch"), (False, True), (False, True)))
 FLAGS = list(itertools.product((False, True), (None, "rows"), (0, 1, 3), (False, True)))

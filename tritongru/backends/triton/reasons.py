@@ -12,6 +12,7 @@ from ...tuning.devices import device_limits
 from ...tuning.tables import Key
 from .. import aten
 from ..reasons import reasons_against_activations, reasons_against_transforms
+from . import tilings
 
 
 def reasons_against(s: Signature) -> list[str]:
@@ -40,8 +41,17 @@ def describe_launches(s: Signature) -> tuple[str, ...]:
     device = device_limits(torch.device(s.device, s.index))
     lines = []
     for kernel in ("forward", "backward") if s.wants_gradients else ("forward",):
-        choice = choices.choose(key_of(s, kernel), s.shape.batch, device)
-        lines.append(f"{kernel}: {choice.config} ({choice.source}): {choice.reason}")
+        key = key_of(s, kernel)
+        problem = kernel, s.units, key.dtype, s.precision, s.shape.batch, device, s.recurrent_dropouts
+        reasons = tilings.reasons_against(*problem)
+        if not reasons:
+            tiling = tilings.choose(kernel, s.units, s.dtype.itemsize, *problem[4:])
+            lines.append(f"{kernel}: resident {tiling}: the recurrent weights stay in registers")
+            continue
+        choice = choices.choose(key, s.shape.batch, device)
+        lines.append(
+            f"{kernel}: {choice.config} ({choice.source}): {choice.reason}; not resident: {'; '.join(reasons)}"
+        )
     return tuple(lines)
 
 

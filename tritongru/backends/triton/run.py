@@ -84,8 +84,8 @@ def _run(direction: str, arguments: tuple, a: Inputs, variant: Variant, setting:
 
     def run_kernels():
         # Imports triton, which need not be installed for the other backends.
-        launch = importlib.import_module("tritongru.backends.triton.scan")
-        return getattr(launch, f"scan_{direction}")(*arguments, setting.precision)
+        families = importlib.import_module("tritongru.backends.triton.families")
+        return families.run_scan(direction, arguments, a, variant, setting.precision)
 
     if setting.backend == "triton":
         return run_kernels()

@@ -47,6 +47,11 @@ def use_config(config: LaunchConfig | Mapping[str, LaunchConfig] | None):
         _forced.config = before
 
 
+def is_forced() -> bool:
+    """Return whether `use_config` is in force on this thread."""
+    return getattr(_forced, "config", None) is not None
+
+
 def choose_config(
     kernel: str, u: Tensor, batch: int, variant: Variant, precision: str, drop: Tensor | None, masked: bool,
     device: Device,

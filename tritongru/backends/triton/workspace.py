@@ -6,22 +6,19 @@ later call, so that no call waits for the device.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...call.errors import ExchangeError
 from ...call.problem import Variant
 from ...environment import is_interpreted
 from ...tuning import configs
 from ...tuning.configs import SINGLE, Device, LaunchConfig
 from .constants import PLANES, Constants, current_backend, make_constants
 from .rows import plan_rows
-
-_pending: deque = deque()
+from .waits import check_faults
 
 
 class Workspace:
@@ -104,24 +101,4 @@ class Workspace:
 
     def check(self) -> None:
         """Raise ExchangeError for a fault of this scan (CPU) or an earlier one (GPU, without waiting for it)."""
-        if self.faults is None:
-            return
-        if not self.faults.is_cuda:
-            _raise_fault(self.faults)
-            return
-        if torch.cuda.is_current_stream_capturing():
-            return
-        host = torch.empty_like(self.faults, device="cpu", pin_memory=True).copy_(self.faults, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        _pending.append((event, host))
-        while _pending and _pending[0][0].query():
-            _raise_fault(_pending.popleft()[1])
-
-
-def _raise_fault(faults: Tensor) -> None:
-    if bool(faults.any()):
-        raise ExchangeError(
-            f"programs of batch tiles {faults.nonzero().flatten().tolist()} waited too long for each other; "
-            "the results of that call are NaN from that step on"
-        )
+        check_faults(self.faults)
