@@ -16,6 +16,7 @@ from .call.check import Signature, check_lengths, is_transformed, resolve_precis
 from .call.errors import check_backend
 from .call.padding import valid_steps
 from .call.problem import Shape, Variant
+from .call.recording import is_recorded
 from .dispatch import Decision, decide
 from .functional import explain_call, run
 from .named_weights import NamedWeights
@@ -113,8 +114,9 @@ class GRU(NamedWeights):
             UnsupportedError: a named backend cannot run the call.
         """
         if (proxy := tracing.find_proxy(input, hx, lengths, resets)) is not None:
-            return tracing.record_call(self, proxy, input, hx, lengths=lengths, resets=resets, backend=backend)
-        if torch.jit.is_tracing() and self._is_plain_call(lengths, resets, backend):
+            options = dict(lengths=lengths, resets=resets, backend=backend)
+            return tracing.record_call(self, proxy, input, hx, **options)  # type: ignore[return-value]
+        if is_recorded() and self._is_plain_call(lengths, resets, backend):
             return tracing.TorchGRU.forward(self, input, hx)  # type: ignore[arg-type]
         if isinstance(input, PackedSequence):
             _refuse_with_packed(lengths, resets)
@@ -317,7 +319,7 @@ def _pad(packed: PackedSequence) -> tuple[Tensor, Tensor, Tensor | None]:
     """
     x, lengths = pad_packed_sequence(PackedSequence(packed.data, packed.batch_sizes))
     # batch_sizes lie on the host, so the comparison stops no device. A trace is to hold for other lengths too.
-    full = not torch.jit.is_tracing() and bool(packed.batch_sizes[-1] == packed.batch_sizes[0])
+    full = not is_recorded() and bool(packed.batch_sizes[-1] == packed.batch_sizes[0])
     return x, lengths, None if full else _valid_steps(lengths.to(x.device), x)
 
 

@@ -70,8 +70,8 @@ def run_members_forward(
     """Run M recurrences of the same shape at once.
 
     Args:
-        gx, u, bias_n, h0, fresh, drop: those of `run_forward`, stacked: (M,T,B,3U), (M,U,3U), .. mask, resets: (T,B), the
-            same for all. reverse: of each member, in place of `variant`'s.
+        gx, u, bias_n, h0, fresh, drop: those of `run_forward`, stacked: (M,T,B,3U), (M,U,3U), .. mask, resets: (T,B),
+            the same for all. reverse: of each member, in place of `variant`'s.
 
     Returns:
         out (M,T,B,U), last (M,B,U), entering (M,T,B,U) or empty, gates (M,4 or 3,T,B,U) or empty.
