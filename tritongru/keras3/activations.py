@@ -7,22 +7,31 @@ from typing import NamedTuple
 
 import keras
 
+from ..activations import TABLE
+
 
 class Known(NamedTuple):
-    """An activation f(x) = g(factor * x), with g the activation of this package that has the `name`."""
+    """An activation f(x) = g(factor * x), with g the activation of this package that has the `name`.
+
+    Attributes:
+        is_fast: whether g's derivative is a function of its output, which all backends but the reference need.
+    """
 
     name: str
+    is_fast: bool
     factor: float = 1.0
 
 
 # Both packages mean the same by these names.
 _SAME = (
-    "linear", "tanh", "sigmoid", "relu", "leaky_relu", "elu", "selu", "softplus", "softsign", "exponential", "silu",
+    "linear", "tanh", "sigmoid", "relu", "leaky_relu", "elu", "selu", "softplus", "softsign", "exponential", "swish",
     "gelu", "mish", "softmax",
 )  # fmt: skip
-_KNOWN: dict[Callable, Known] = {keras.activations.get(name): Known(name) for name in _SAME}
+_KNOWN: dict[Callable, Known] = {
+    keras.activations.get(name): Known(name, TABLE[name].derivative is not None) for name in _SAME
+}
 # Keras 3's is clip(x / 6 + 1/2, 0, 1), Keras 2's and this package's clip(x / 5 + 1/2, 0, 1).
-_KNOWN[keras.activations.hard_sigmoid] = Known("hard_sigmoid", 5 / 6)
+_KNOWN[keras.activations.hard_sigmoid] = Known("hard_sigmoid", True, 5 / 6)
 
 
 def find(function: Callable) -> Known | None:

@@ -8,7 +8,7 @@ from keras import ops
 from torch import Tensor
 
 from ..functional import gru
-from . import activations, pickling
+from . import activations, own_path, pickling
 from .naming import register
 
 # Neither "auto" nor True, for which Keras's wrappers go past the layer to cuDNN.
@@ -69,6 +69,12 @@ class GRU(keras.layers.GRU):
             # Keras writes the next state into this memory, and the backward pass reads it after that.
             state = state.clone()
         f, g = activations.find(cell.activation), activations.find(cell.recurrent_activation)
+        input_dropout = _input_dropout(self, sequences, mask, training)
+        recurrent_dropout = _recurrent_dropout(self, state, training)
+        if mask is None and recurrent_dropout is None and cell.reset_after:
+            result = own_path.run(self, sequences, state, input_dropout, bool(f and f.is_fast and g and g.is_fast))
+            if result is not None:
+                return result
         kernel, recurrent_kernel, bias = _weights(cell, f.factor if f else 1.0, g.factor if g else 1.0)
         outputs, state = gru(
             sequences.to(kernel.dtype),
@@ -80,8 +86,8 @@ class GRU(keras.layers.GRU):
             recurrent_activation=g.name if g else cell.recurrent_activation,
             reset_after=cell.reset_after,
             mask=mask,
-            input_dropout=_input_dropout(self, sequences, mask, training),
-            recurrent_dropout=_recurrent_dropout(self, state, training),
+            input_dropout=input_dropout,
+            recurrent_dropout=recurrent_dropout,
             zero_output_for_mask=self.zero_output_for_mask,
             go_backwards=self.go_backwards,
             backend=self.backend,
@@ -95,7 +101,8 @@ class GRU(keras.layers.GRU):
 
     def __reduce__(self):
         # Keras pickles a layer as a file, and a file names Keras's class.
-        return pickling.restore_as_ours, super().__reduce__()
+        method, arguments = super().__reduce__()
+        return pickling.load_as_ours, (method.__name__, *arguments)
 
 
 def is_exporting() -> bool:

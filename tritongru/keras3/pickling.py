@@ -1,14 +1,15 @@
-"""Copies by `pickle` and `copy.deepcopy`."""
+"""Copies of a layer by `pickle` and `copy.deepcopy`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
+
+import keras
 
 
-def restore_as_ours(load: Callable, arguments: tuple):
-    """Return the layer that Keras loads, as our class."""
+def load_as_ours(method: str, *arguments: Any) -> keras.layers.Layer:
+    """Return the layer that `method` of `keras.layers.GRU` reads from `arguments`, as our class."""
     from .layer import GRU
 
-    layer = load(*arguments)
-    layer.__class__ = GRU
-    return layer
+    with keras.saving.custom_object_scope({"GRU": GRU}):
+        return getattr(keras.layers.GRU, method)(*arguments)
