@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 .DEFAULT_GOAL := help
 MINUTES ?= 20
 .PHONY: help demo peers fuzz fuzz-files emulate mutants soak test test-interpreted test-compiled test-gpu lint format clean \
-	bench bench-quick bench-cpu bench-report bench-regression rehearse tune-verify
+	bench bench-quick bench-cpu bench-keras3 bench-report bench-regression rehearse tune-verify
 
 help:
 	@echo "make demo    train on the Japanese Vowels recordings, then compare every backend with the oracle"
@@ -92,6 +92,10 @@ bench-quick: $(VENV)/.installed
 
 bench-cpu: $(VENV)/.peers
 	$(BIN)/python bench/cpu.py
+
+# fit and predict of Keras 3 with its layer and with ours; 1 if a goal is missed. Five minutes on two quiet cores.
+bench-keras3: $(VENV)/.peers
+	KERAS_BACKEND=torch $(BIN)/python -W ignore bench/keras3.py
 
 bench-report: $(VENV)/.installed
 	$(BIN)/python -m tritongru bench --report
