@@ -87,7 +87,7 @@ def test_keras3_text_learns_saves_and_loads():
     pytest.importorskip("keras")
     os.environ.setdefault("KERAS_BACKEND", "torch")
     result = load("keras3_text").run(epochs=8, words=1000, units=16)
-    assert result["accuracy"] > 0.6  # answering always the same gives about a half
+    assert result["accuracy"] > 0.8  # answering always the same gives 0.56
     assert result["difference"] < 1e-5 and len(result["switched"]) == 3
 
 
