@@ -1,6 +1,6 @@
 """Run every library with torch.nn.GRU and with ours in its place, compare, and write the table of docs/torch.md.
 
-    .venv-clients/bin/python clients/run.py [LIBRARY ...] [--no-page]
+    .venv-clients/bin/python clients/run.py [LIBRARY ...] [--no-page | --packages]
 
 Exits with 1 where a check that passes with torch.nn.GRU fails or differs with ours.
 """
@@ -111,11 +111,16 @@ def main() -> int:
     known = libraries()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("libraries", nargs="*", choices=[*known, []], help="all of them without")
+    parser.add_argument("--packages", action="store_true", help="print the packages of the libraries, and end")
     parser.add_argument("--no-page", action="store_true", help="leave docs/torch.md as it is")
     options = parser.parse_args()
+    chosen = options.libraries or list(known)
+    if options.packages:
+        print(*(known[name] for name in chosen))
+        return 0
     rows, fine = [], True
     with tempfile.TemporaryDirectory() as folder:
-        for name in options.libraries or known:
+        for name in chosen:
             more, well = judge(name, known[name], Path(folder))
             rows, fine = rows + more, fine and well
     if not options.no_page:

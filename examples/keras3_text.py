@@ -27,7 +27,7 @@ LETTERS, LONGEST = 8, 9
 
 
 def draw_words(number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return words (number,LONGEST) of letters 1..LETTERS, zero after their end, and whether the last is after the first."""
+    """Return words (number,LONGEST) of letters 1..LETTERS, zero after their end, and whether last > first."""
     numbers = np.random.default_rng(seed)
     words, answers = np.zeros((number, LONGEST), "int32"), np.zeros((number, 1), "float32")
     for i in range(number):
