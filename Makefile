@@ -7,9 +7,11 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 .DEFAULT_GOAL := help
 MINUTES ?= 20
 SLOWEST := --durations=10
+CLIENTS := .venv-clients
+QUICK := torch_geometric torchrl
 .PHONY: help demo peers fuzz fuzz-files emulate mutants soak test test-interpreted test-compiled test-bits \
-	test-bits-interpreted test-bits-compiled test-gpu lint wheel format clean \
-	bench bench-quick bench-cpu bench-report bench-regression rehearse tune-verify
+	test-bits-interpreted test-bits-compiled test-gpu lint wheel format clean clients clients-quick \
+	bench bench-quick bench-cpu bench-keras3 bench-report bench-regression rehearse tune-verify
 
 help:
 	@echo "make demo    train on the Japanese Vowels recordings, then compare every backend with the oracle"
@@ -20,6 +22,7 @@ help:
 	@echo "make mutants apply known bugs to a copy, one by one: tests must catch each"
 	@echo "make soak    train and stream for MINUTES=20 and watch memory, caches and compilations"
 	@echo "make peers   also install Keras 3 and onnxruntime, which some tests compare with"
+	@echo "make clients run six libraries with their nn.GRU swapped for ours; installs them into .venv-clients"
 	@echo "make lint    ruff, pyright, import-linter"
 	@echo "make wheel   build the sdist and the wheel, and run the README's example with the wheel alone"
 	@echo "make format  rewrite the code in the house style"
@@ -93,6 +96,35 @@ mutants: $(VENV)/.peers
 soak: $(VENV)/.installed
 	$(BIN)/python tests/soak.py --minutes $(MINUTES)
 
+# An environment that sees the packages of .venv, torch among them, and holds the rest. What cannot be installed is named,
+# and the run skips it.
+$(CLIENTS)/.created: $(VENV)/.peers
+	$(BIN)/python -m venv $(CLIENTS)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $$(echo $(CLIENTS)/lib/python*/site-packages)/base.pth
+	@touch $@
+
+define install_clients
+for package in $$($(BIN)/python clients/run.py $(1) --packages); do \
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-c clients/constraints.txt $$package || echo "not installed: $$package"; \
+done
+endef
+
+$(CLIENTS)/.quick: $(CLIENTS)/.created clients/constraints.txt
+	$(call install_clients,$(QUICK))
+	@touch $@
+
+$(CLIENTS)/.all: $(CLIENTS)/.created clients/constraints.txt
+	$(call install_clients,)
+	@touch $@
+
+# Six libraries with torch.nn.GRU swapped, compared with what they give otherwise; writes the table in docs/torch.md.
+clients: $(CLIENTS)/.all
+	$(CLIENTS)/bin/python clients/run.py
+
+clients-quick: $(CLIENTS)/.quick
+	$(CLIENTS)/bin/python clients/run.py $(QUICK) --no-page
+
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m gpu
 
@@ -108,6 +140,10 @@ bench-quick: $(VENV)/.installed
 
 bench-cpu: $(VENV)/.peers
 	$(BIN)/python bench/cpu.py
+
+# fit and predict of Keras 3 with its layer and with ours; 1 if a goal is missed. Five minutes on two quiet cores.
+bench-keras3: $(VENV)/.peers
+	KERAS_BACKEND=torch $(BIN)/python -W ignore bench/keras3.py
 
 bench-report: $(VENV)/.installed
 	$(BIN)/python -m tritongru bench --report
@@ -137,4 +173,4 @@ format: $(VENV)/.linters
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist out .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(CLIENTS) build dist out .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
