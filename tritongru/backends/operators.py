@@ -125,7 +125,15 @@ def scan_backward(*arguments) -> tuple[Tensor, ...]:
     run = WHOLE.get(setting.backend, triton).run_backward
     with product_precision(a.x, setting.precision):
         found = run(a, variant, setting, saved, d_out, d_last, Inputs(*wanted))
-    return tuple(a.x.new_empty(0) if gradient is None else gradient for gradient in found)
+    return tuple(a.x.new_empty(0) if d is None else _laid_out_as(d, t) for d, t in zip(found, a, strict=True))
+
+
+def _laid_out_as(gradient: Tensor, t: Tensor) -> Tensor:
+    """Return `gradient` with the strides that `_scan_backward_shapes` tells a compiler."""
+    if gradient.stride() == t.stride():
+        return gradient
+    like = torch.empty_like(t)
+    return gradient if like.stride() == gradient.stride() else like.copy_(gradient)
 
 
 def _scan_backward_shapes(*arguments) -> tuple[Tensor, ...]:

@@ -47,3 +47,7 @@ def reasons_against_numba() -> tuple[str, ...]:
     if importlib.util.find_spec("numba") is None:
         return ("numba is not installed",)
     return ()
+
+
+# Dynamo cannot trace it; it gives one answer per process. See torch.compiler.assume_constant_result.
+reasons_against_numba._dynamo_marked_constant = True  # type: ignore[attr-defined]
