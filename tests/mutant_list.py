@@ -148,6 +148,7 @@ MUTANTS = [
     Mutant("call/problem.py", "bias_x, bias_h = a.bias.unbind(0)", "bias_h, bias_x = a.bias.unbind(0)", EAGER),
     Mutant("call/check.py", "torch.bool else value != 0", "torch.bool else value == 1", FUZZ),
     Mutant("call/check.py", "low < 0 or high > time", "low < 0 or high > time + 1", "test_errors.py"),
+    Mutant("call/problem.py", "bias_x, bias_h = None, a.bias", "bias_x, bias_h = a.bias, None", "test_gates.py"),
     # Autograd around the scan.
     Mutant("backends/eager/layout.py", "torch.cat((after[begin + 1 : end], h0))", "torch.cat((h0, after[: end - 1]))", FLAGS),
     Mutant("backends/triton/run.py", "gx.add_(bias)), bias_n", "gx), bias_n", FLAGS),

@@ -26,7 +26,7 @@ JUMPING = ("relu", "leaky_relu", "hard_sigmoid", "selu")
 
 @dataclass(frozen=True)
 class Configuration:
-    """One call of `tritongru.gru`.
+    """One call of `tritongru.gru`, or of `tritongru.scan` where `gates` are given in place of x and its product.
 
     Attributes:
         mask: "none", "all" valid, "nothing" valid, "holes" at random, "first" step masked, "rows" wholly masked.
@@ -66,6 +66,7 @@ class Configuration:
     zero_output_for_mask: bool = False
     go_backwards: bool = False
     recompute: bool = False
+    gates: bool = False
     x_view: str = "contiguous"
     kernel_view: str = "contiguous"
     recurrent_kernel_view: str = "contiguous"
@@ -105,6 +106,7 @@ def configurations(**fixed) -> st.SearchStrategy[Configuration]:
         input_dropouts=(0, 0, 1, 3), input_dropout_form=("rows", "steps", "shared"), recurrent_dropouts=(0, 0, 1, 3),
         zero_output_for_mask=either, go_backwards=either, recompute=either, x_view=view, kernel_view=view,
         recurrent_kernel_view=view, bias_view=view, initial_state_view=view, reset_state_view=view, steps_view=view,
+        gates=(False, False, True),
         wanted=("all", "all", "weights", "inputs", "none"), loss=("both", "both", "outputs", "state"),
         schedule=("steps", "single", "persistent", "streamed"),
     )  # fmt: skip
@@ -134,7 +136,7 @@ def plain_configurations(**fixed) -> st.SearchStrategy[Configuration]:
     """Return a strategy for the variant that torch's own GRU can run, a rare draw otherwise."""
     plain = dict(
         reset_after=True, activation="tanh", recurrent_activation="sigmoid", mask="none", lengths="none",
-        resets="none", recurrent_dropouts=0, recompute=False, input_dropouts=st.sampled_from((0, 1)),
+        resets="none", recurrent_dropouts=0, recompute=False, gates=False, input_dropouts=st.sampled_from((0, 1)),
     )  # fmt: skip
     return configurations(**(plain | fixed))
 
@@ -185,12 +187,17 @@ def make_leaves(c: Configuration) -> dict[str, Leaf]:
     def steps(*rest: int) -> tuple[int, ...]:
         return (c.time, c.batch, *rest) if c.time_major else (c.batch, c.time, *rest)
 
-    leaves["x"] = lay_out(normal(*steps(c.input_size), spread=1.0), c.x_view)
-    shapes = {"kernel": (c.input_size, 3 * U), "recurrent_kernel": (U, 3 * U)}
+    own_name, features = ("gates", 3 * U) if c.gates else ("x", c.input_size)
+    leaves[own_name] = lay_out(normal(*steps(features), spread=1.0), c.x_view)
+    shapes = (
+        {"recurrent_kernel": (U, 3 * U)} if c.gates else {"kernel": (features, 3 * U), "recurrent_kernel": (U, 3 * U)}
+    )
     for name, shape in shapes.items():
         values = normal(*shape, spread=max(shape[0], 1) ** -0.5)
         leaves[name] = lay_out(values.t().contiguous() if c.layout == "torch" else values, getattr(c, f"{name}_view"))
-    if c.use_bias and c.layout == "torch":
+    if c.use_bias and c.gates:
+        leaves["bias"] = lay_out(normal(3 * U, spread=0.3), c.bias_view)
+    elif c.use_bias and c.layout == "torch":
         leaves |= {f"bias[{i}]": lay_out(normal(3 * U, spread=0.3), c.bias_view) for i in range(2)}
     elif c.use_bias:
         leaves["bias"] = lay_out(normal(*((2, 3 * U) if c.reset_after else (3 * U,)), spread=0.3), c.bias_view)
@@ -201,7 +208,7 @@ def make_leaves(c: Configuration) -> dict[str, Leaf]:
         leaves["reset_state"] = lay_out(normal(*states[c.reset_state], spread=0.5), c.reset_state_view)
     one_step = (1, c.batch, c.input_size) if c.time_major else (c.batch, 1, c.input_size)
     forms = {"rows": one_step, "steps": steps(c.input_size), "shared": (c.input_size,)}
-    for i in range(c.input_dropouts):
+    for i in range(0 if c.gates else c.input_dropouts):
         leaves[f"input_dropout[{i}]"] = lay_out(dropout(*forms[c.input_dropout_form]), "contiguous")
     for i in range(c.recurrent_dropouts):
         leaves[f"recurrent_dropout[{i}]"] = lay_out(dropout(c.batch, U), "contiguous")
@@ -260,7 +267,10 @@ def _relay_steps(value: Tensor, kind: str) -> Tensor:
 
 
 def call_arguments(c: Configuration, tensors: dict[str, Tensor]) -> dict:
-    """Return the keyword arguments of `tritongru.gru`, with `tensors` (by the names of `make_leaves`) in place."""
+    """Return the keyword arguments of `tritongru.gru`, or of `scan` where it has gates, with `tensors` in place.
+
+    Those are by the names of `make_leaves`.
+    """
     arguments: dict = {"bias": None, "initial_state": None, **make_steps(c)}
     parts: dict[str, list[Tensor]] = {}
     for name, value in tensors.items():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import activations, compat
 from .call.errors import ExchangeError, FallbackWarning, UnsupportedError
 from .dispatch import Decision
-from .functional import gru
+from .functional import gru, scan
 from .keras import GRU, Bidirectional, GRUCell, constraints, initializers, regularizers
 from .stream import Stream
 from .tools.info import explain, info
@@ -39,6 +39,7 @@ __all__ = [
     "info",
     "initializers",
     "regularizers",
+    "scan",
     "tune",
 ]
 

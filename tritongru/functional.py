@@ -1,4 +1,4 @@
-"""`tritongru.gru`: the GRU as a function. Checks, decides, runs."""
+"""`tritongru.gru` and `tritongru.scan`: the GRU as a function. Checks, decides, runs."""
 
 from __future__ import annotations
 
@@ -82,9 +82,67 @@ def gru(
     >>> outputs.shape, torch.equal(outputs[:, -1], state)
     (torch.Size([2, 5, 4]), True)
     """
+    if kernel is None:
+        raise TypeError("`kernel` must be a torch.Tensor, got NoneType; `tritongru.scan` takes gates without a kernel")
     arguments = Arguments(
         x, kernel, recurrent_kernel, bias, initial_state, activation, recurrent_activation, reset_after, mask, lengths,
         resets, reset_state, input_dropout, recurrent_dropout, zero_output_for_mask, go_backwards, time_major, layout,
+        precision, recompute,
+    )  # fmt: skip
+    outputs, state, _ = run(arguments, backend)
+    return arguments.in_order_of_processing(outputs), state
+
+
+def scan(
+    gates: Tensor,
+    recurrent_kernel: Tensor,
+    bias: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    *,
+    activation="tanh",
+    recurrent_activation="sigmoid",
+    reset_after: bool = True,
+    mask: Tensor | None = None,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reset_state: Tensor | str | None = None,
+    recurrent_dropout=None,
+    zero_output_for_mask: bool = False,
+    go_backwards: bool = False,
+    time_major: bool = False,
+    layout: str = "keras",
+    precision: str = "auto",
+    recompute: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The recurrence alone: `tritongru.gru` whose input is projected already, x W + b.
+
+    z, r = g(gates + h R + c);  n = f(gates_h + r * (h R_h + c_h));  h_t = z * h + (1 - z) * n
+
+    For gate inputs that are no product with a kernel of one's own: rows of an embedding, a normalised, quantised or
+    low-rank product. `gates` is read where it lies; only a mask makes a copy, without what stands in the padding.
+
+    Args:
+        gates: (B,T,3U) floating point, gates z, r, h, with the input's bias in it; r, z, n in layout="torch"; (T,B,3U)
+            if `time_major`.
+        recurrent_kernel: (U,3U); (3U,U) in layout="torch".
+        bias: (3U,) the recurrent bias, b_hh in layout="torch"; None without.
+        others: as `tritongru.gru`.
+
+    Returns:
+        outputs (B,T,U), or (T,B,U) if `time_major`; final state (B,U).
+
+    Raises:
+        TypeError, ValueError, UnsupportedError: as `tritongru.gru`; backend="aten" cannot run it.
+
+    >>> table, tokens = torch.nn.Embedding(100, 3 * 4), torch.randint(100, (2, 5))
+    >>> outputs, state = scan(table(tokens), torch.randn(4, 12))
+    >>> outputs.shape, torch.equal(outputs[:, -1], state)
+    (torch.Size([2, 5, 4]), True)
+    """
+    arguments = Arguments(
+        gates, None, recurrent_kernel, bias, initial_state, activation, recurrent_activation, reset_after, mask,
+        lengths, resets, reset_state, None, recurrent_dropout, zero_output_for_mask, go_backwards, time_major, layout,
         precision, recompute,
     )  # fmt: skip
     outputs, state, _ = run(arguments, backend)

@@ -20,7 +20,7 @@ from . import activations
 
 def gru_reference(
     x: Tensor,
-    kernel: Tensor,
+    kernel: Tensor | None,
     recurrent_kernel: Tensor,
     bias=None,
     initial_state: Tensor | None = None,
@@ -41,6 +41,8 @@ def gru_reference(
 ) -> tuple[Tensor, Tensor]:
     """The GRU over a whole sequence, one step after another; arguments and results as `tritongru.gru`.
 
+    Without a kernel they are those of `tritongru.scan`: `x` are the gates' inputs (B,T,3U), `bias` the recurrent one.
+
     Returns:
         outputs (B,T,U), or (T,B,U) if `time_major`, in the order of processing; final state (B,U).
 
@@ -55,7 +57,11 @@ def gru_reference(
     """
     f = activations.get(activation)
     g = activations.get(recurrent_activation)
-    w, u, b, c = _keras_layout(kernel, recurrent_kernel, bias, layout, reset_after)
+    if kernel is None:
+        x, u, c = _keras_gates(x, recurrent_kernel, bias, layout)
+        w = b = None
+    else:
+        w, u, b, c = _keras_layout(kernel, recurrent_kernel, bias, layout, reset_after)
     units = u.shape[0]
 
     def steps(value: Tensor) -> Tensor:
@@ -86,7 +92,7 @@ def gru_reference(
     # One input mask serves the three gates, three serve one each; the same for the state.
     drop_x = [None if m is None else steps(m.expand(x.shape)) for m in _per_gate(input_dropout)]
     drop_h = [None if m is None else m for m in _per_gate(recurrent_dropout)]
-    w_z, w_r, w_n = w.split(units, dim=1)
+    w_z, w_r, w_n = (None, None, None) if w is None else w.split(units, dim=1)
     u_z, u_r, u_n = u.split(units, dim=1)
     b_z, b_r, b_n = (0, 0, 0) if b is None else b.split(units)
     c_z, c_r, c_n = (0, 0, 0) if c is None else c.split(units)
@@ -101,15 +107,19 @@ def gru_reference(
     for t in reversed(range(T)) if go_backwards else range(T):
         if restart is not None:
             h = torch.where(restart[t, :, None], fresh[t], h)
-        x_z, x_r, x_n = (dropped(inputs[t], m if m is None else m[t]) for m in drop_x)
+        if w is None:
+            gx_z, gx_r, gx_n = inputs[t].split(units, dim=1)
+        else:
+            x_z, x_r, x_n = (dropped(inputs[t], m if m is None else m[t]) for m in drop_x)
+            gx_z, gx_r, gx_n = x_z @ w_z + b_z, x_r @ w_r + b_r, x_n @ w_n + b_n
         h_z, h_r, h_n = (dropped(h, m) for m in drop_h)
 
-        z = g(x_z @ w_z + b_z + h_z @ u_z + c_z)
-        r = g(x_r @ w_r + b_r + h_r @ u_r + c_r)
+        z = g(gx_z + h_z @ u_z + c_z)
+        r = g(gx_r + h_r @ u_r + c_r)
         if reset_after:
-            n = f(x_n @ w_n + b_n + r * (h_n @ u_n + c_n))
+            n = f(gx_n + r * (h_n @ u_n + c_n))
         else:
-            n = f(x_n @ w_n + b_n + (r * h_n) @ u_n + c_n)
+            n = f(gx_n + (r * h_n) @ u_n + c_n)
         new = z * h + (1 - z) * n
 
         if valid is None:
@@ -122,6 +132,18 @@ def gru_reference(
 
     stacked = torch.stack(outputs) if outputs else x.new_zeros(0, B, units)
     return (stacked if time_major else stacked.transpose(0, 1)), h
+
+
+def _keras_gates(gates: Tensor, recurrent_kernel: Tensor, bias, layout: str):
+    """Return (gates (..,3U), u (U,3U), recurrent bias (3U,) | None) in gate order z, r, h."""
+    if layout == "keras":
+        return gates, recurrent_kernel, bias
+
+    def turned(value: Tensor) -> Tensor:
+        r, z, n = value.chunk(3, dim=-1)
+        return torch.cat((z, r, n), dim=-1)
+
+    return turned(gates), turned(recurrent_kernel.t()), None if bias is None else turned(bias)
 
 
 def _keras_layout(kernel: Tensor, recurrent_kernel: Tensor, bias, layout: str, reset_after: bool):

@@ -32,6 +32,8 @@ def reasons_against(s: Signature) -> list[str]:
         reasons.append("mask or lengths given")
     if s.has_resets:
         reasons.append("resets given")
+    if not s.has_kernel:
+        reasons.append("gates given: torch's GRU multiplies its input by a kernel")
     if s.input_dropouts > 1:
         reasons.append(f"input_dropout has {s.input_dropouts} masks")
     if s.recurrent_dropouts:

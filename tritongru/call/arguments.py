@@ -1,4 +1,4 @@
-"""What a caller says: the arguments of `tritongru.gru`, with their defaults."""
+"""What a caller says: the arguments of `tritongru.gru` or `tritongru.scan`, with their defaults."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from torch import Tensor
 
 
 class Arguments(NamedTuple):
-    """The arguments of `tritongru.gru`, as they came or in plain form (`check.check`)."""
+    """The arguments of `tritongru.gru`, as they came or in plain form (`check.check`).
+
+    Those of `tritongru.scan` have no kernel: `x` are then the gates' inputs, and `bias` the recurrent one alone.
+    """
 
     x: Tensor
-    kernel: Tensor
+    kernel: Tensor | None
     recurrent_kernel: Tensor
     bias: Tensor | Sequence[Tensor] | None = None
     initial_state: Tensor | None = None

@@ -32,6 +32,7 @@ class Signature(NamedTuple):
     activations_known: tuple[bool, bool] = (True, True)
     has_mask: bool = False
     has_resets: bool = False
+    has_kernel: bool = True
     has_bias: bool = True
     input_dropouts: int = 0
     recurrent_dropouts: int = 0
@@ -62,7 +63,7 @@ def check(a: Arguments) -> Call:
         ValueError: a wrong rank, size, device, dtype mix or choice; the message names the argument and its value.
     """
     if not isinstance(a.x, Tensor):
-        raise TypeError(f"`x` must be a torch.Tensor, got {type(a.x).__name__}")
+        raise TypeError(f"`{_name_of_input(a)}` must be a torch.Tensor, got {type(a.x).__name__}")
     a = check_tensors(_in_autocast_dtype(a))
     f = activations.resolve(a.activation, "activation")
     g = activations.resolve(a.recurrent_activation, "recurrent_activation")
@@ -80,6 +81,7 @@ def check(a: Arguments) -> Call:
         activations_known=(_is_known(f), _is_known(g)),
         has_mask=a.mask is not None or a.lengths is not None,
         has_resets=a.resets is not None,
+        has_kernel=a.kernel is not None,
         has_bias=a.bias is not None,
         input_dropouts=len(a.input_dropout or ()),
         recurrent_dropouts=len(a.recurrent_dropout or ()),
@@ -150,19 +152,20 @@ def check_tensors(a: Arguments) -> Arguments:
     """Return `a` in plain form; raises as `check`."""
     check_choice("layout", a.layout, LAYOUTS)
     check_choice("precision", a.precision, PRECISIONS)
-    x = a.x
-    for name in ("x", "kernel", "recurrent_kernel"):
+    x, own_name = a.x, _name_of_input(a)
+    _check_tensor(own_name, x, x)
+    for name in ("kernel", "recurrent_kernel") if a.kernel is not None else ("recurrent_kernel",):
         _check_tensor(name, getattr(a, name), x)
     if x.dim() != 3:
-        axes = "(T,B,I)" if a.time_major else "(B,T,I)"
-        raise ValueError(f"`x` must have 3 axes {axes}, got {x.dim()} with shape {tuple(x.shape)}")
+        axes = ("(T,B,{})" if a.time_major else "(B,T,{})").format("3U" if a.kernel is None else "I")
+        raise ValueError(f"`{own_name}` must have 3 axes {axes}, got {x.dim()} with shape {tuple(x.shape)}")
     time, batch = a.time, a.batch
     units = _check_weights(a.kernel, a.recurrent_kernel, x.shape[2], a.layout)
     steps, axes = ((time, batch), "(T,B)") if a.time_major else ((batch, time), "(B,T)")
     if a.reset_state is not None and a.resets is None:
         raise ValueError("`reset_state` was given without `resets`: say at which steps it replaces the state")
     return a._replace(
-        bias=_check_bias(a.bias, units, a.layout, a.reset_after, x),
+        bias=_check_bias(a.bias, units, a, x),
         mask=_check_steps("mask", a.mask, steps, axes, x),
         resets=_check_steps("resets", a.resets, steps, axes, x),
         lengths=check_lengths(a.lengths, batch, time, x),
@@ -173,30 +176,38 @@ def check_tensors(a: Arguments) -> Arguments:
     )
 
 
+def _name_of_input(a: Arguments) -> str:
+    return "x" if a.kernel is not None else "gates"
+
+
 def _check_tensor(name: str, value: object, like: Tensor) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor, got {type(value).__name__}")
     if not value.is_floating_point():
         raise TypeError(f"`{name}` must be floating point, got {value.dtype}")
     if value.dtype != like.dtype:
-        raise ValueError(f"`{name}` must have the dtype of `x`, {like.dtype}, got {value.dtype}")
+        raise ValueError(f"`{name}` must have the dtype of the input, {like.dtype}, got {value.dtype}")
     _check_device(name, value, like)
 
 
 def _check_device(name: str, value: Tensor, like: Tensor) -> None:
     if value.device != like.device:
-        raise ValueError(f"`{name}` must be on the device of `x`, {like.device}, got {value.device}")
+        raise ValueError(f"`{name}` must be on the device of the input, {like.device}, got {value.device}")
 
 
-def _check_weights(kernel: Tensor, recurrent: Tensor, features: int, layout: str) -> int:
+def _check_weights(kernel: Tensor | None, recurrent: Tensor, features: int, layout: str) -> int:
     """Return the number of units, after checking both kernels against each other and the input."""
     for name, value in (("kernel", kernel), ("recurrent_kernel", recurrent)):
-        if value.dim() != 2:
+        if value is not None and value.dim() != 2:
             raise ValueError(f"`{name}` must have 2 axes, got {value.dim()} with shape {tuple(value.shape)}")
     units, gates = recurrent.shape if layout == "keras" else recurrent.shape[::-1]
     if units < 1 or gates != 3 * units:
         expected = "(U,3U)" if layout == "keras" else "(3U,U)"
         raise ValueError(f"`recurrent_kernel` must have shape {expected}, got {tuple(recurrent.shape)}")
+    if kernel is None:
+        if features != 3 * units:
+            raise ValueError(f"`gates` must have a last axis of 3U = {3 * units} for {units} units, got {features}")
+        return units
     expected = (features, 3 * units) if layout == "keras" else (3 * units, features)
     if tuple(kernel.shape) != expected:
         raise ValueError(
@@ -206,10 +217,10 @@ def _check_weights(kernel: Tensor, recurrent: Tensor, features: int, layout: str
     return units
 
 
-def _check_bias(bias, units: int, layout: str, reset_after: bool, like: Tensor):
+def _check_bias(bias, units: int, a: Arguments, like: Tensor):
     if bias is None:
         return None
-    if layout == "torch":
+    if a.layout == "torch" and a.kernel is not None:
         if not isinstance(bias, (tuple, list)) or len(bias) != 2:
             raise TypeError('`bias` must be the pair (b_ih, b_hh) in layout="torch"')
         for name, value in zip(("bias[0]", "bias[1]"), bias, strict=True):
@@ -218,9 +229,10 @@ def _check_bias(bias, units: int, layout: str, reset_after: bool, like: Tensor):
                 raise ValueError(f"`{name}` must have shape {(3 * units,)}, got {tuple(value.shape)}")
         return tuple(bias)
     _check_tensor("bias", bias, like)
-    expected = (2, 3 * units) if reset_after else (3 * units,)
+    expected = (2, 3 * units) if a.reset_after and a.kernel is not None else (3 * units,)
     if tuple(bias.shape) != expected:
-        raise ValueError(f"`bias` must have shape {expected} for reset_after={reset_after}, got {tuple(bias.shape)}")
+        given = "gates given" if a.kernel is None else f"reset_after={a.reset_after}"
+        raise ValueError(f"`bias` must have shape {expected} for {given}, got {tuple(bias.shape)}")
     return bias
 
 

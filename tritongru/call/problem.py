@@ -71,7 +71,10 @@ def canonicalize(a: Arguments, variant: Variant) -> Problem:
     x, w, u = a.by_time(a.x), a.kernel, a.recurrent_kernel
     bias_x, bias_h = a.bias, None
     if a.layout == "torch":
-        w, u = w.t(), u.t()
+        w, u = None if w is None else w.t(), u.t()
+    if w is None:
+        bias_x, bias_h = None, a.bias
+    elif a.layout == "torch":
         bias_x, bias_h = (None, None) if a.bias is None else a.bias
     elif a.bias is not None and a.reset_after:
         bias_x, bias_h = a.bias.unbind(0)  # type: ignore[union-attr]

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ..functional import gru
+from ..call.arguments import Arguments
+from ..functional import gru, scan
 from .tolerance import MOVES, enlarges_errors, move
 
 DTYPES = {
@@ -27,6 +28,7 @@ class Case:
         mask, resets: whether each step is masked or reset at random. lengths: random lengths, one of them 0.
         reset_state: None, "initial", "rows" for (B,U) or "steps" for (B,T,U).
         input_dropouts, recurrent_dropouts: how many dropout masks, 0, 1 or 3.
+        gates: a call of `tritongru.scan`, whose input is projected already.
     """
 
     batch: int = 3
@@ -52,6 +54,7 @@ class Case:
     layout: str = "keras"
     precision: str = "auto"
     recompute: bool = False
+    gates: bool = False
 
     def __str__(self) -> str:
         sizes = f"B{self.batch}-T{self.time}-I{self.input_size}-U{self.units}-{self.dtype}"
@@ -65,9 +68,10 @@ class Case:
 
 
 def make_arguments(case: Case, device: str | torch.device = "cpu") -> dict:
-    """Return the keyword arguments of `tritongru.gru` for `case`, its floating tensors rounded to the case's dtype.
+    """Return the keyword arguments of `tritongru.gru`, or of `scan`, for `case`.
 
-    Weights are drawn so that pre-activations have a spread of about one, whatever the sizes.
+    Floating tensors are rounded to the case's dtype. Weights are drawn so that pre-activations have a spread of about
+    one, whatever the sizes.
     """
     c, U = case, case.units
     generator = torch.Generator().manual_seed(c.seed)
@@ -113,9 +117,23 @@ def make_arguments(case: Case, device: str | torch.device = "cpu") -> dict:
     if c.recurrent_dropouts:
         drops = dropout(c.recurrent_dropouts, c.batch, U)
         arguments["recurrent_dropout"] = drops if len(drops) > 1 else drops[0]
+    if c.gates:
+        del arguments["kernel"], arguments["x"]
+        arguments.pop("input_dropout", None)
+        arguments["gates"] = normal(*steps, 3 * U)
+        if c.use_bias:
+            arguments["bias"] = normal(3 * U, spread=0.3)
     same = ("activation", "recurrent_activation", "reset_after", "zero_output_for_mask", "go_backwards", "time_major",
             "layout", "precision", "recompute")  # fmt: skip
     return arguments | {name: getattr(c, name) for name in same}
+
+
+def as_arguments(arguments: dict) -> Arguments:
+    """Return the keyword arguments of `gru` or `scan` as one value."""
+    named = dict(arguments)
+    if "gates" in named:
+        named |= {"x": named.pop("gates"), "kernel": None}
+    return Arguments(**named)
 
 
 def in_dtype(arguments: dict, dtype: torch.dtype) -> dict:
@@ -130,7 +148,7 @@ def moved_arguments(arguments: dict) -> list[dict]:
     """
     if not enlarges_errors(arguments["recurrent_activation"]):
         return []
-    half = torch.finfo(arguments["kernel"].dtype).eps / 2
+    half = torch.finfo(arguments["recurrent_kernel"].dtype).eps / 2
     generators = [torch.Generator().manual_seed(number) for number in range(MOVES)]
     return [_change(arguments, lambda value, g=g: move(value, half, g)) for g in generators]
 
@@ -151,7 +169,7 @@ def _change(arguments: dict, function: Callable[[Tensor], Tensor]) -> dict:
 def differentiated(arguments: dict) -> dict[str, Tensor]:
     """Return the tensors a gradient is asked for, by name; a pair of biases is bias[0] and bias[1]."""
     tensors = {}
-    for name in ("x", "kernel", "recurrent_kernel", "bias", "initial_state", "reset_state"):
+    for name in ("x", "gates", "kernel", "recurrent_kernel", "bias", "initial_state", "reset_state"):
         value = arguments.get(name)
         if isinstance(value, Tensor):
             tensors[name] = value
@@ -164,7 +182,7 @@ def run_case(arguments: dict, backend: str, seed: int = 0) -> dict[str, Tensor]:
     """Return the outputs, the final state and every gradient of one call, by name.
 
     Args:
-        arguments: those of `tritongru.gru`.
+        arguments: those of `tritongru.gru`, or of `tritongru.scan` if "gates" is among them.
         seed: of the random cotangents of outputs and state.
     """
     leaves = {name: value.detach().clone().requires_grad_() for name, value in differentiated(arguments).items()}
@@ -173,9 +191,9 @@ def run_case(arguments: dict, backend: str, seed: int = 0) -> dict[str, Tensor]:
         call[name.partition("[")[0]] = leaves[name]
     if "bias[0]" in leaves:
         call["bias"] = (leaves["bias[0]"], leaves["bias[1]"])
-    outputs, state = gru(**call, backend=backend)
+    outputs, state = (scan if "gates" in call else gru)(**call, backend=backend)
     generator = torch.Generator().manual_seed(seed + 1)
-    inputs_dtype = arguments["kernel"].dtype
+    inputs_dtype = arguments["recurrent_kernel"].dtype
 
     def cotangent(like: Tensor) -> Tensor:
         # Halves and quarters, so that a cotangent is the same number in every dtype.

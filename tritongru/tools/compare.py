@@ -17,11 +17,10 @@ from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 
-from ..call.arguments import Arguments
 from ..call.check import resolve_precision
 from ..call.errors import BACKENDS, PRECISIONS, UnsupportedError, check_choice
 from ..functional import explain_call
-from .cases import DTYPES, Case, in_dtype, make_arguments, moved_arguments, run_case
+from .cases import DTYPES, Case, as_arguments, in_dtype, make_arguments, moved_arguments, run_case
 from .show import print_table
 from .tolerance import largest_error, tolerance
 
@@ -103,7 +102,7 @@ def compare_backend(case: Case, backend: str, device: torch.device) -> list[Row]
     """Compare one backend in this process."""
     arguments = make_arguments(case, device)
     try:
-        explain_call(Arguments(**arguments), backend)
+        explain_call(as_arguments(arguments), backend)
     except UnsupportedError as error:
         reasons = error.rejected.get(backend, (str(error),))
         return [Row(backend, str(case), "-", float("nan"), float("nan"), NOT_RUN, "; ".join(reasons))]
