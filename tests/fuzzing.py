@@ -32,7 +32,7 @@ REGRESSIONS = Path(__file__).parent / "regressions.json"
 WANTED = {
     "all": lambda name: True,
     "weights": lambda name: name.partition("[")[0] in ("kernel", "recurrent_kernel", "bias"),
-    "inputs": lambda name: name in ("x", "gates", "initial_state", "reset_state") or "dropout" in name,
+    "inputs": lambda name: name in ("x", "gates", "initial_state", "reset_state", "zoneout") or "dropout" in name,
     "none": lambda name: False,
 }
 

@@ -149,6 +149,13 @@ MUTANTS = [
     Mutant("call/check.py", "torch.bool else value != 0", "torch.bool else value == 1", FUZZ),
     Mutant("call/check.py", "low < 0 or high > time", "low < 0 or high > time + 1", "test_errors.py"),
     Mutant("call/problem.py", "bias_x, bias_h = None, a.bias", "bias_x, bias_h = a.bias, None", "test_gates.py"),
+    # Zoneout and the clipped gradient of the state.
+    Mutant("backends/eager/backward.py", "            d.z.mul_(keep)\n", "", "test_zoneout.py"),
+    Mutant("backends/eager/backward.py", "torch.mul(1 - g.z, g.n - h", "torch.mul(1 - g.z, h - g.n", "test_zoneout.py"),
+    Mutant("backends/eager/packing.py", "a.keep[packing.places]", "a.keep.flatten(0, 1)[: len(packing.shown)]", "test_zoneout.py"),
+    Mutant("backends/eager/backward.py", "torch.where(self.mask[t, :, None], clipped, self.dh)", "clipped", "test_gradient_clip.py"),
+    Mutant("backends/eager/backward.py", "sizes[t] and clip is None", "sizes[t]", "test_gradient_clip.py"),
+    Mutant("call/zoneout.py", "x.new_full(shape, 1 - rate)", "x.new_full(shape[1:], 1 - rate)", "test_zoneout.py"),
     # Autograd around the scan.
     Mutant("backends/eager/layout.py", "torch.cat((after[begin + 1 : end], h0))", "torch.cat((h0, after[: end - 1]))", FLAGS),
     Mutant("backends/triton/run.py", "gx.add_(bias)), bias_n", "gx), bias_n", FLAGS),
@@ -156,7 +163,7 @@ MUTANTS = [
     Mutant("backends/triton/run.py", "d_n = d_gh_n if v", "d_n = d_gx[..., 2 * U :] if v", FLAGS),
     Mutant("backends/triton/run.py", "else entering * gates[1]", "else entering * gates[0]", FLAGS),
     Mutant("backends/triton/run.py", "_product_like((h * m).flatten(0, 1)", "_product_like(h.flatten(0, 1)", FLAGS),
-    Mutant("call/check.py", "a.initial_state, a.reset_state]", "a.initial_state]", "test_graphs.py -k only_one"),
+    Mutant("call/check.py", "a.initial_state, a.reset_state, a.zoneout]", "a.initial_state, a.zoneout]", "test_graphs.py -k only_one"),
     Mutant("backends/gradients.py", "t if t is None else t.view_as(t)", "t", "test_graphs.py -k counted_once"),
     Mutant("backends/aten.py", "inner[2:], train=True)", "inner[2:], train=False)", TORCH_CALLS),
     Mutant("backends/aten.py", "for gradient in (d.w, d.u))", "for gradient in (d.u, d.w))", TORCH_CALLS),

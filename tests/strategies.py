@@ -37,6 +37,7 @@ class Configuration:
             "shared" (I,).
         initial_state: "none", "rows" (B,U), "one" (1,U) or "vector" (U,).
         views: of x, kernel, recurrent_kernel, bias, initial_state, reset_state; steps_view of mask and resets.
+        zoneout: "none", "mask" for one of each unit and step, "mean" for one number.
         wanted: which gradients: "all", "weights", "inputs" or "none". loss: of "both", "outputs" or "state".
         schedule: of the Triton kernels.
     """
@@ -67,6 +68,8 @@ class Configuration:
     go_backwards: bool = False
     recompute: bool = False
     gates: bool = False
+    zoneout: str = "none"
+    gradient_clip: float | None = None
     x_view: str = "contiguous"
     kernel_view: str = "contiguous"
     recurrent_kernel_view: str = "contiguous"
@@ -106,7 +109,7 @@ def configurations(**fixed) -> st.SearchStrategy[Configuration]:
         input_dropouts=(0, 0, 1, 3), input_dropout_form=("rows", "steps", "shared"), recurrent_dropouts=(0, 0, 1, 3),
         zero_output_for_mask=either, go_backwards=either, recompute=either, x_view=view, kernel_view=view,
         recurrent_kernel_view=view, bias_view=view, initial_state_view=view, reset_state_view=view, steps_view=view,
-        gates=(False, False, True),
+        gates=(False, False, True), zoneout=("none", "none", "mask", "mean"), gradient_clip=(None, None, None, 0.1),
         wanted=("all", "all", "weights", "inputs", "none"), loss=("both", "both", "outputs", "state"),
         schedule=("steps", "single", "persistent", "streamed"),
     )  # fmt: skip
@@ -136,7 +139,8 @@ def plain_configurations(**fixed) -> st.SearchStrategy[Configuration]:
     """Return a strategy for the variant that torch's own GRU can run, a rare draw otherwise."""
     plain = dict(
         reset_after=True, activation="tanh", recurrent_activation="sigmoid", mask="none", lengths="none",
-        resets="none", recurrent_dropouts=0, recompute=False, gates=False, input_dropouts=st.sampled_from((0, 1)),
+        resets="none", recurrent_dropouts=0, recompute=False, gates=False, zoneout="none", gradient_clip=None,
+        input_dropouts=st.sampled_from((0, 1)),
     )  # fmt: skip
     return configurations(**(plain | fixed))
 
@@ -206,6 +210,10 @@ def make_leaves(c: Configuration) -> dict[str, Leaf]:
         leaves["initial_state"] = lay_out(normal(*states[c.initial_state], spread=0.5), c.initial_state_view)
     if c.resets != "none" and c.reset_state in states:
         leaves["reset_state"] = lay_out(normal(*states[c.reset_state], spread=0.5), c.reset_state_view)
+    if c.zoneout != "none":
+        whole = (torch.rand(*steps(U), generator=generator) < 0.7).to(c.torch_dtype())
+        mean = torch.full((), 0.75, dtype=c.torch_dtype())
+        leaves["zoneout"] = lay_out(whole if c.zoneout == "mask" else mean, c.x_view)
     one_step = (1, c.batch, c.input_size) if c.time_major else (c.batch, 1, c.input_size)
     forms = {"rows": one_step, "steps": steps(c.input_size), "shared": (c.input_size,)}
     for i in range(0 if c.gates else c.input_dropouts):
@@ -250,7 +258,7 @@ def make_steps(c: Configuration) -> dict[str, Tensor | str]:
         given["resets"] = passed(resets[c.resets]())
         given["reset_state"] = "initial" if c.reset_state == "initial" else None
     flags = ("activation", "recurrent_activation", "reset_after", "zero_output_for_mask", "go_backwards", "time_major",
-             "layout", "recompute")  # fmt: skip
+             "layout", "recompute", "gradient_clip")  # fmt: skip
     return given | {name: asdict(c)[name] for name in flags}
 
 

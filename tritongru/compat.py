@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .call.arguments import Arguments
-from .call.check import check_lengths
+from .call.check import check_gradient_clip, check_lengths
 from .call.errors import check_backend
 from .call.padding import valid_steps
+from .call.zoneout import check_zoneout_rate, draw_zoneout
 from .dispatch import Decision
 from .functional import explain_call, run
 
@@ -29,6 +30,9 @@ class GRU(nn.RNNBase):
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as torch.nn.GRU.
         recurrent_dropout: probability in [0, 1] of dropping a unit of the state on its way into the gates; one mask per
             layer, direction and call, constant over time.
+        zoneout: probability in [0, 1], for each unit and step, of keeping the old state in training; otherwise its
+            mean is used.
+        gradient_clip: bound of the gradient that each step passes to the state entering it; see `tritongru.gru`.
         backend: "auto", "triton", "aten", "eager" or "reference"; a call may name another.
 
     Raises:
@@ -47,6 +51,8 @@ class GRU(nn.RNNBase):
     """
 
     last_decision: Decision | None = None
+    zoneout: float = 0.0
+    gradient_clip: float | None = None
 
     def __init__(
         self,
@@ -59,6 +65,8 @@ class GRU(nn.RNNBase):
         bidirectional: bool = False,
         *args,
         recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        gradient_clip: float | None = None,
         backend: str = "auto",
         device=None,
         dtype=None,
@@ -78,6 +86,7 @@ class GRU(nn.RNNBase):
         if self.proj_size:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         self.recurrent_dropout = float(recurrent_dropout)
+        self.zoneout, self.gradient_clip = check_zoneout_rate(zoneout), check_gradient_clip(gradient_clip)
         self.backend = backend
 
     def forward(
@@ -151,6 +160,7 @@ class GRU(nn.RNNBase):
         text = super().extra_repr()
         if self.recurrent_dropout:
             text += f", recurrent_dropout={self.recurrent_dropout}"
+        text += "".join(f", {name}={value}" for name in ("zoneout", "gradient_clip") if (value := getattr(self, name)))
         return text if self.backend == "auto" else f"{text}, backend={self.backend!r}"
 
     @property
@@ -278,6 +288,7 @@ class GRU(nn.RNNBase):
             x=x, kernel=getattr(self, f"weight_ih_{suffix}"), recurrent_kernel=getattr(self, f"weight_hh_{suffix}"),
             bias=bias, initial_state=h0, mask=valid, resets=resets, recurrent_dropout=drop, zero_output_for_mask=True,
             go_backwards=bool(direction), time_major=True, layout="torch",
+            zoneout=draw_zoneout(x, self.hidden_size, self.zoneout, self.training), gradient_clip=self.gradient_clip,
         )  # fmt: skip
 
 

@@ -36,6 +36,8 @@ def gru(
     layout: str = "keras",
     precision: str = "auto",
     recompute: bool = False,
+    zoneout: Tensor | None = None,
+    gradient_clip: float | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The Gated Recurrent Unit over a sequence.
@@ -62,6 +64,10 @@ def gru(
         go_backwards: process from the last step to the first; outputs are in the order of processing.
         precision: float32 products: "auto" (torch.get_float32_matmul_precision()), "ieee", "tf32", "tf32x3", "bf16x3".
         recompute: keep no gates for the backward pass; rebuild them there with one product.
+        zoneout: broadcastable to (B,T,U), 1 where a unit takes its new state and 0 where it keeps the old: z becomes
+            1 - zoneout (1 - z). Values between are allowed: the mean over masks is what a trained model is run with.
+        gradient_clip: bound c of the gradient that each step passes to the state entering it, elementwise in [-c, c],
+            in the backward pass. The gradient of the step's own output is added after that; padding passes it as it is.
         backend: "auto", "triton", "aten", "eager" or "reference".
 
     Returns:
@@ -87,7 +93,7 @@ def gru(
     arguments = Arguments(
         x, kernel, recurrent_kernel, bias, initial_state, activation, recurrent_activation, reset_after, mask, lengths,
         resets, reset_state, input_dropout, recurrent_dropout, zero_output_for_mask, go_backwards, time_major, layout,
-        precision, recompute,
+        precision, recompute, zoneout, gradient_clip,
     )  # fmt: skip
     outputs, state, _ = run(arguments, backend)
     return arguments.in_order_of_processing(outputs), state
@@ -113,6 +119,8 @@ def scan(
     layout: str = "keras",
     precision: str = "auto",
     recompute: bool = False,
+    zoneout: Tensor | None = None,
+    gradient_clip: float | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The recurrence alone: `tritongru.gru` whose input is projected already, x W + b.
@@ -143,7 +151,7 @@ def scan(
     arguments = Arguments(
         gates, None, recurrent_kernel, bias, initial_state, activation, recurrent_activation, reset_after, mask,
         lengths, resets, reset_state, None, recurrent_dropout, zero_output_for_mask, go_backwards, time_major, layout,
-        precision, recompute,
+        precision, recompute, zoneout, gradient_clip,
     )  # fmt: skip
     outputs, state, _ = run(arguments, backend)
     return arguments.in_order_of_processing(outputs), state

@@ -38,6 +38,8 @@ def gru_reference(
     go_backwards: bool = False,
     time_major: bool = False,
     layout: str = "keras",
+    zoneout: Tensor | None = None,
+    gradient_clip: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The GRU over a whole sequence, one step after another; arguments and results as `tritongru.gru`.
 
@@ -78,6 +80,9 @@ def gru_reference(
     if valid is not None:
         # The gradient of a step that is not taken is zero, and zero times a NaN of the padding would be NaN.
         xs = torch.where(valid[:, :, None], xs, 0.0)
+    takes = None if zoneout is None else steps(zoneout.to(x.dtype).expand(*x.shape[:2], units))
+    if takes is not None and valid is not None:
+        takes = torch.where(valid[:, :, None], takes, 1.0)
     restart = None if resets is None else steps(resets != 0)
 
     h0 = x.new_zeros(B, units) if initial_state is None else initial_state.expand(B, units)
@@ -107,6 +112,9 @@ def gru_reference(
     for t in reversed(range(T)) if go_backwards else range(T):
         if restart is not None:
             h = torch.where(restart[t, :, None], fresh[t], h)
+        if gradient_clip is not None:
+            clipped = _ClippedGradient.apply(h, gradient_clip)
+            h = clipped if valid is None else torch.where(valid[t, :, None], clipped, h)
         if w is None:
             gx_z, gx_r, gx_n = inputs[t].split(units, dim=1)
         else:
@@ -120,6 +128,8 @@ def gru_reference(
             n = f(gx_n + r * (h_n @ u_n + c_n))
         else:
             n = f(gx_n + (r * h_n) @ u_n + c_n)
+        if takes is not None:
+            z = 1 - takes[t] * (1 - z)
         new = z * h + (1 - z) * n
 
         if valid is None:
@@ -132,6 +142,28 @@ def gru_reference(
 
     stacked = torch.stack(outputs) if outputs else x.new_zeros(0, B, units)
     return (stacked if time_major else stacked.transpose(0, 1)), h
+
+
+class _ClippedGradient(torch.autograd.Function):
+    """The identity, whose gradient is clipped to [-bound, bound] elementwise."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, bound: float) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.bound = inputs[1]
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return gradient.clamp(-ctx.bound, ctx.bound), None
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor, _):
+        return tangent.view_as(tangent)
 
 
 def _keras_gates(gates: Tensor, recurrent_kernel: Tensor, bias, layout: str):

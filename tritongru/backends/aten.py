@@ -16,12 +16,12 @@ from ..call.check import Signature
 from ..call.problem import Inputs, Problem, Variant
 from .gradients import differentiable_gradients
 from .precision import product_precision
-from .reasons import reasons_against_transforms
+from .reasons import reasons_against_cells, reasons_against_transforms
 
 
 def reasons_against(s: Signature) -> list[str]:
     """torch's own GRU runs one variant only."""
-    v, reasons = s.variant, reasons_against_transforms(s)
+    v, reasons = s.variant, reasons_against_transforms(s) + reasons_against_cells(s)
     if v.activation != "tanh":
         reasons.append(f"activation={v.activation!r} is not 'tanh'")
     if v.recurrent_activation != "sigmoid":

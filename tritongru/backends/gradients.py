@@ -67,6 +67,6 @@ def reference_scan(a: Inputs, v: Variant) -> tuple[Tensor, Tensor]:
         x, w, u, bias, a.h0, activation=v.activation, recurrent_activation=v.recurrent_activation,
         reset_after=v.reset_after, mask=a.mask, resets=a.resets, reset_state=a.fresh,
         recurrent_dropout=None if drop is None else tuple(drop), zero_output_for_mask=v.zero_output_for_mask,
-        go_backwards=v.reverse, time_major=True, layout=layout,
+        go_backwards=v.reverse, time_major=True, layout=layout, zoneout=a.keep, gradient_clip=v.gradient_clip,
     )  # fmt: skip
     return (outputs.flip(0) if v.reverse else outputs), last

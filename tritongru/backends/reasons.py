@@ -13,6 +13,16 @@ def reasons_against_transforms(s: Signature) -> list[str]:
     )
 
 
+def reasons_against_cells(s: Signature) -> list[str]:
+    """What changes the cell itself, and runs on the eager scan and the reference alone."""
+    reasons = []
+    if s.has_zoneout:
+        reasons.append("zoneout given")
+    if s.variant.gradient_clip is not None:
+        reasons.append(f"gradient_clip={s.variant.gradient_clip:g}")
+    return reasons
+
+
 def reasons_against_activations(s: Signature, needed: str) -> list[str]:
     """What a backend needs of an activation: "derivative", a function of its output, or "kernel_id"."""
     reasons = []

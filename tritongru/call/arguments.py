@@ -34,6 +34,8 @@ class Arguments(NamedTuple):
     layout: str = "keras"
     precision: str = "auto"
     recompute: bool = False
+    zoneout: Tensor | None = None
+    gradient_clip: float | None = None
 
     @property
     def batch(self) -> int:

@@ -36,6 +36,7 @@ class Signature(NamedTuple):
     has_bias: bool = True
     input_dropouts: int = 0
     recurrent_dropouts: int = 0
+    has_zoneout: bool = False
     precision: str = "ieee"
     recompute: bool = False
     tracing: bool = False
@@ -70,8 +71,9 @@ def check(a: Arguments) -> Call:
     x, tracing = a.x, torch.compiler.is_compiling()
     units = a.recurrent_kernel.shape[0 if a.layout == "keras" else 1]
     variant = Variant(
-        f.name, g.name, bool(a.reset_after), bool(a.zero_output_for_mask), bool(a.go_backwards), a.layout == "torch"
-    )
+        f.name, g.name, bool(a.reset_after), bool(a.zero_output_for_mask), bool(a.go_backwards), a.layout == "torch",
+        a.gradient_clip,
+    )  # fmt: skip
     signature = Signature(
         device=x.device.type,
         dtype=x.dtype,
@@ -85,6 +87,7 @@ def check(a: Arguments) -> Call:
         has_bias=a.bias is not None,
         input_dropouts=len(a.input_dropout or ()),
         recurrent_dropouts=len(a.recurrent_dropout or ()),
+        has_zoneout=a.zoneout is not None,
         precision=resolve_precision(a.precision),
         recompute=bool(a.recompute),
         tracing=tracing,
@@ -121,7 +124,7 @@ def _is_known(activation: Activation) -> bool:
 def _wants_gradients(a: Arguments) -> bool:
     if not torch.is_grad_enabled():
         return False
-    values: list[Any] = [a.x, a.kernel, a.recurrent_kernel, a.initial_state, a.reset_state]
+    values: list[Any] = [a.x, a.kernel, a.recurrent_kernel, a.initial_state, a.reset_state, a.zoneout]
     values += a.bias if isinstance(a.bias, tuple) else (a.bias,)
     return any(value.requires_grad for value in values if isinstance(value, Tensor))
 
@@ -173,7 +176,20 @@ def check_tensors(a: Arguments) -> Arguments:
         reset_state=_check_reset_state(a.reset_state, batch, steps, units, x),
         input_dropout=_check_drops("input_dropout", a.input_dropout, tuple(x.shape), x),
         recurrent_dropout=_check_drops("recurrent_dropout", a.recurrent_dropout, (batch, units), x),
+        zoneout=_check_zoneout(a.zoneout, (*steps, units), x),
+        gradient_clip=check_gradient_clip(a.gradient_clip),
     )
+
+
+def check_gradient_clip(value: object) -> float | None:
+    """Return the bound of the state's gradient; TypeError unless None or a number, ValueError below zero or NaN."""
+    if value is None:
+        return None
+    if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
+        raise TypeError(f"`gradient_clip` must be None or a number, got {value!r}")
+    if not (bound := float(value)) >= 0:  # type: ignore[arg-type]
+        raise ValueError(f"`gradient_clip` must be None or a number that is not negative, got {value!r}")
+    return bound
 
 
 def _name_of_input(a: Arguments) -> str:
@@ -309,3 +325,16 @@ def _check_drops(name: str, drops, shape: tuple[int, ...], like: Tensor) -> tupl
         except RuntimeError:
             raise ValueError(f"`{name}` must be broadcastable to {shape}, got {tuple(mask.shape)}") from None
     return tuple(expanded)
+
+
+def _check_zoneout(keep, shape: tuple[int, ...], like: Tensor) -> Tensor | None:
+    """Return the zoneout mask in the dtype of `like`, expanded to `shape`."""
+    if keep is None:
+        return None
+    if isinstance(keep, Tensor) and keep.dtype == torch.bool:
+        keep = keep.to(like.dtype)
+    _check_tensor("zoneout", keep, like)
+    try:
+        return keep.expand(shape)
+    except RuntimeError:
+        raise ValueError(f"`zoneout` must be broadcastable to {shape}, got {tuple(keep.shape)}") from None

@@ -34,6 +34,7 @@ class Variant(NamedTuple):
     zero_output_for_mask: bool = False
     reverse: bool = False
     reset_gate_first: bool = False  # gate order r, z, h (torch) in place of z, r, h (Keras)
+    gradient_clip: float | None = None  # bound of the gradient that a step passes to the state entering it
 
 
 class Inputs(NamedTuple):
@@ -45,6 +46,7 @@ class Inputs(NamedTuple):
         u, bias_h: recurrent kernel (U,3U) and recurrent bias (3U,), or None.
         h0: (B,U). mask, resets: (T,B) bool or None. fresh: state after a reset, (B,U), (T,B,U) or None for zeros.
         drop: recurrent dropout, scaled, (1,B,U) for all gates or (3,B,U) in the order of the weights' gates, or None.
+        keep: zoneout, (T,B,U), 1 where a unit takes its new state and 0 where it keeps the old, or None.
     """
 
     x: Tensor
@@ -57,6 +59,7 @@ class Inputs(NamedTuple):
     resets: Tensor | None = None
     fresh: Tensor | None = None
     drop: Tensor | None = None
+    keep: Tensor | None = None
 
 
 class Problem(NamedTuple):
@@ -100,7 +103,8 @@ def canonicalize(a: Arguments, variant: Variant) -> Problem:
             fresh = h0
         elif fresh is not None and fresh.dim() == 3:
             fresh = a.by_time(fresh)
-    return Problem(Inputs(x, w, bias_x, u, bias_h, h0, mask, resets, fresh, drop), variant)  # type: ignore[arg-type]
+    keep = None if a.zoneout is None else a.by_time(a.zoneout)
+    return Problem(Inputs(x, w, bias_x, u, bias_h, h0, mask, resets, fresh, drop, keep), variant)  # type: ignore[arg-type]
 
 
 def _drop_input(x: Tensor, w: Tensor, masks, variant: Variant) -> tuple[Tensor, Tensor | None]:

@@ -29,6 +29,8 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
     kernel: Parameter
     recurrent_kernel: Parameter
     bias: Parameter | None
+    zoneout: float = 0.0
+    gradient_clip: float | None = None
 
     def __init__(
         self, units, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer,

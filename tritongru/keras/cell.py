@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import functional
 from ..call.arguments import Arguments
 from ..call.errors import check_backend
+from ..call.zoneout import draw_zoneout
 from .arguments import parse_dtype
 from .base import RecurrentWeights
 
@@ -99,9 +100,11 @@ def run_step(owner: RecurrentWeights, x: Tensor, state: Tensor, weights: dict, i
     if input_masks is not None:
         input_masks = [input_masks] if isinstance(input_masks, Tensor) else input_masks
         input_masks = [mask.unsqueeze(1) for mask in input_masks]
+    x = x.unsqueeze(1)
     arguments = Arguments(
-        x.unsqueeze(1), **weights, initial_state=state, activation=owner.activation,
+        x, **weights, initial_state=state, activation=owner.activation,
         recurrent_activation=owner.recurrent_activation, reset_after=owner.reset_after, input_dropout=input_masks,
-        recurrent_dropout=state_masks,
+        recurrent_dropout=state_masks, zoneout=draw_zoneout(x, owner.units, owner.zoneout, owner.training),
+        gradient_clip=owner.gradient_clip,
     )  # fmt: skip
     return functional.run(arguments, backend)[1]

@@ -28,6 +28,7 @@ class Case:
         mask, resets: whether each step is masked or reset at random. lengths: random lengths, one of them 0.
         reset_state: None, "initial", "rows" for (B,U) or "steps" for (B,T,U).
         input_dropouts, recurrent_dropouts: how many dropout masks, 0, 1 or 3.
+        zoneout: a mask for each unit and step. gradient_clip: None, or the bound.
         gates: a call of `tritongru.scan`, whose input is projected already.
     """
 
@@ -55,6 +56,8 @@ class Case:
     precision: str = "auto"
     recompute: bool = False
     gates: bool = False
+    zoneout: bool = False
+    gradient_clip: float | None = None
 
     def __str__(self) -> str:
         sizes = f"B{self.batch}-T{self.time}-I{self.input_size}-U{self.units}-{self.dtype}"
@@ -117,6 +120,8 @@ def make_arguments(case: Case, device: str | torch.device = "cpu") -> dict:
     if c.recurrent_dropouts:
         drops = dropout(c.recurrent_dropouts, c.batch, U)
         arguments["recurrent_dropout"] = drops if len(drops) > 1 else drops[0]
+    if c.zoneout:
+        arguments["zoneout"] = chance(*steps, U, p=0.6)
     if c.gates:
         del arguments["kernel"], arguments["x"]
         arguments.pop("input_dropout", None)
@@ -124,7 +129,7 @@ def make_arguments(case: Case, device: str | torch.device = "cpu") -> dict:
         if c.use_bias:
             arguments["bias"] = normal(3 * U, spread=0.3)
     same = ("activation", "recurrent_activation", "reset_after", "zero_output_for_mask", "go_backwards", "time_major",
-            "layout", "precision", "recompute")  # fmt: skip
+            "layout", "precision", "recompute", "gradient_clip")  # fmt: skip
     return arguments | {name: getattr(c, name) for name in same}
 
 

@@ -176,7 +176,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if isinstance(field.default, bool):
             parser.add_argument(option, action=argparse.BooleanOptionalAction, default=field.default)
         else:
-            kind = int if isinstance(field.default, int) else str
+            kind = int if isinstance(field.default, int) else float if field.name == "gradient_clip" else str
             parser.add_argument(
                 option,
                 type=kind,

@@ -148,7 +148,7 @@ class _Call(nn.Module):
 def _check_layer(layer: nn.Module) -> None:
     """Raise unless `export` can write `layer`."""
     if isinstance(layer, TorchGRU):
-        if layer.training and (layer.recurrent_dropout or (layer.dropout and layer.num_layers > 1)):
+        if layer.training and (layer.recurrent_dropout or layer.zoneout or (layer.dropout and layer.num_layers > 1)):
             raise ValueError("`layer` is in training mode and has dropout: call `layer.eval()` first")
         return
     layers = (layer.forward_layer, layer.backward_layer) if isinstance(layer, Bidirectional) else (layer,)
@@ -162,7 +162,7 @@ def _check_layer(layer: nn.Module) -> None:
             raise ValueError(f"`layer` {each.name} has no weights yet: give `input_size`, or call it once")
         if each.stateful:
             raise ValueError(f"`layer` {each.name} has stateful=True: a file keeps no state; use `initial_state`")
-        if each.training and (each.dropout or each.recurrent_dropout):
+        if each.training and (each.dropout or each.recurrent_dropout or each.zoneout):
             raise ValueError(f"`layer` {each.name} is in training mode and has dropout: call `eval()` first")
         for name in ("activation", "recurrent_activation"):
             known = activations.resolve(getattr(each, name), name)

@@ -93,6 +93,7 @@ def scan(a: Inputs, all_steps: Steps, variant: Variant, after: Tensor, last: Ten
         project(all_steps.read(x, begin, end), packed)
         steps = all_steps.split_all(select(view_gates(packed, variant)), begin, end)
         states = all_steps.split(leaving, begin, end)
+        keeps = None if a.keep is None else all_steps.split(all_steps.read(a.keep, begin, end).to(dtype), begin, end)
         for k in reversed(range(end - begin)) if variant.reverse else range(end - begin):
             t, parts = begin + k, steps[k]
             if (size := all_steps.sizes[t]) != h.shape[0]:
@@ -109,6 +110,8 @@ def scan(a: Inputs, all_steps: Steps, variant: Variant, after: Tensor, last: Ten
                 continue
             compute_gates(h, *parts)
             n, z = parts[:2]
+            if keeps is not None:
+                z = zone_out(z, keeps[k])
             # n + z (h - n) = z h + (1 - z) n
             new = torch.lerp(n, h, z, out=states[k])
             h = torch.where(mask[t, :, None], new, h, out=new) if mask is not None and some_masked[t] else new
@@ -117,6 +120,11 @@ def scan(a: Inputs, all_steps: Steps, variant: Variant, after: Tensor, last: Ten
             if gates is not None:
                 gates[rows] = packed
     last[: h.shape[0]] = h
+
+
+def zone_out(z: Tensor, keep: Tensor) -> Tensor:
+    """Return how much of the old state stays: 1 - keep (1 - z)."""
+    return (z - 1).mul_(keep).add_(1)
 
 
 def make_projection(w, bias_x, bias_h, variant: Variant, dtype: torch.dtype) -> Callable[[Tensor, Tensor], None]:

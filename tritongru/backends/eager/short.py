@@ -17,7 +17,14 @@ MOST_STEPS = 8
 
 def is_short(a: Inputs, variant: Variant) -> bool:
     """Return whether `run_short` runs a call: the plain GRU over few steps, in a dtype that states are kept in."""
-    plain = a.mask is None and a.resets is None and a.drop is None and a.w is not None and variant.reset_after
+    plain = (
+        a.mask is None
+        and a.resets is None
+        and a.drop is None
+        and a.keep is None
+        and a.w is not None
+        and variant.reset_after
+    )
     return plain and 0 < a.x.shape[0] <= MOST_STEPS and a.x.dtype == compute_dtype(a.x.dtype)
 
 
