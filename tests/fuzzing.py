@@ -31,7 +31,7 @@ ORACLE = "oracle"  # no backend: see `call`
 REGRESSIONS = Path(__file__).parent / "regressions.json"
 WANTED = {
     "all": lambda name: True,
-    "weights": lambda name: name.partition("[")[0] in ("kernel", "recurrent_kernel", "bias"),
+    "weights": lambda name: name.partition("[")[0] in ("kernel", "recurrent_kernel", "bias", "scale"),
     "inputs": lambda name: name in ("x", "gates", "initial_state", "reset_state", "zoneout") or "dropout" in name,
     "none": lambda name: False,
 }

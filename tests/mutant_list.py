@@ -18,6 +18,7 @@ EAGER = "test_eager.py -k grid"
 SHAPES = "test_eager.py -k shapes_and_dtypes"
 LENGTHS = "test_compat.py -k lengths_equal"
 PACKING = "test_packing.py"
+NORM = "test_layer_norm.py -k equals_the_oracle"
 CHUNKS = "test_eager.py -k chunk"
 HALF = "test_eager.py -k half"
 NO_STEPS = "test_eager.py -k no_steps"
@@ -156,6 +157,13 @@ MUTANTS = [
     Mutant("backends/eager/backward.py", "torch.where(self.mask[t, :, None], clipped, self.dh)", "clipped", "test_gradient_clip.py"),
     Mutant("backends/eager/backward.py", "sizes[t] and clip is None", "sizes[t]", "test_gradient_clip.py"),
     Mutant("call/zoneout.py", "x.new_full(shape, 1 - rate)", "x.new_full(shape[1:], 1 - rate)", "test_zoneout.py"),
+    # Layer normalisation.
+    Mutant("backends/eager/normalized.py", "torch.cat((bias_n, outside[: 2 * U]))", "torch.cat((bias_n, outside[U:]))", NORM),
+    Mutant("backends/eager/normalized.py", "d - d.mean(-1, keepdim=True) - sums", "d - sums", NORM),
+    Mutant("backends/eager/normalized.py", "torch.zeros_like(sums))", "torch.empty_like(sums))", NORM),
+    Mutant("backends/eager/normalized.py", "(n, r, z) if variant", "(n, z, r) if variant", NORM),
+    Mutant("backends/eager/sums.py", 'd_sums if self.variant.layer_norm == "joint" else d_projected', "d_projected", NORM),
+    Mutant("backends/eager/sums.py", "candidate_last((d.recurrent * norms.sums).sum(0))", "(d.recurrent * norms.sums).sum(0)", NORM),
     # Autograd around the scan.
     Mutant("backends/eager/layout.py", "torch.cat((after[begin + 1 : end], h0))", "torch.cat((h0, after[: end - 1]))", FLAGS),
     Mutant("backends/triton/run.py", "gx.add_(bias)), bias_n", "gx), bias_n", FLAGS),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tritongru.activations import TABLE
+from tritongru.call.arguments import LayerNorm
 from tritongru.tools.cases import DTYPES
 
 # How a tensor lies in memory, each made from a base of its own by views.
@@ -70,6 +71,7 @@ class Configuration:
     gates: bool = False
     zoneout: str = "none"
     gradient_clip: float | None = None
+    layer_norm: str | None = None
     x_view: str = "contiguous"
     kernel_view: str = "contiguous"
     recurrent_kernel_view: str = "contiguous"
@@ -110,12 +112,13 @@ def configurations(**fixed) -> st.SearchStrategy[Configuration]:
         zero_output_for_mask=either, go_backwards=either, recompute=either, x_view=view, kernel_view=view,
         recurrent_kernel_view=view, bias_view=view, initial_state_view=view, reset_state_view=view, steps_view=view,
         gates=(False, False, True), zoneout=("none", "none", "mask", "mean"), gradient_clip=(None, None, None, 0.1),
+        layer_norm=(None, None, None, "separate", "joint"),
         wanted=("all", "all", "weights", "inputs", "none"), loss=("both", "both", "outputs", "state"),
         schedule=("steps", "single", "persistent", "streamed"),
     )  # fmt: skip
     drawn = {"seed": st.integers(0, 10**6), **{name: choose(name, values) for name, values in choices.items()}}
     fixed = {name: value if isinstance(value, st.SearchStrategy) else st.just(value) for name, value in fixed.items()}
-    return st.builds(Configuration, **(drawn | fixed)).map(smooth_enough)
+    return st.builds(Configuration, **(drawn | fixed)).map(smooth_enough).map(allowed)
 
 
 def choose(name: str, values: Sequence) -> st.SearchStrategy:
@@ -135,12 +138,17 @@ def smooth_enough(c: Configuration) -> Configuration:
     return replace(c, dtype="float32") if jumps else c
 
 
+def allowed(c: Configuration) -> Configuration:
+    """Return `c`, without layer normalisation where the candidate has no sum of its own."""
+    return c if c.reset_after else replace(c, layer_norm=None)
+
+
 def plain_configurations(**fixed) -> st.SearchStrategy[Configuration]:
     """Return a strategy for the variant that torch's own GRU can run, a rare draw otherwise."""
     plain = dict(
         reset_after=True, activation="tanh", recurrent_activation="sigmoid", mask="none", lengths="none",
         resets="none", recurrent_dropouts=0, recompute=False, gates=False, zoneout="none", gradient_clip=None,
-        input_dropouts=st.sampled_from((0, 1)),
+        layer_norm=None, input_dropouts=st.sampled_from((0, 1)),
     )  # fmt: skip
     return configurations(**(plain | fixed))
 
@@ -210,6 +218,9 @@ def make_leaves(c: Configuration) -> dict[str, Leaf]:
         leaves["initial_state"] = lay_out(normal(*states[c.initial_state], spread=0.5), c.initial_state_view)
     if c.resets != "none" and c.reset_state in states:
         leaves["reset_state"] = lay_out(normal(*states[c.reset_state], spread=0.5), c.reset_state_view)
+    if c.layer_norm:
+        both = c.layer_norm == "separate" and not c.gates
+        leaves["scale"] = lay_out(1 + normal(*((2, 3 * U) if both else (3 * U,)), spread=0.2), c.bias_view)
     if c.zoneout != "none":
         whole = (torch.rand(*steps(U), generator=generator) < 0.7).to(c.torch_dtype())
         mean = torch.full((), 0.75, dtype=c.torch_dtype())
@@ -280,6 +291,9 @@ def call_arguments(c: Configuration, tensors: dict[str, Tensor]) -> dict:
     Those are by the names of `make_leaves`.
     """
     arguments: dict = {"bias": None, "initial_state": None, **make_steps(c)}
+    tensors = dict(tensors)
+    if c.layer_norm:
+        arguments["layer_norm"] = LayerNorm(c.layer_norm, tensors.pop("scale"))
     parts: dict[str, list[Tensor]] = {}
     for name, value in tensors.items():
         whole, bracket, _ = name.partition("[")

@@ -42,6 +42,7 @@ REJECTED_BY_ATEN = [
     (dict(has_kernel=False), "gates given"),
     (dict(has_zoneout=True), "zoneout given"),
     (dict(gradient_clip=0.5), "gradient_clip=0.5"),
+    (dict(layer_norm="joint"), "layer_norm='joint'"),
     (dict(precision="bf16x3"), "precision='bf16x3'"),
     (dict(tracing=True, shape=None), "torch.compile"),
     (dict(shape=Shape(3, 0, 5, 9)), "T=0"),

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import activations, compat
+from .call.arguments import LayerNorm
 from .call.errors import ExchangeError, FallbackWarning, UnsupportedError
 from .dispatch import Decision
 from .functional import gru, scan
@@ -26,6 +27,7 @@ __all__ = [
     "FallbackWarning",
     "GRU",
     "GRUCell",
+    "LayerNorm",
     "Stream",
     "UnsupportedError",
     "__version__",

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .call.arguments import Arguments
+from .call.arguments import Arguments, LayerNorm
 from .call.check import check_gradient_clip, check_lengths
-from .call.errors import check_backend
+from .call.errors import check_backend, check_norm_name
 from .call.padding import valid_steps
 from .call.zoneout import check_zoneout_rate, draw_zoneout
 from .dispatch import Decision
@@ -33,6 +33,8 @@ class GRU(nn.RNNBase):
         zoneout: probability in [0, 1], for each unit and step, of keeping the old state in training; otherwise its
             mean is used.
         gradient_clip: bound of the gradient that each step passes to the state entering it; see `tritongru.gru`.
+        layer_norm: None, "separate" or "joint" (`tritongru.LayerNorm`); the scales are parameters `layer_norm_scale_l0`
+            and so on, one per layer and direction.
         backend: "auto", "triton", "aten", "eager" or "reference"; a call may name another.
 
     Raises:
@@ -53,6 +55,7 @@ class GRU(nn.RNNBase):
     last_decision: Decision | None = None
     zoneout: float = 0.0
     gradient_clip: float | None = None
+    layer_norm: str | None = None
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class GRU(nn.RNNBase):
         recurrent_dropout: float = 0.0,
         zoneout: float = 0.0,
         gradient_clip: float | None = None,
+        layer_norm: str | None = None,
         backend: str = "auto",
         device=None,
         dtype=None,
@@ -88,6 +92,21 @@ class GRU(nn.RNNBase):
         self.recurrent_dropout = float(recurrent_dropout)
         self.zoneout, self.gradient_clip = check_zoneout_rate(zoneout), check_gradient_clip(gradient_clip)
         self.backend = backend
+        self.layer_norm = check_norm_name(layer_norm)
+        if self.layer_norm is not None:
+            rows = (2,) if self.layer_norm == "separate" else ()
+            for name in self._flat_weights_names:
+                if name.startswith("weight_hh"):
+                    like = getattr(self, name)
+                    ones = nn.Parameter(like.new_ones(*rows, like.shape[0]))
+                    self.register_parameter(name.replace("weight_hh", "layer_norm_scale"), ones)
+
+    def reset_parameters(self) -> None:
+        """Draw the weights as torch.nn.GRU does; scales of a norm become ones."""
+        super().reset_parameters()
+        for name, parameter in self.named_parameters():
+            if name.startswith("layer_norm_scale"):
+                nn.init.ones_(parameter)
 
     def forward(
         self,
@@ -161,6 +180,7 @@ class GRU(nn.RNNBase):
         if self.recurrent_dropout:
             text += f", recurrent_dropout={self.recurrent_dropout}"
         text += "".join(f", {name}={value}" for name in ("zoneout", "gradient_clip") if (value := getattr(self, name)))
+        text += f", layer_norm={self.layer_norm!r}" if self.layer_norm else ""
         return text if self.backend == "auto" else f"{text}, backend={self.backend!r}"
 
     @property
@@ -281,6 +301,7 @@ class GRU(nn.RNNBase):
         drop = None
         if self.recurrent_dropout and self.training:
             drop = F.dropout(x.new_ones(x.shape[1], self.hidden_size), self.recurrent_dropout)
+        norm = LayerNorm(self.layer_norm, getattr(self, f"layer_norm_scale_{suffix}")) if self.layer_norm else None
         if direction and resets is not None:
             # Walking back, a segment begins at the step before the one that opens the next segment.
             resets = torch.cat((resets[1:], torch.zeros_like(resets[:1])))
@@ -289,6 +310,7 @@ class GRU(nn.RNNBase):
             bias=bias, initial_state=h0, mask=valid, resets=resets, recurrent_dropout=drop, zero_output_for_mask=True,
             go_backwards=bool(direction), time_major=True, layout="torch",
             zoneout=draw_zoneout(x, self.hidden_size, self.zoneout, self.training), gradient_clip=self.gradient_clip,
+            layer_norm=norm,
         )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from . import dispatch
 from .backends.aten import run_aten
 from .backends.operators import run_scan
-from .call.arguments import Arguments
+from .call.arguments import Arguments, LayerNorm
 from .call.check import Call, check
 from .call.problem import canonicalize
 from .dispatch import Decision
@@ -38,6 +38,7 @@ def gru(
     recompute: bool = False,
     zoneout: Tensor | None = None,
     gradient_clip: float | None = None,
+    layer_norm: LayerNorm | str | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The Gated Recurrent Unit over a sequence.
@@ -68,6 +69,7 @@ def gru(
             1 - zoneout (1 - z). Values between are allowed: the mean over masks is what a trained model is run with.
         gradient_clip: bound c of the gradient that each step passes to the state entering it, elementwise in [-c, c],
             in the backward pass. The gradient of the step's own output is added after that; padding passes it as it is.
+        layer_norm: "separate" or "joint", or `tritongru.LayerNorm` with its scales; needs `reset_after`.
         backend: "auto", "triton", "aten", "eager" or "reference".
 
     Returns:
@@ -93,7 +95,7 @@ def gru(
     arguments = Arguments(
         x, kernel, recurrent_kernel, bias, initial_state, activation, recurrent_activation, reset_after, mask, lengths,
         resets, reset_state, input_dropout, recurrent_dropout, zero_output_for_mask, go_backwards, time_major, layout,
-        precision, recompute, zoneout, gradient_clip,
+        precision, recompute, zoneout, gradient_clip, layer_norm,
     )  # fmt: skip
     outputs, state, _ = run(arguments, backend)
     return arguments.in_order_of_processing(outputs), state
@@ -121,6 +123,7 @@ def scan(
     recompute: bool = False,
     zoneout: Tensor | None = None,
     gradient_clip: float | None = None,
+    layer_norm: LayerNorm | str | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The recurrence alone: `tritongru.gru` whose input is projected already, x W + b.
@@ -151,7 +154,7 @@ def scan(
     arguments = Arguments(
         gates, None, recurrent_kernel, bias, initial_state, activation, recurrent_activation, reset_after, mask,
         lengths, resets, reset_state, None, recurrent_dropout, zero_output_for_mask, go_backwards, time_major, layout,
-        precision, recompute, zoneout, gradient_clip,
+        precision, recompute, zoneout, gradient_clip, layer_norm,
     )  # fmt: skip
     outputs, state, _ = run(arguments, backend)
     return arguments.in_order_of_processing(outputs), state

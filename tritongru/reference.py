@@ -13,6 +13,7 @@ It is the fallback and it judges every kernel, so it shares no code with them, n
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import activations
@@ -40,10 +41,12 @@ def gru_reference(
     layout: str = "keras",
     zoneout: Tensor | None = None,
     gradient_clip: float | None = None,
+    layer_norm=None,
 ) -> tuple[Tensor, Tensor]:
     """The GRU over a whole sequence, one step after another; arguments and results as `tritongru.gru`.
 
-    Without a kernel they are those of `tritongru.scan`: `x` are the gates' inputs (B,T,3U), `bias` the recurrent one.
+    Without a kernel they are those of `tritongru.scan`: `x` are the gates' inputs (B,T,3U), `bias` the recurrent one,
+    or the pair of both.
 
     Returns:
         outputs (B,T,U), or (T,B,U) if `time_major`, in the order of processing; final state (B,U).
@@ -60,8 +63,8 @@ def gru_reference(
     f = activations.get(activation)
     g = activations.get(recurrent_activation)
     if kernel is None:
-        x, u, c = _keras_gates(x, recurrent_kernel, bias, layout)
-        w = b = None
+        x, u, b, c = _keras_gates(x, recurrent_kernel, bias, layout)
+        w = None
     else:
         w, u, b, c = _keras_layout(kernel, recurrent_kernel, bias, layout, reset_after)
     units = u.shape[0]
@@ -102,6 +105,10 @@ def gru_reference(
     b_z, b_r, b_n = (0, 0, 0) if b is None else b.split(units)
     c_z, c_r, c_n = (0, 0, 0) if c is None else c.split(units)
 
+    norm_x, norm_h = _norms(layer_norm, kernel is not None, layout, x.new_ones(3 * units))
+
+    is_joint = layer_norm is not None and layer_norm.kind == "joint"
+
     def dropped(value: Tensor, drop: Tensor | None) -> Tensor:
         return value if drop is None else value * drop
 
@@ -119,15 +126,28 @@ def gru_reference(
             gx_z, gx_r, gx_n = inputs[t].split(units, dim=1)
         else:
             x_z, x_r, x_n = (dropped(inputs[t], m if m is None else m[t]) for m in drop_x)
-            gx_z, gx_r, gx_n = x_z @ w_z + b_z, x_r @ w_r + b_r, x_n @ w_n + b_n
+            gx_z, gx_r, gx_n = x_z @ w_z, x_r @ w_r, x_n @ w_n
+        if norm_x is not None:
+            gx_z, gx_r, gx_n = norm_x(torch.cat((gx_z, gx_r, gx_n), dim=1)).split(units, dim=1)
+        if not is_joint:
+            gx_z, gx_r, gx_n = gx_z + b_z, gx_r + b_r, gx_n + b_n
         h_z, h_r, h_n = (dropped(h, m) for m in drop_h)
 
-        z = g(gx_z + h_z @ u_z + c_z)
-        r = g(gx_r + h_r @ u_r + c_r)
-        if reset_after:
-            n = f(gx_n + r * (h_n @ u_n + c_n))
+        if norm_h is not None:
+            sums = torch.cat((h_z @ u_z, h_r @ u_r, h_n @ u_n), dim=1)
+            if is_joint:
+                sums = sums + torch.cat((gx_z, gx_r, gx_n), dim=1)
+                gx_z, gx_r, gx_n = b_z, b_r, b_n
+            gh_z, gh_r, gh_n = norm_h(sums).split(units, dim=1)
+            z, r = g(gx_z + gh_z + c_z), g(gx_r + gh_r + c_r)
+            n = f(gx_n + r * (gh_n + c_n))
         else:
-            n = f(gx_n + (r * h_n) @ u_n + c_n)
+            z = g(gx_z + h_z @ u_z + c_z)
+            r = g(gx_r + h_r @ u_r + c_r)
+            if reset_after:
+                n = f(gx_n + r * (h_n @ u_n + c_n))
+            else:
+                n = f(gx_n + (r * h_n) @ u_n + c_n)
         if takes is not None:
             z = 1 - takes[t] * (1 - z)
         new = z * h + (1 - z) * n
@@ -142,6 +162,23 @@ def gru_reference(
 
     stacked = torch.stack(outputs) if outputs else x.new_zeros(0, B, units)
     return (stacked if time_major else stacked.transpose(0, 1)), h
+
+
+def _norms(layer_norm, has_kernel: bool, layout: str, ones: Tensor):
+    """Return the norms of the input's sums and of the recurrent or joint ones, functions of (B,3U); None without."""
+    if layer_norm is None:
+        return None, None
+    scale, both = layer_norm.scale, layer_norm.kind == "separate" and has_kernel
+    if scale is None:
+        scale = torch.stack((ones, ones)) if both else ones
+    elif layout == "torch":
+        r, z, n = scale.chunk(3, dim=-1)
+        scale = torch.cat((z, r, n), dim=-1)
+
+    def norm(weight: Tensor):
+        return lambda value: F.layer_norm(value, weight.shape, weight, None, layer_norm.epsilon)
+
+    return (norm(scale[0]), norm(scale[1])) if both else (None, norm(scale))
 
 
 class _ClippedGradient(torch.autograd.Function):
@@ -167,15 +204,18 @@ class _ClippedGradient(torch.autograd.Function):
 
 
 def _keras_gates(gates: Tensor, recurrent_kernel: Tensor, bias, layout: str):
-    """Return (gates (..,3U), u (U,3U), recurrent bias (3U,) | None) in gate order z, r, h."""
+    """Return (gates (..,3U), u (U,3U), input bias (3U,) | None, recurrent bias (3U,) | None) in gate order z, r, h."""
+    b, c = bias if isinstance(bias, tuple) else (None, bias)
     if layout == "keras":
-        return gates, recurrent_kernel, bias
+        return gates, recurrent_kernel, b, c
 
-    def turned(value: Tensor) -> Tensor:
+    def turned(value: Tensor | None):
+        if value is None:
+            return None
         r, z, n = value.chunk(3, dim=-1)
         return torch.cat((z, r, n), dim=-1)
 
-    return turned(gates), turned(recurrent_kernel.t()), None if bias is None else turned(bias)
+    return turned(gates), turned(recurrent_kernel.t()), turned(b), turned(c)
 
 
 def _keras_layout(kernel: Tensor, recurrent_kernel: Tensor, bias, layout: str, reset_after: bool):

@@ -13,13 +13,15 @@ def reasons_against_transforms(s: Signature) -> list[str]:
     )
 
 
-def reasons_against_cells(s: Signature) -> list[str]:
-    """What changes the cell itself, and runs on the eager scan and the reference alone."""
+def reasons_against_cells(s: Signature, of_norm: str = "") -> list[str]:
+    """What changes the cell itself runs on the eager scan and the reference alone; `of_norm` says why a norm does."""
     reasons = []
     if s.has_zoneout:
         reasons.append("zoneout given")
     if s.variant.gradient_clip is not None:
         reasons.append(f"gradient_clip={s.variant.gradient_clip:g}")
+    if s.variant.layer_norm is not None:
+        reasons.append(f"layer_norm={s.variant.layer_norm!r}{of_norm}")
     return reasons
 
 

@@ -8,6 +8,26 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+class LayerNorm(NamedTuple):
+    """Layer normalisation inside of a GRU, over the 3U sums of all gates of a row.
+
+    "separate": gx = LN(x W) * scale[0] + b, gh = LN(h R) * scale[1] + c. "joint": p = LN(x W + h R) * scale, and then
+    gx = b, gh = p + c. In both z, r = g(gx + gh), n = f(gx_h + r * gh_h).
+
+    Attributes:
+        kind: "separate" or "joint".
+        scale: (2,3U) for "separate", (3U,) for "joint" and for a scan of given gates, whose input side is not
+            normalised here; in the gate order of the weights; None for ones. The shift is the biases' part.
+        epsilon: added to the variance.
+
+    Source: Ba et al. 2016 (arXiv 1607.06450); "separate" as in haste, "joint" as in the cell of DreamerV2.
+    """
+
+    kind: str
+    scale: Tensor | None = None
+    epsilon: float = 1e-5
+
+
 class Arguments(NamedTuple):
     """The arguments of `tritongru.gru`, as they came or in plain form (`check.check`).
 
@@ -36,6 +56,7 @@ class Arguments(NamedTuple):
     recompute: bool = False
     zoneout: Tensor | None = None
     gradient_clip: float | None = None
+    layer_norm: LayerNorm | str | None = None
 
     @property
     def batch(self) -> int:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .. import activations
 from ..activations import Activation
-from .arguments import Arguments
-from .errors import LAYOUTS, PRECISIONS, check_choice
+from .arguments import Arguments, LayerNorm
+from .errors import LAYOUTS, PRECISIONS, check_choice, check_norm_name
 from .problem import Shape, Variant
 
 
@@ -72,7 +72,7 @@ def check(a: Arguments) -> Call:
     units = a.recurrent_kernel.shape[0 if a.layout == "keras" else 1]
     variant = Variant(
         f.name, g.name, bool(a.reset_after), bool(a.zero_output_for_mask), bool(a.go_backwards), a.layout == "torch",
-        a.gradient_clip,
+        a.gradient_clip, *(() if a.layer_norm is None else (a.layer_norm.kind, a.layer_norm.epsilon)),
     )  # fmt: skip
     signature = Signature(
         device=x.device.type,
@@ -125,6 +125,7 @@ def _wants_gradients(a: Arguments) -> bool:
     if not torch.is_grad_enabled():
         return False
     values: list[Any] = [a.x, a.kernel, a.recurrent_kernel, a.initial_state, a.reset_state, a.zoneout]
+    values.append(None if a.layer_norm is None else a.layer_norm.scale)
     values += a.bias if isinstance(a.bias, tuple) else (a.bias,)
     return any(value.requires_grad for value in values if isinstance(value, Tensor))
 
@@ -143,6 +144,8 @@ def _in_autocast_dtype(a: Arguments) -> Arguments:
     def cast(value):
         if isinstance(value, Tensor) and value.is_floating_point():
             return value.to(dtype)
+        if isinstance(value, LayerNorm):
+            return value._replace(scale=cast(value.scale))
         if isinstance(value, (tuple, list)):
             return tuple(cast(item) for item in value)
         return value
@@ -178,6 +181,7 @@ def check_tensors(a: Arguments) -> Arguments:
         recurrent_dropout=_check_drops("recurrent_dropout", a.recurrent_dropout, (batch, units), x),
         zoneout=_check_zoneout(a.zoneout, (*steps, units), x),
         gradient_clip=check_gradient_clip(a.gradient_clip),
+        layer_norm=_check_layer_norm(a, units, x),
     )
 
 
@@ -338,3 +342,24 @@ def _check_zoneout(keep, shape: tuple[int, ...], like: Tensor) -> Tensor | None:
         return keep.expand(shape)
     except RuntimeError:
         raise ValueError(f"`zoneout` must be broadcastable to {shape}, got {tuple(keep.shape)}") from None
+
+
+def _check_layer_norm(a: Arguments, units: int, like: Tensor) -> LayerNorm | None:
+    norm = a.layer_norm
+    if norm is None:
+        return None
+    if isinstance(norm, str):
+        norm = LayerNorm(norm)
+    if not isinstance(norm, LayerNorm):
+        raise TypeError(f"`layer_norm` must be None, a name or a tritongru.LayerNorm, got {type(norm).__name__}")
+    check_norm_name(norm.kind, a.reset_after)
+    if norm.scale is not None:
+        _check_tensor("layer_norm.scale", norm.scale, like)
+        expected = (2, 3 * units) if norm.kind == "separate" and a.kernel is not None else (3 * units,)
+        if tuple(norm.scale.shape) != expected:
+            raise ValueError(
+                f"`layer_norm.scale` must have shape {expected} for {norm.kind!r}, got {tuple(norm.scale.shape)}"
+            )
+    if not (isinstance(norm.epsilon, (int, float)) and norm.epsilon > 0):
+        raise ValueError(f"`layer_norm.epsilon` must be a positive number, got {norm.epsilon!r}")
+    return norm._replace(epsilon=float(norm.epsilon))

@@ -7,6 +7,7 @@ import warnings
 
 BACKENDS = ("triton", "aten", "eager", "reference")
 LAYOUTS = ("keras", "torch")
+LAYER_NORMS = ("separate", "joint")
 PRECISIONS = ("auto", "ieee", "tf32", "tf32x3", "bf16x3")
 
 _lock = threading.Lock()
@@ -45,6 +46,18 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 def check_backend(backend: object) -> None:
     """Raise ValueError unless `backend` is "auto" or the name of a backend."""
     check_choice("backend", backend, ("auto", *BACKENDS))
+
+
+def check_norm_name(layer_norm: object, reset_after: bool = True) -> str | None:
+    """Return the kind of layer normalisation of a layer; ValueError unless it is None or one there is."""
+    if layer_norm is None:
+        return None
+    check_choice("layer_norm", layer_norm, LAYER_NORMS)
+    if not reset_after:
+        raise ValueError(
+            f"`layer_norm`={layer_norm!r} needs reset_after=True: the candidate has no sum of its own else"
+        )
+    return layer_norm  # type: ignore[return-value]
 
 
 def check_units(units: object) -> int:

@@ -12,7 +12,8 @@ from torch.nn.parameter import Parameter, UninitializedParameter, is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from .. import activations
-from ..call.errors import check_units
+from ..call.arguments import LayerNorm
+from ..call.errors import check_norm_name, check_units
 from . import constraints, initializers, regularizers
 from .arguments import HALF_POLICIES, check_implementation, clamp_rate, parse_dtype, take_options
 from .dropout import DropoutMasks
@@ -31,12 +32,15 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
     bias: Parameter | None
     zoneout: float = 0.0
     gradient_clip: float | None = None
+    layer_norm_scale: Parameter | None
+    layer_norm_scale_initializer = initializers.Ones()
+    layer_norm_scale_regularizer = layer_norm_scale_constraint = None
 
     def __init__(
         self, units, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer,
         bias_initializer, kernel_regularizer, recurrent_regularizer, bias_regularizer, kernel_constraint,
         recurrent_constraint, bias_constraint, dropout, recurrent_dropout, reset_after, implementation, input_size,
-        device, dtype, options,
+        device, dtype, options, layer_norm=None,
     ):  # fmt: skip
         # torch warns of every lazy module that the feature is new; a user of this layer cannot act on it.
         with warnings.catch_warnings():
@@ -46,6 +50,7 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
         self.activation = activations.resolve(activation, "activation").function
         self.recurrent_activation = activations.resolve(recurrent_activation, "recurrent_activation").function
         self.use_bias, self.reset_after = bool(use_bias), bool(reset_after)
+        self.layer_norm = check_norm_name(layer_norm, self.reset_after)
         self.kernel_initializer = initializers.get(kernel_initializer)
         self.recurrent_initializer = initializers.get(recurrent_initializer)
         self.bias_initializer = initializers.get(bias_initializer)
@@ -62,9 +67,10 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
 
         self.name, trainable, self._initial_weights, input_size = take_options(options, type(self).__name__, input_size)
         self._given_input_size = input_size
-        for name in ("kernel", "recurrent_kernel", "bias"):
+        present = {"kernel": True, "recurrent_kernel": True, "bias": self.use_bias, "layer_norm_scale": self.layer_norm}
+        for name, is_there in present.items():
             empty = UninitializedParameter(requires_grad=trainable, device=device, dtype=variable_dtype)
-            self.register_parameter(name, empty if name != "bias" or self.use_bias else None)
+            self.register_parameter(name, empty if is_there else None)
         if input_size is not None:
             self.build(input_size)
             for hook in ("_initialize_hook", "_load_hook"):
@@ -92,6 +98,8 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
         shapes = {"kernel": (input_size, G), "recurrent_kernel": (self.units, G)}
         if self.use_bias:
             shapes["bias"] = (2, G) if self.reset_after else (G,)
+        if self.layer_norm:
+            shapes["layer_norm_scale"] = (2, G) if self.layer_norm == "separate" else (G,)
         return shapes
 
     def build(self, input_shape) -> None:
@@ -136,7 +144,7 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
     def _named_weights(self) -> list[tuple[str, Parameter]]:
         if not self.built:
             return []
-        return [(name, getattr(self, name)) for name in ("kernel", "recurrent_kernel", "bias")[: 2 + self.use_bias]]
+        return [(name, getattr(self, name)) for name in self.weight_shapes(self.kernel.shape[0])]
 
     @property
     def state_size(self) -> int:
@@ -165,6 +173,13 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
             "recurrent_kernel": self.recurrent_kernel.to(dtype),
             "bias": None if self.bias is None else self.bias.to(dtype),
         }
+
+    def _norm(self) -> LayerNorm | str | None:
+        """Return the argument `layer_norm` of `tritongru.gru`; before the scales exist their kind alone."""
+        if self.layer_norm is None or not self.built:
+            return self.layer_norm
+        assert self.layer_norm_scale is not None
+        return LayerNorm(self.layer_norm, self.layer_norm_scale.to(self.compute_dtype))
 
     def _to_input(self, value, name: str = "inputs") -> Tensor:
         """Return `value` as a tensor of the compute dtype; TypeError unless it is floating point."""
@@ -220,6 +235,8 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
         }
         if self._given_input_size is not None:
             config["batch_input_shape"] = (None, None, self._given_input_size)
+        if self.layer_norm:
+            config["layer_norm"] = self.layer_norm
         return config
 
     @classmethod

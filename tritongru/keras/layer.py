@@ -41,6 +41,7 @@ class GRU(KeptState):
         zero_output_for_mask: masked steps give zeros in place of the previous output.
         zoneout: probability, for each unit and step, of keeping the old state in training; otherwise its mean is used.
         gradient_clip: bound of the gradient that each step passes to the state entering it; see `tritongru.gru`.
+        layer_norm: None, "separate" or "joint" (`tritongru.LayerNorm`); the scales are the weight `layer_norm_scale`.
         input_size: I; None builds at the first call.
         backend: "auto", or the one backend to use.
         dtype: a torch.dtype or its name; "mixed_float16" and "mixed_bfloat16" keep the weights in float32.
@@ -64,13 +65,13 @@ class GRU(KeptState):
         kernel_constraint=None, recurrent_constraint=None, bias_constraint=None, dropout=0.0, recurrent_dropout=0.0,
         return_sequences=False, return_state=False, go_backwards=False, stateful=False, unroll=False,
         time_major=False, reset_after=True, *, implementation=2, zero_output_for_mask=False, zoneout=0.0,
-        gradient_clip=None, input_size=None, backend="auto", device=None, dtype=None, **options,
+        gradient_clip=None, layer_norm=None, input_size=None, backend="auto", device=None, dtype=None, **options,
     ):  # fmt: skip
         super().__init__(
             units, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer,
             bias_initializer, kernel_regularizer, recurrent_regularizer, bias_regularizer, kernel_constraint,
             recurrent_constraint, bias_constraint, dropout, recurrent_dropout, reset_after, implementation, input_size,
-            device, dtype, options,
+            device, dtype, options, layer_norm,
         )  # fmt: skip
         check_backend(backend)
         self.activity_regularizer = regularizers.get(activity_regularizer)
@@ -164,6 +165,7 @@ class GRU(KeptState):
             lengths=lengths, resets=as_steps(resets, x), input_dropout=input_masks, recurrent_dropout=state_masks,
             zero_output_for_mask=self.zero_output_for_mask, go_backwards=self.go_backwards, time_major=self.time_major,
             zoneout=draw_zoneout(x, self.units, self.zoneout, training and not dry), gradient_clip=self.gradient_clip,
+            layer_norm=self._norm(),
         )  # fmt: skip
         return arguments, rows
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ..call.arguments import Arguments
+from ..call.arguments import Arguments, LayerNorm
 from ..functional import gru, scan
 from .tolerance import MOVES, enlarges_errors, move
 
@@ -28,7 +28,7 @@ class Case:
         mask, resets: whether each step is masked or reset at random. lengths: random lengths, one of them 0.
         reset_state: None, "initial", "rows" for (B,U) or "steps" for (B,T,U).
         input_dropouts, recurrent_dropouts: how many dropout masks, 0, 1 or 3.
-        zoneout: a mask for each unit and step. gradient_clip: None, or the bound.
+        zoneout: a mask for each unit and step. gradient_clip: None, or the bound. layer_norm: None or the kind.
         gates: a call of `tritongru.scan`, whose input is projected already.
     """
 
@@ -58,6 +58,7 @@ class Case:
     gates: bool = False
     zoneout: bool = False
     gradient_clip: float | None = None
+    layer_norm: str | None = None
 
     def __str__(self) -> str:
         sizes = f"B{self.batch}-T{self.time}-I{self.input_size}-U{self.units}-{self.dtype}"
@@ -122,6 +123,10 @@ def make_arguments(case: Case, device: str | torch.device = "cpu") -> dict:
         arguments["recurrent_dropout"] = drops if len(drops) > 1 else drops[0]
     if c.zoneout:
         arguments["zoneout"] = chance(*steps, U, p=0.6)
+    if c.layer_norm:
+        both = c.layer_norm == "separate" and not c.gates
+        scale = 1 + normal(*((2, 3 * U) if both else (3 * U,)), spread=0.3)
+        arguments["layer_norm"] = LayerNorm(c.layer_norm, scale)
     if c.gates:
         del arguments["kernel"], arguments["x"]
         arguments.pop("input_dropout", None)
@@ -151,7 +156,8 @@ def moved_arguments(arguments: dict) -> list[dict]:
 
     Each number is moved by half of its dtype's spacing at one, which is what rounding to the nearest may change.
     """
-    if not enlarges_errors(arguments["recurrent_activation"]):
+    # A norm divides by a row's spread, which may be small.
+    if not enlarges_errors(arguments["recurrent_activation"]) and arguments.get("layer_norm") is None:
         return []
     half = torch.finfo(arguments["recurrent_kernel"].dtype).eps / 2
     generators = [torch.Generator().manual_seed(number) for number in range(MOVES)]
@@ -164,6 +170,8 @@ def _change(arguments: dict, function: Callable[[Tensor], Tensor]) -> dict:
     def change(value):
         if isinstance(value, Tensor):
             return function(value) if value.is_floating_point() else value
+        if isinstance(value, LayerNorm):
+            return value._replace(scale=change(value.scale))
         if isinstance(value, (tuple, list)):
             return type(value)(change(item) for item in value)
         return value
@@ -180,6 +188,8 @@ def differentiated(arguments: dict) -> dict[str, Tensor]:
             tensors[name] = value
         elif isinstance(value, (tuple, list)):
             tensors |= {f"{name}[{i}]": item for i, item in enumerate(value)}
+    if arguments.get("layer_norm") is not None:
+        tensors["scale"] = arguments["layer_norm"].scale
     return tensors
 
 
@@ -192,8 +202,10 @@ def run_case(arguments: dict, backend: str, seed: int = 0) -> dict[str, Tensor]:
     """
     leaves = {name: value.detach().clone().requires_grad_() for name, value in differentiated(arguments).items()}
     call = dict(arguments)
-    for name in leaves:
+    for name in leaves.keys() - {"scale"}:
         call[name.partition("[")[0]] = leaves[name]
+    if "scale" in leaves:
+        call["layer_norm"] = call["layer_norm"]._replace(scale=leaves["scale"])
     if "bias[0]" in leaves:
         call["bias"] = (leaves["bias[0]"], leaves["bias[1]"])
     outputs, state = (scan if "gates" in call else gru)(**call, backend=backend)

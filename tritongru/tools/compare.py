@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, fields, replace
 import torch
 
 from ..call.check import resolve_precision
-from ..call.errors import BACKENDS, PRECISIONS, UnsupportedError, check_choice
+from ..call.errors import BACKENDS, LAYER_NORMS, PRECISIONS, UnsupportedError, check_choice
 from ..functional import explain_call
 from .cases import DTYPES, Case, as_arguments, in_dtype, make_arguments, moved_arguments, run_case
 from .show import print_table
@@ -170,6 +170,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "layout": ("keras", "torch"),
         "precision": PRECISIONS,
         "reset_state": ("initial", "rows", "steps"),
+        "layer_norm": LAYER_NORMS,
     }
     for field in fields(Case):
         option = "--" + field.name.replace("_", "-")

@@ -15,7 +15,7 @@ from .entries import Entry
 _PARAMETERS = inspect.signature(GRU.__init__).parameters
 _NOT_CONFIG = {"self", "units", "input_size", "backend", "device", "dtype", "options"}
 _FROM_CONFIG = {*_PARAMETERS, "name", "trainable"} - _NOT_CONFIG
-_OURS = ("batch_input_shape", "backend")
+_OURS = ("batch_input_shape", "backend", "zoneout", "gradient_clip")
 
 
 def build_layer(entry: Entry) -> GRU | Bidirectional:
@@ -95,6 +95,8 @@ def describe_layer(layer: Any) -> Entry:
         raise TypeError(f"`layer` must be a tritongru.GRU or Bidirectional, got {type(layer).__name__}")
     if not layer.built:
         raise ValueError(f"the layer {layer.name} is not built: it has no weights yet")
+    if isinstance(layer, GRU) and layer.layer_norm:
+        raise ValueError(f"the layer {layer.name} has layer_norm={layer.layer_norm!r}, which no file of Keras can hold")
     if isinstance(layer, GRU):
         return Entry(layer.name, layer.get_weights(), _clean(layer.get_config()))
     halves = describe_layer(layer.forward_layer), describe_layer(layer.backward_layer)

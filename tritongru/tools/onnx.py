@@ -147,6 +147,9 @@ class _Call(nn.Module):
 
 def _check_layer(layer: nn.Module) -> None:
     """Raise unless `export` can write `layer`."""
+    for part in layer.modules():
+        if getattr(part, "layer_norm", None):
+            raise ValueError(f"`layer` has layer_norm={part.layer_norm!r}, which has no ONNX form here")
     if isinstance(layer, TorchGRU):
         if layer.training and (layer.recurrent_dropout or layer.zoneout or (layer.dropout and layer.num_layers > 1)):
             raise ValueError("`layer` is in training mode and has dropout: call `layer.eval()` first")

@@ -54,6 +54,7 @@ def translate_scan(
     fresh,
     drop,
     keep,
+    scale,
     activation: str,
     recurrent_activation: str,
     reset_after: bool,
@@ -61,6 +62,8 @@ def translate_scan(
     reverse: bool,
     reset_gate_first: bool,
     gradient_clip: float | None,
+    layer_norm: str | None,
+    epsilon: float,
     precision: str,
     save: str,
     backend: str,
@@ -70,6 +73,8 @@ def translate_scan(
     Returns:
         out (T,B,U), last state (B,U), and empty values for what only a backward pass reads.
     """
+    if layer_norm is not None:
+        raise ValueError(f"layer_norm={layer_norm!r} has no ONNX form here")
     units, dtype = int(u.shape[0]), x.dtype
     lengths = None if mask is None else _find_lengths(mask)
     plain = w is not None and resets is None and drop is None and keep is None and (mask is None or lengths is not None)

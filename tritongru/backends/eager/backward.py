@@ -31,6 +31,7 @@ from .layout import (
     steps_with,
     view_gates,
 )
+from .normalized import Normalization, Norms
 from .packing import pack_inputs, pack_output_gradients, plan_packing
 from .sums import Sums
 
@@ -41,11 +42,13 @@ class Chunk(NamedTuple):
     Attributes:
         d: packed gate gradients (N,4U or 3U); first the factors of dh, then, step by step, the gradients.
         z: how much of dh goes through the mixture, (N,U). r: how much of ds goes to the state, without reset_after.
+        norms: of the rows' sums, with layer normalisation.
     """
 
     d: Tensor
     z: Tensor
     r: Tensor | None
+    norms: Norms | None = None
 
 
 def run_backward(
@@ -112,7 +115,9 @@ def scan_back(
     """
     x, dtype, width = a.x, compute_dtype(a.x.dtype), gate_width(variant) * a.u.shape[0]
     sums = Sums(a, variant, wanted, all_steps)
-    reverse = Reverse(a.u, a.mask, a.resets, a.drop, variant, d_out, d_last, all_steps, a.keep, wanted.keep)
+    norm = None if a.scale is None else Normalization(a.u, a.drop, a.scale, variant, dtype)
+    w = a.w.to(dtype) if norm is not None and norm.joint and a.w is not None else None
+    reverse = Reverse(a.u, a.mask, a.resets, a.drop, variant, d_out, d_last, all_steps, a.keep, wanted.keep, norm)
     d_fresh = torch.zeros_like(a.fresh, dtype=dtype) if wanted.fresh else None
     bounds = list(all_steps.chunks(width, variant.reverse))
     most = max((all_steps.count(begin, end) for begin, end in bounds), default=0)
@@ -122,11 +127,14 @@ def scan_back(
         if gates.dim() == 2:
             packed = gates[all_steps.rows(begin, end)].to(dtype)
         else:
-            packed = rebuild(all_steps.read(x, begin, end), a.w, a.bias_x, a.u, a.bias_h, h, a.drop, variant)
+            packed = rebuild(a, all_steps.read(x, begin, end), h, variant)
         h, g = h.to(dtype), view_gates(packed, variant)
         chunk = reverse.fill_factors(buffer[: all_steps.count(begin, end)], g, h, begin, end)
+        if norm is not None:
+            gx = all_steps.read(x, begin, end).to(dtype) if norm.joint else None
+            chunk = chunk._replace(norms=norm.prepare(h, gx if w is None or gx is None else gx @ w))
         reverse.walk(chunk, begin, end, d_fresh)
-        sums.add(chunk.d, h, g.r, begin, end)
+        sums.add(chunk.d, h, g.r, begin, end, chunk.norms)
     return sums.finish()._replace(
         h0=reverse.finish().to(a.h0.dtype, copy=True) if wanted.h0 else None,
         fresh=None if d_fresh is None else d_fresh.to(x.dtype),
@@ -144,7 +152,7 @@ class Reverse:
 
     def __init__(
         self, u, mask, resets, drop, variant: Variant, d_out, d_last: Tensor, all_steps: Steps, keep=None,
-        wants_keep: bool = False,
+        wants_keep: bool = False, norm: Normalization | None = None,
     ):  # fmt: skip
         """Begin after the last step: d_out (N,U) or None, d_last (B,U), both in the dtype of sums."""
         T = len(all_steps.sizes)
@@ -157,7 +165,7 @@ class Reverse:
         self.some_valid = steps_with(mask, T) if mask is not None else [True] * T
         self.some_reset = steps_with(resets, T)
         self.restarts = () if resets is None else resets[..., None].unbind(0)
-        self.select, self.step = make_step(u, drop, variant, d_last.dtype)
+        self.select, self.step = make_step(u, drop, variant, d_last.dtype) if norm is None else norm.make_step()
         self.d_after: Sequence[Tensor | None] = [None] * T if d_out is None else all_steps.split(d_out, 0, T)
         self.dh = self.d_last = d_last
         self.d_h0 = torch.empty_like(d_last)

@@ -25,6 +25,7 @@ def is_short(a: Inputs, variant: Variant) -> bool:
         and a.w is not None
         and variant.reset_after
     )
+    plain = plain and variant.layer_norm is None
     return plain and 0 < a.x.shape[0] <= MOST_STEPS and a.x.dtype == compute_dtype(a.x.dtype)
 
 
@@ -33,7 +34,7 @@ def run_short(a: Inputs, variant: Variant) -> tuple[Tensor, Tensor]:
     T, B, _ = a.x.shape
     U = a.u.shape[0]
     f, g = in_place(variant.activation), in_place(variant.recurrent_activation)
-    gx = _affine(a.bias_x, a.x.reshape(T * B, -1), a.w)
+    gx = _affine(a.bias_x, a.x.flatten(0, 1), a.w)
     gx_zr, gx_n = gx.split((2 * U, U), dim=1)
     if T > 1:
         gx_zr, gx_n = gx_zr.split(B), gx_n.split(B)
