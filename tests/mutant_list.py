@@ -164,6 +164,10 @@ MUTANTS = [
     Mutant("backends/eager/normalized.py", "(n, r, z) if variant", "(n, z, r) if variant", NORM),
     Mutant("backends/eager/sums.py", 'd_sums if self.variant.layer_norm == "joint" else d_projected', "d_projected", NORM),
     Mutant("backends/eager/sums.py", "candidate_last((d.recurrent * norms.sums).sum(0))", "(d.recurrent * norms.sums).sum(0)", NORM),
+    # Heads.
+    Mutant("call/heads.py", "(3, heads, width))[..., head, :]", "(heads, 3, width))[..., head, :, :]", "test_heads.py"),
+    Mutant("call/heads.py", "value.unflatten(0, (3, heads, width))[:, head]", "value.unflatten(0, (heads, 3, width))[head]", "test_heads.py"),
+    Mutant("call/heads.py", '"recurrent_dropout", "zoneout")', '"recurrent_dropout")', "test_heads.py"),
     # Autograd around the scan.
     Mutant("backends/eager/layout.py", "torch.cat((after[begin + 1 : end], h0))", "torch.cat((h0, after[: end - 1]))", FLAGS),
     Mutant("backends/triton/run.py", "gx.add_(bias)), bias_n", "gx), bias_n", FLAGS),
@@ -195,7 +199,7 @@ MUTANTS = [
     Mutant("keras/layer.py", "/ value.shape[0]", "/ 1", f"{LAYER} -k losses"),
     Mutant("keras/state.py", "self._state = torch.zeros_like(self._state)", "pass", f"{LAYER} -k state"),
     Mutant("keras/dropout.py", "shape[time_axis] = 1", "pass", f"{LAYER} -k mask"),
-    Mutant("keras/base.py", "self._write(name, constraint(parameter))", "constraint(parameter)", f"{LAYER} -k constr"),
+    Mutant("keras/base.py", "self._write(name, constraint(parameter) if heads", "print(name, constraint(parameter) if heads", f"{LAYER} -k constr"),
     Mutant("keras/constraints.py", "norm.clamp(0, self.max_value)", "norm", "test_keras_parts.py -k constraint"),
     Mutant("keras/bidirectional.py", "else y_rev.flip(axis)", "else y_rev", f"{LAYER} -k bidirectional"),
     Mutant("keras/bidirectional.py", "resets=shifted", "resets=resets",

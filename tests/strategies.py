@@ -72,6 +72,7 @@ class Configuration:
     zoneout: str = "none"
     gradient_clip: float | None = None
     layer_norm: str | None = None
+    heads: int = 1
     x_view: str = "contiguous"
     kernel_view: str = "contiguous"
     recurrent_kernel_view: str = "contiguous"
@@ -112,7 +113,7 @@ def configurations(**fixed) -> st.SearchStrategy[Configuration]:
         zero_output_for_mask=either, go_backwards=either, recompute=either, x_view=view, kernel_view=view,
         recurrent_kernel_view=view, bias_view=view, initial_state_view=view, reset_state_view=view, steps_view=view,
         gates=(False, False, True), zoneout=("none", "none", "mask", "mean"), gradient_clip=(None, None, None, 0.1),
-        layer_norm=(None, None, None, "separate", "joint"),
+        layer_norm=(None, None, None, "separate", "joint"), heads=(1, 1, 1, 2, 3),
         wanted=("all", "all", "weights", "inputs", "none"), loss=("both", "both", "outputs", "state"),
         schedule=("steps", "single", "persistent", "streamed"),
     )  # fmt: skip
@@ -139,8 +140,9 @@ def smooth_enough(c: Configuration) -> Configuration:
 
 
 def allowed(c: Configuration) -> Configuration:
-    """Return `c`, without layer normalisation where the candidate has no sum of its own."""
-    return c if c.reset_after else replace(c, layer_norm=None)
+    """Return `c`, without a norm where the candidate has no sum of its own, without heads that would not be equal."""
+    c = c if c.reset_after else replace(c, layer_norm=None)
+    return replace(c, heads=1) if c.layer_norm or c.units % c.heads else c
 
 
 def plain_configurations(**fixed) -> st.SearchStrategy[Configuration]:
@@ -148,7 +150,7 @@ def plain_configurations(**fixed) -> st.SearchStrategy[Configuration]:
     plain = dict(
         reset_after=True, activation="tanh", recurrent_activation="sigmoid", mask="none", lengths="none",
         resets="none", recurrent_dropouts=0, recompute=False, gates=False, zoneout="none", gradient_clip=None,
-        layer_norm=None, input_dropouts=st.sampled_from((0, 1)),
+        layer_norm=None, heads=1, input_dropouts=st.sampled_from((0, 1)),
     )  # fmt: skip
     return configurations(**(plain | fixed))
 
@@ -204,9 +206,11 @@ def make_leaves(c: Configuration) -> dict[str, Leaf]:
     shapes = (
         {"recurrent_kernel": (U, 3 * U)} if c.gates else {"kernel": (features, 3 * U), "recurrent_kernel": (U, 3 * U)}
     )
+    if c.heads > 1:
+        shapes["recurrent_kernel"] = (c.heads, U // c.heads, 3 * U // c.heads)
     for name, shape in shapes.items():
-        values = normal(*shape, spread=max(shape[0], 1) ** -0.5)
-        leaves[name] = lay_out(values.t().contiguous() if c.layout == "torch" else values, getattr(c, f"{name}_view"))
+        values = normal(*shape, spread=max(shape[-2], 1) ** -0.5)
+        leaves[name] = lay_out(values.mT.contiguous() if c.layout == "torch" else values, getattr(c, f"{name}_view"))
     if c.use_bias and c.gates:
         leaves["bias"] = lay_out(normal(3 * U, spread=0.3), c.bias_view)
     elif c.use_bias and c.layout == "torch":

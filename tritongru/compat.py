@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from .call.arguments import Arguments, LayerNorm
 from .call.check import check_gradient_clip, check_lengths
-from .call.errors import check_backend, check_norm_name
+from .call.errors import check_backend, check_heads, check_norm_name
 from .call.padding import valid_steps
 from .call.zoneout import check_zoneout_rate, draw_zoneout
 from .dispatch import Decision
@@ -35,6 +35,8 @@ class GRU(nn.RNNBase):
         gradient_clip: bound of the gradient that each step passes to the state entering it; see `tritongru.gru`.
         layer_norm: None, "separate" or "joint" (`tritongru.LayerNorm`); the scales are parameters `layer_norm_scale_l0`
             and so on, one per layer and direction.
+        heads: N; the recurrent weights are N blocks, parameters `weight_hh_heads_l0` (N,3U/N,U/N) and so on in place of
+            `weight_hh_l0`; equal to N GRUs of U/N units side by side. They are drawn as a GRU of U/N units draws them.
         backend: "auto", "triton", "aten", "eager" or "reference"; a call may name another.
 
     Raises:
@@ -56,6 +58,7 @@ class GRU(nn.RNNBase):
     zoneout: float = 0.0
     gradient_clip: float | None = None
     layer_norm: str | None = None
+    heads: int = 1
 
     def __init__(
         self,
@@ -71,6 +74,7 @@ class GRU(nn.RNNBase):
         zoneout: float = 0.0,
         gradient_clip: float | None = None,
         layer_norm: str | None = None,
+        heads: int = 1,
         backend: str = "auto",
         device=None,
         dtype=None,
@@ -92,7 +96,9 @@ class GRU(nn.RNNBase):
         self.recurrent_dropout = float(recurrent_dropout)
         self.zoneout, self.gradient_clip = check_zoneout_rate(zoneout), check_gradient_clip(gradient_clip)
         self.backend = backend
-        self.layer_norm = check_norm_name(layer_norm)
+        self.layer_norm, self.heads = check_norm_name(layer_norm), check_heads(heads, self.hidden_size, layer_norm)
+        if self.heads > 1:
+            self._make_heads()
         if self.layer_norm is not None:
             rows = (2,) if self.layer_norm == "separate" else ()
             for name in self._flat_weights_names:
@@ -107,6 +113,22 @@ class GRU(nn.RNNBase):
         for name, parameter in self.named_parameters():
             if name.startswith("layer_norm_scale"):
                 nn.init.ones_(parameter)
+            elif name.startswith("weight_hh_heads"):
+                bound = parameter.shape[-1] ** -0.5
+                nn.init.uniform_(parameter, -bound, bound)
+
+    def _make_heads(self) -> None:
+        """Replace each (3U,U) of the recurrent weights by blocks (N,3U/N,U/N) under a name that says so."""
+        width = self.hidden_size // self.heads
+        for group in self._all_weights:
+            for place, name in enumerate(group):
+                if name.startswith("weight_hh"):
+                    like, group[place] = getattr(self, name), name.replace("weight_hh", "weight_hh_heads")
+                    delattr(self, name)
+                    blocks = nn.Parameter(like.new_empty(self.heads, 3 * width, width))
+                    self.register_parameter(group[place], blocks)
+        self._flat_weights_names = [name for group in self._all_weights for name in group]
+        self.reset_parameters()
 
     def forward(
         self,
@@ -180,6 +202,7 @@ class GRU(nn.RNNBase):
         if self.recurrent_dropout:
             text += f", recurrent_dropout={self.recurrent_dropout}"
         text += "".join(f", {name}={value}" for name in ("zoneout", "gradient_clip") if (value := getattr(self, name)))
+        text += f", heads={self.heads}" if self.heads > 1 else ""
         text += f", layer_norm={self.layer_norm!r}" if self.layer_norm else ""
         return text if self.backend == "auto" else f"{text}, backend={self.backend!r}"
 
@@ -302,11 +325,13 @@ class GRU(nn.RNNBase):
         if self.recurrent_dropout and self.training:
             drop = F.dropout(x.new_ones(x.shape[1], self.hidden_size), self.recurrent_dropout)
         norm = LayerNorm(self.layer_norm, getattr(self, f"layer_norm_scale_{suffix}")) if self.layer_norm else None
+        heads = "heads_" if self.heads > 1 else ""
         if direction and resets is not None:
             # Walking back, a segment begins at the step before the one that opens the next segment.
             resets = torch.cat((resets[1:], torch.zeros_like(resets[:1])))
         return Arguments(
-            x=x, kernel=getattr(self, f"weight_ih_{suffix}"), recurrent_kernel=getattr(self, f"weight_hh_{suffix}"),
+            x=x, kernel=getattr(self, f"weight_ih_{suffix}"),
+            recurrent_kernel=getattr(self, f"weight_hh_{heads}{suffix}"),
             bias=bias, initial_state=h0, mask=valid, resets=resets, recurrent_dropout=drop, zero_output_for_mask=True,
             go_backwards=bool(direction), time_major=True, layout="torch",
             zoneout=draw_zoneout(x, self.hidden_size, self.zoneout, self.training), gradient_clip=self.gradient_clip,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from . import dispatch
@@ -9,6 +10,7 @@ from .backends.aten import run_aten
 from .backends.operators import run_scan
 from .call.arguments import Arguments, LayerNorm
 from .call.check import Call, check
+from .call.heads import has_heads, split_heads
 from .call.problem import canonicalize
 from .dispatch import Decision
 from .reference import gru_reference
@@ -49,7 +51,8 @@ def gru(
     Args:
         x: (B,T,I) floating point; (T,B,I) if `time_major`, and then every argument with a time axis has it first.
         kernel: (I,3U), gates z, r, h; (3U,I), gates r, z, n in layout="torch".
-        recurrent_kernel: (U,3U); (3U,U) in layout="torch".
+        recurrent_kernel: (U,3U); (3U,U) in layout="torch". Or N heads, (N,U/N,3U/N); (N,3U/N,U/N): block-diagonal
+            weights, equal to N separate GRUs. All else is for whole units: kernel columns z of all heads, then r, h.
         bias: (2,3U) input and recurrent bias, (3U,) if not `reset_after`, the pair (b_ih, b_hh) in layout="torch";
             None without.
         initial_state: (B,U), (1,U) or (U,); None for zeros.
@@ -136,7 +139,7 @@ def scan(
     Args:
         gates: (B,T,3U) floating point, gates z, r, h, with the input's bias in it; r, z, n in layout="torch"; (T,B,3U)
             if `time_major`.
-        recurrent_kernel: (U,3U); (3U,U) in layout="torch".
+        recurrent_kernel: (U,3U); (3U,U) in layout="torch"; or N heads, as in `tritongru.gru`.
         bias: (3U,) the recurrent bias, b_hh in layout="torch"; None without.
         others: as `tritongru.gru`.
 
@@ -167,6 +170,8 @@ def run(arguments: Arguments, backend: str = "auto") -> tuple[Tensor, Tensor, De
         outputs as `gru`, but always at the time index of the input, also where `go_backwards`; final state (B,U); the
         decision.
     """
+    if has_heads(arguments):
+        return _run_heads(arguments, backend)
     call = check(arguments)
     decision = dispatch.decide(call.signature, backend)
     if backend == "auto":
@@ -187,8 +192,15 @@ def run(arguments: Arguments, backend: str = "auto") -> tuple[Tensor, Tensor, De
 
 
 def explain_call(arguments: Arguments, backend: str = "auto") -> Decision:
-    """Return the decision for a call, without running it."""
+    """Return the decision for a call, without running it; for several heads that for one of them."""
+    arguments = split_heads(arguments)[0] if has_heads(arguments) else arguments
     return dispatch.explain(check(arguments).signature, backend)
+
+
+def _run_heads(arguments: Arguments, backend: str) -> tuple[Tensor, Tensor, Decision]:
+    """Run the heads one after another, each as a GRU of its own; the decision is the first one's."""
+    outputs, states, decisions = zip(*(run(head, backend) for head in split_heads(arguments)), strict=True)
+    return torch.cat(outputs, dim=-1), torch.cat(states, dim=-1), decisions[0]
 
 
 def _run_reference(call: Call) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,8 @@ def gru_reference(
         outputs (B,T,U), or (T,B,U) if `time_major`, in the order of processing; final state (B,U).
 
     Note:
-        Arguments are taken as valid: `tritongru.gru` checks them.
+        Arguments are taken as valid: `tritongru.gru` checks them. Several heads are one matrix with zeros between the
+        blocks; an activation that mixes units (softmax) mixes those of all heads here.
 
     Source: tf.keras.layers.GRU (v2.9), generic path; torch.nn.GRU for `layout="torch"`.
 
@@ -60,6 +61,8 @@ def gru_reference(
     >>> h.shape, bool((h[:, -1] == last).all())
     (torch.Size([1, 4, 1]), True)
     """
+    if recurrent_kernel.dim() == 3:
+        recurrent_kernel = _block_diagonal(recurrent_kernel, 0 if layout == "torch" else 1)
     f = activations.get(activation)
     g = activations.get(recurrent_activation)
     if kernel is None:
@@ -162,6 +165,12 @@ def gru_reference(
 
     stacked = torch.stack(outputs) if outputs else x.new_zeros(0, B, units)
     return (stacked if time_major else stacked.transpose(0, 1)), h
+
+
+def _block_diagonal(heads: Tensor, axis: int) -> Tensor:
+    """Return (U,3U), or (3U,U) where `axis` is 0, of heads (N,U/N,3U/N) or (N,3U/N,U/N): a block for each, per gate."""
+    gates = heads.chunk(3, dim=axis + 1)
+    return torch.cat([torch.block_diag(*gate) for gate in gates], dim=axis)
 
 
 def _norms(layer_norm, has_kernel: bool, layout: str, ones: Tensor):

@@ -65,7 +65,7 @@ def check(a: Arguments) -> Call:
     """
     if not isinstance(a.x, Tensor):
         raise TypeError(f"`{_name_of_input(a)}` must be a torch.Tensor, got {type(a.x).__name__}")
-    a = check_tensors(_in_autocast_dtype(a))
+    a = check_tensors(in_autocast_dtype(a))
     f = activations.resolve(a.activation, "activation")
     g = activations.resolve(a.recurrent_activation, "recurrent_activation")
     x, tracing = a.x, torch.compiler.is_compiling()
@@ -130,7 +130,7 @@ def _wants_gradients(a: Arguments) -> bool:
     return any(value.requires_grad for value in values if isinstance(value, Tensor))
 
 
-def _in_autocast_dtype(a: Arguments) -> Arguments:
+def in_autocast_dtype(a: Arguments) -> Arguments:
     """Return `a` with every floating tensor in autocast's dtype, where autocast is on for the device of `x`.
 
     Source: torch.amp casts the inputs of matrix products and leaves float64 alone; so does this.

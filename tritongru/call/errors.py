@@ -60,6 +60,18 @@ def check_norm_name(layer_norm: object, reset_after: bool = True) -> str | None:
     return layer_norm  # type: ignore[return-value]
 
 
+def check_heads(heads: object, units: int, layer_norm: object = None) -> int:
+    """Return the number of heads; TypeError unless an integer, ValueError unless it divides `units`, or with a norm."""
+    if isinstance(heads, bool) or not hasattr(heads, "__index__"):
+        raise TypeError(f"`heads` must be a positive integer, got {heads!r}")
+    count = heads.__index__()  # type: ignore[attr-defined]
+    if count < 1 or units % count:
+        raise ValueError(f"`heads` must divide the number of units, {units}, got {heads!r}")
+    if count > 1 and layer_norm is not None:
+        raise ValueError(f"`layer_norm`={layer_norm!r} was given with heads={heads}: a norm would couple them")
+    return count
+
+
 def check_units(units: object) -> int:
     """Return `units` as a positive int; TypeError for another type, ValueError for a value below 1."""
     if isinstance(units, bool) or not hasattr(units, "__index__"):

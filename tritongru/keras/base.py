@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .. import activations
 from ..call.arguments import LayerNorm
-from ..call.errors import check_norm_name, check_units
+from ..call.errors import check_heads, check_norm_name, check_units
 from . import constraints, initializers, regularizers
 from .arguments import HALF_POLICIES, check_implementation, clamp_rate, parse_dtype, take_options
 from .dropout import DropoutMasks
@@ -40,7 +40,7 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
         self, units, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer,
         bias_initializer, kernel_regularizer, recurrent_regularizer, bias_regularizer, kernel_constraint,
         recurrent_constraint, bias_constraint, dropout, recurrent_dropout, reset_after, implementation, input_size,
-        device, dtype, options, layer_norm=None,
+        device, dtype, options, layer_norm=None, heads=1,
     ):  # fmt: skip
         # torch warns of every lazy module that the feature is new; a user of this layer cannot act on it.
         with warnings.catch_warnings():
@@ -50,6 +50,7 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
         self.activation = activations.resolve(activation, "activation").function
         self.recurrent_activation = activations.resolve(recurrent_activation, "recurrent_activation").function
         self.use_bias, self.reset_after = bool(use_bias), bool(reset_after)
+        self.heads = check_heads(heads, self.units, layer_norm)
         self.layer_norm = check_norm_name(layer_norm, self.reset_after)
         self.kernel_initializer = initializers.get(kernel_initializer)
         self.recurrent_initializer = initializers.get(recurrent_initializer)
@@ -95,7 +96,9 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
     def weight_shapes(self, input_size: int) -> dict[str, tuple[int, ...]]:
         """Return the shape of each weight, in Keras's order."""
         G = 3 * self.units
-        shapes = {"kernel": (input_size, G), "recurrent_kernel": (self.units, G)}
+        shapes: dict[str, tuple[int, ...]] = {"kernel": (input_size, G), "recurrent_kernel": (self.units, G)}
+        if self.heads > 1:
+            shapes["recurrent_kernel"] = (self.heads, self.units // self.heads, G // self.heads)
         if self.use_bias:
             shapes["bias"] = (2, G) if self.reset_after else (G,)
         if self.layer_norm:
@@ -129,7 +132,10 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
             init = getattr(self, name.replace("_kernel", "") + "_initializer")
             # Orthogonal matrices need a QR factorisation, which has no half precision form.
             dtype = torch.float32 if parameter.dtype in (torch.float16, torch.bfloat16) else parameter.dtype
-            self._write(name, initializers.draw(init, tuple(parameter.shape), dtype, parameter.device))
+            # Heads are drawn one by one: each is a GRU of its own.
+            heads, shape = parameter.shape[:-2] if parameter.dim() == 3 else (), tuple(parameter.shape[-2:])
+            values = [initializers.draw(init, shape, dtype, parameter.device) for _ in range(*heads or (1,))]
+            self._write(name, torch.stack(values) if heads else values[0])
 
     def _write(self, name: str, value: Tensor) -> None:
         """Make `value` the weight `name`, through the inverse of its parametrization where it has one."""
@@ -196,7 +202,9 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
         for name, parameter in self._named_weights():
             regularizer = getattr(self, name.replace("_kernel", "") + "_regularizer")
             if regularizer is not None:
-                terms.append(torch.as_tensor(regularizer(parameter), dtype=parameter.dtype, device=parameter.device))
+                parts = parameter.unbind(0) if parameter.dim() == 3 else (parameter,)
+                term = sum(regularizer(part) for part in parts)
+                terms.append(torch.as_tensor(term, dtype=parameter.dtype, device=parameter.device))
         return terms
 
     @torch.no_grad()
@@ -205,7 +213,8 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
         for name, parameter in self._named_weights():
             constraint = getattr(self, name.replace("_kernel", "") + "_constraint")
             if constraint is not None:
-                self._write(name, constraint(parameter))
+                heads = parameter.unbind(0) if parameter.dim() == 3 else None
+                self._write(name, constraint(parameter) if heads is None else torch.stack([*map(constraint, heads)]))
 
     def get_config(self) -> dict:
         """Return the constructor's arguments in Keras's names and forms.
@@ -237,6 +246,8 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
             config["batch_input_shape"] = (None, None, self._given_input_size)
         if self.layer_norm:
             config["layer_norm"] = self.layer_norm
+        if self.heads > 1:
+            config["heads"] = self.heads
         return config
 
     @classmethod

@@ -42,6 +42,7 @@ class GRU(KeptState):
         zoneout: probability, for each unit and step, of keeping the old state in training; otherwise its mean is used.
         gradient_clip: bound of the gradient that each step passes to the state entering it; see `tritongru.gru`.
         layer_norm: None, "separate" or "joint" (`tritongru.LayerNorm`); the scales are the weight `layer_norm_scale`.
+        heads: N; the recurrent kernel is N blocks (N,U/N,3U/N), equal to N GRUs of U/N units side by side.
         input_size: I; None builds at the first call.
         backend: "auto", or the one backend to use.
         dtype: a torch.dtype or its name; "mixed_float16" and "mixed_bfloat16" keep the weights in float32.
@@ -65,13 +66,14 @@ class GRU(KeptState):
         kernel_constraint=None, recurrent_constraint=None, bias_constraint=None, dropout=0.0, recurrent_dropout=0.0,
         return_sequences=False, return_state=False, go_backwards=False, stateful=False, unroll=False,
         time_major=False, reset_after=True, *, implementation=2, zero_output_for_mask=False, zoneout=0.0,
-        gradient_clip=None, layer_norm=None, input_size=None, backend="auto", device=None, dtype=None, **options,
+        gradient_clip=None, layer_norm=None, heads=1, input_size=None, backend="auto", device=None, dtype=None,
+        **options,
     ):  # fmt: skip
         super().__init__(
             units, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer,
             bias_initializer, kernel_regularizer, recurrent_regularizer, bias_regularizer, kernel_constraint,
             recurrent_constraint, bias_constraint, dropout, recurrent_dropout, reset_after, implementation, input_size,
-            device, dtype, options, layer_norm,
+            device, dtype, options, layer_norm, heads,
         )  # fmt: skip
         check_backend(backend)
         self.activity_regularizer = regularizers.get(activity_regularizer)

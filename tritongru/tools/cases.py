@@ -29,6 +29,7 @@ class Case:
         reset_state: None, "initial", "rows" for (B,U) or "steps" for (B,T,U).
         input_dropouts, recurrent_dropouts: how many dropout masks, 0, 1 or 3.
         zoneout: a mask for each unit and step. gradient_clip: None, or the bound. layer_norm: None or the kind.
+        heads: how many blocks of recurrent weights; divides units.
         gates: a call of `tritongru.scan`, whose input is projected already.
     """
 
@@ -59,6 +60,7 @@ class Case:
     zoneout: bool = False
     gradient_clip: float | None = None
     layer_norm: str | None = None
+    heads: int = 1
 
     def __str__(self) -> str:
         sizes = f"B{self.batch}-T{self.time}-I{self.input_size}-U{self.units}-{self.dtype}"
@@ -94,9 +96,11 @@ def make_arguments(case: Case, device: str | torch.device = "cpu") -> dict:
     steps = (c.time, c.batch) if c.time_major else (c.batch, c.time)
     kernel = normal(c.input_size, 3 * U, spread=max(c.input_size, 1) ** -0.5)
     recurrent = normal(U, 3 * U, spread=U**-0.5)
+    if c.heads > 1:
+        recurrent = normal(c.heads, U // c.heads, 3 * U // c.heads, spread=(U // c.heads) ** -0.5)
     arguments: dict = dict(x=normal(*steps, c.input_size), kernel=kernel, recurrent_kernel=recurrent, bias=None)
     if c.layout == "torch":
-        arguments |= dict(kernel=kernel.t().contiguous(), recurrent_kernel=recurrent.t().contiguous())
+        arguments |= dict(kernel=kernel.t().contiguous(), recurrent_kernel=recurrent.mT.contiguous())
     if c.use_bias:
         both = normal(2, 3 * U, spread=0.3)
         arguments["bias"] = (both[0].clone(), both[1].clone()) if c.layout == "torch" else both

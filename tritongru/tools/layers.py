@@ -95,6 +95,8 @@ def describe_layer(layer: Any) -> Entry:
         raise TypeError(f"`layer` must be a tritongru.GRU or Bidirectional, got {type(layer).__name__}")
     if not layer.built:
         raise ValueError(f"the layer {layer.name} is not built: it has no weights yet")
+    if isinstance(layer, GRU) and layer.heads > 1:
+        raise ValueError(f"the layer {layer.name} has heads={layer.heads}, which no file of Keras can hold")
     if isinstance(layer, GRU) and layer.layer_norm:
         raise ValueError(f"the layer {layer.name} has layer_norm={layer.layer_norm!r}, which no file of Keras can hold")
     if isinstance(layer, GRU):
