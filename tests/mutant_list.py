@@ -18,6 +18,7 @@ EAGER = "test_eager.py -k grid"
 SHAPES = "test_eager.py -k shapes_and_dtypes"
 LENGTHS = "test_compat.py -k lengths_equal"
 PACKING = "test_packing.py"
+NORM = "test_layer_norm.py -k equals_the_oracle"
 CHUNKS = "test_eager.py -k chunk"
 HALF = "test_eager.py -k half"
 NO_STEPS = "test_eager.py -k no_steps"
@@ -153,6 +154,25 @@ MUTANTS = [
     Mutant("call/problem.py", "bias_x, bias_h = a.bias.unbind(0)", "bias_h, bias_x = a.bias.unbind(0)", EAGER),
     Mutant("call/check.py", "torch.bool else value != 0", "torch.bool else value == 1", FUZZ),
     Mutant("call/check.py", "low < 0 or high > time", "low < 0 or high > time + 1", "test_errors.py"),
+    Mutant("call/problem.py", "bias_x, bias_h = None, a.bias", "bias_x, bias_h = a.bias, None", "test_gates.py"),
+    # Zoneout and the clipped gradient of the state.
+    Mutant("backends/eager/backward.py", "            d.z.mul_(keep)\n", "", "test_zoneout.py"),
+    Mutant("backends/eager/backward.py", "torch.mul(1 - g.z, g.n - h", "torch.mul(1 - g.z, h - g.n", "test_zoneout.py"),
+    Mutant("backends/eager/packing.py", "a.keep[packing.places]", "a.keep.flatten(0, 1)[: len(packing.shown)]", "test_zoneout.py"),
+    Mutant("backends/eager/backward.py", "torch.where(self.mask[t, :, None], clipped, self.dh)", "clipped", "test_gradient_clip.py"),
+    Mutant("backends/eager/backward.py", "sizes[t] and clip is None", "sizes[t]", "test_gradient_clip.py"),
+    Mutant("call/zoneout.py", "x.new_full(shape, 1 - rate)", "x.new_full(shape[1:], 1 - rate)", "test_zoneout.py"),
+    # Layer normalisation.
+    Mutant("backends/eager/normalized.py", "torch.cat((bias_n, outside[: 2 * U]))", "torch.cat((bias_n, outside[U:]))", NORM),
+    Mutant("backends/eager/normalized.py", "d - d.mean(-1, keepdim=True) - sums", "d - sums", NORM),
+    Mutant("backends/eager/normalized.py", "torch.zeros_like(sums))", "torch.empty_like(sums))", NORM),
+    Mutant("backends/eager/normalized.py", "(n, r, z) if variant", "(n, z, r) if variant", NORM),
+    Mutant("backends/eager/sums.py", 'd_sums if self.variant.layer_norm == "joint" else d_projected', "d_projected", NORM),
+    Mutant("backends/eager/sums.py", "candidate_last((d.recurrent * norms.sums).sum(0))", "(d.recurrent * norms.sums).sum(0)", NORM),
+    # Heads.
+    Mutant("call/heads.py", "(3, heads, width))[..., head, :]", "(heads, 3, width))[..., head, :, :]", "test_heads.py"),
+    Mutant("call/heads.py", "value.unflatten(0, (3, heads, width))[:, head]", "value.unflatten(0, (heads, 3, width))[head]", "test_heads.py"),
+    Mutant("call/heads.py", '"recurrent_dropout", "zoneout")', '"recurrent_dropout")', "test_heads.py"),
     # Autograd around the scan.
     Mutant("backends/eager/layout.py", "torch.cat((after[begin + 1 : end], h0))", "torch.cat((h0, after[: end - 1]))", FLAGS),
     Mutant("backends/triton/run.py", "gx.add_(bias)), bias_n", "gx), bias_n", FLAGS),
@@ -160,7 +180,7 @@ MUTANTS = [
     Mutant("backends/triton/run.py", "d_n = d_gh_n if v", "d_n = d_gx[..., 2 * U :] if v", FLAGS),
     Mutant("backends/triton/run.py", "else entering * gates[1]", "else entering * gates[0]", FLAGS),
     Mutant("backends/triton/run.py", "_product_like((h * m).flatten(0, 1)", "_product_like(h.flatten(0, 1)", FLAGS),
-    Mutant("call/check.py", "a.initial_state, a.reset_state]", "a.initial_state]", "test_graphs.py -k only_one"),
+    Mutant("call/check.py", "a.initial_state, a.reset_state, a.zoneout]", "a.initial_state, a.zoneout]", "test_graphs.py -k only_one"),
     Mutant("backends/gradients.py", "t if t is None else t.view_as(t)", "t", "test_graphs.py -k counted_once"),
     Mutant("backends/aten.py", "inner[2:], train=True)", "inner[2:], train=False)", TORCH_CALLS),
     Mutant("backends/aten.py", "for gradient in (d.w, d.u))", "for gradient in (d.u, d.w))", TORCH_CALLS),
@@ -188,7 +208,7 @@ MUTANTS = [
     Mutant("keras/state.py", "self._carried.value = self._check_states(states)", "self._check_states(states)",
            f"{LAYER} -k state"),
     Mutant("keras/dropout.py", "shape[time_axis] = 1", "pass", f"{LAYER} -k mask"),
-    Mutant("keras/base.py", "self._write(name, constraint(parameter))", "constraint(parameter)", f"{LAYER} -k constr"),
+    Mutant("keras/base.py", "self._write(name, constraint(parameter) if heads", "print(name, constraint(parameter) if heads", f"{LAYER} -k constr"),
     Mutant("keras/constraints.py", "norm.clamp(0, self.max_value)", "norm", "test_keras_parts.py -k constraint"),
     Mutant("keras/bidirectional.py", "else y_rev.flip(axis)", "else y_rev", f"{LAYER} -k bidirectional"),
     Mutant("keras/bidirectional.py", "resets=shifted", "resets=resets",

@@ -351,6 +351,15 @@ def test_an_opset_that_cannot_be_written_is_refused(opset, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_zoneout_in_evaluation_becomes_a_scan(tmp_path):
+    layer = compat.GRU(3, 5, bidirectional=True, zoneout=0.3, gradient_clip=1.0).eval()
+    path = tmp_path / "gru.onnx"
+    export_tool.export(layer, path, lengths=True)
+    assert kinds(path).count("Scan") == 2 and "GRU" not in kinds(path)
+    x, lengths = torch.randn(6, 4, 3), torch.tensor([0, 6, 3, 1])
+    torch.testing.assert_close(run(path, x=x, lengths=lengths), list(layer(x, lengths=lengths)), **CLOSE)
+
+
 def test_what_cannot_be_exported_is_named(tmp_path):
     cases = [
         (nn.Linear(2, 2), TypeError, "Linear"),
@@ -359,7 +368,9 @@ def test_what_cannot_be_exported_is_named(tmp_path):
         (tritongru.GRU(3, input_size=2, stateful=True), ValueError, "stateful=True"),
         (tritongru.GRU(3, input_size=2, dropout=0.5), ValueError, r"call `eval\(\)`"),
         (tritongru.GRU(3, "gelu", input_size=2), ValueError, "activation='gelu'"),
+        (tritongru.GRU(3, input_size=2, zoneout=0.5), ValueError, r"call `eval\(\)`"),
         (compat.GRU(3, 2, recurrent_dropout=0.5), ValueError, r"call `layer.eval\(\)`"),
+        (compat.GRU(3, 2, zoneout=0.5), ValueError, r"call `layer.eval\(\)`"),
         (tritongru.Bidirectional(tritongru.GRU(3)), ValueError, "no weights yet"),
     ]
     for layer, kind, message in cases:

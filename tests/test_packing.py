@@ -131,7 +131,7 @@ def test_operators(batch_first: bool) -> None:
     mask = mask_of(LENGTHS["mixed"], "right", time_major=True)
     tensors = [x, arguments["kernel"], None, arguments["recurrent_kernel"], None, arguments["initial_state"]]
     tensors = [t if t is None else t.clone(memory_format=torch.preserve_format).requires_grad_() for t in tensors]
-    rest = (mask, None, None, None, "tanh", "sigmoid", True, False, False, False, "ieee", "gates", "eager")
+    rest = (mask, *[None] * 5, "tanh", "sigmoid", True, False, False, False, None, None, 1e-5, "ieee", "gates", "eager")
     torch.library.opcheck(torch.ops.tritongru.scan, (*tensors, *rest))
 
 

@@ -77,7 +77,8 @@ def scan_arguments(mask: bool, dtype=F64, save="gates", backend="eager"):
     steps = torch.tensor([[1, 1], [1, 0], [0, 1], [1, 1]], dtype=torch.bool)
     return (
         leaf(B, T, I).transpose(0, 1), leaf(I, 3 * U), leaf(3 * U), leaf(U, 3 * U), leaf(3 * U), leaf(B, U),
-        steps if mask else None, None, None, None, "tanh", "sigmoid", True, False, False, False, "ieee", save, backend,
+        steps if mask else None, *[None] * 5, "tanh", "sigmoid", True, False, False, False, None,
+        None, 1e-5, "ieee", save, backend,
     )  # fmt: skip
 
 
@@ -96,7 +97,7 @@ def test_opcheck_of_the_reverse_scan(mask, save, backend):
     arguments = scan_arguments(mask, save=save, backend=backend)
     arguments = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in arguments)
     out, last, states, gates = torch.ops.tritongru.scan(*arguments)
-    wanted = [True] * 5 + [False] * 5
+    wanted = [True] * 5 + [False] * 7
     d_out, d_last = torch.randn_like(out), torch.randn_like(last)
     torch.library.opcheck(torch.ops.tritongru.scan_backward, (*arguments, out, states, gates, d_out, d_last, wanted))
 

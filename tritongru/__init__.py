@@ -6,9 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import activations, compat, flops
+from .call.arguments import LayerNorm
 from .call.errors import ExchangeError, FallbackWarning, UnsupportedError
 from .dispatch import Decision
-from .functional import gru
+from .functional import gru, scan
 from .keras import GRU, Bidirectional, GRUCell, constraints, initializers, regularizers
 from .stream import Stream
 from .tools.info import explain, info
@@ -28,6 +29,7 @@ __all__ = [
     "FallbackWarning",
     "GRU",
     "GRUCell",
+    "LayerNorm",
     "Stream",
     "UnsupportedError",
     "__version__",
@@ -41,6 +43,7 @@ __all__ = [
     "info",
     "initializers",
     "regularizers",
+    "scan",
     "tune",
 ]
 

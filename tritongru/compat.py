@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from . import flops, tracing
-from .call.arguments import Arguments
-from .call.check import Signature, check_lengths, is_transformed, resolve_precision
-from .call.errors import check_backend
+from .call.arguments import Arguments, LayerNorm
+from .call.check import Signature, check_gradient_clip, check_lengths, is_transformed, resolve_precision
+from .call.errors import check_backend, check_heads, check_norm_name
 from .call.padding import valid_steps
 from .call.problem import Shape, Variant
 from .call.recording import is_recorded
+from .call.zoneout import check_zoneout_rate, draw_zoneout
 from .dispatch import Decision, decide
 from .functional import explain_call, run
 from .named_weights import NamedWeights
@@ -33,6 +34,13 @@ class GRU(NamedWeights):
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as torch.nn.GRU.
         recurrent_dropout: probability in [0, 1] of dropping a unit of the state on its way into the gates; one mask per
             layer, direction and call, constant over time.
+        zoneout: probability in [0, 1], for each unit and step, of keeping the old state in training; otherwise its
+            mean is used.
+        gradient_clip: bound of the gradient that each step passes to the state entering it; see `tritongru.gru`.
+        layer_norm: None, "separate" or "joint" (`tritongru.LayerNorm`); the scales are parameters `layer_norm_scale_l0`
+            and so on, one per layer and direction.
+        heads: N; the recurrent weights are N blocks, parameters `weight_hh_heads_l0` (N,3U/N,U/N) and so on in place of
+            `weight_hh_l0`; equal to N GRUs of U/N units side by side. They are drawn as a GRU of U/N units draws them.
         backend: "auto", "triton", "aten", "eager" or "reference"; a call may name another.
 
     Raises:
@@ -51,6 +59,10 @@ class GRU(NamedWeights):
     """
 
     last_decision: Decision | None = None
+    zoneout: float = 0.0
+    gradient_clip: float | None = None
+    layer_norm: str | None = None
+    heads: int = 1
 
     def __init__(
         self,
@@ -63,6 +75,10 @@ class GRU(NamedWeights):
         bidirectional: bool = False,
         *args,
         recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        gradient_clip: float | None = None,
+        layer_norm: str | None = None,
+        heads: int = 1,
         backend: str = "auto",
         device=None,
         dtype=None,
@@ -82,8 +98,42 @@ class GRU(NamedWeights):
         if self.proj_size:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         self.recurrent_dropout = float(recurrent_dropout)
+        self.zoneout, self.gradient_clip = check_zoneout_rate(zoneout), check_gradient_clip(gradient_clip)
         self.backend = backend
         flops.register_where_loaded()
+        self.layer_norm, self.heads = check_norm_name(layer_norm), check_heads(heads, self.hidden_size, layer_norm)
+        if self.heads > 1:
+            self._make_heads()
+        if self.layer_norm is not None:
+            rows = (2,) if self.layer_norm == "separate" else ()
+            for name in self._flat_weights_names:
+                if name.startswith("weight_hh"):
+                    like = getattr(self, name)
+                    ones = nn.Parameter(like.new_ones(*rows, like.shape[0]))
+                    self.register_parameter(name.replace("weight_hh", "layer_norm_scale"), ones)
+
+    def reset_parameters(self) -> None:
+        """Draw the weights as torch.nn.GRU does; scales of a norm become ones."""
+        super().reset_parameters()
+        for name, parameter in self.named_parameters():
+            if name.startswith("layer_norm_scale"):
+                nn.init.ones_(parameter)
+            elif name.startswith("weight_hh_heads"):
+                bound = parameter.shape[-1] ** -0.5
+                nn.init.uniform_(parameter, -bound, bound)
+
+    def _make_heads(self) -> None:
+        """Replace each (3U,U) of the recurrent weights by blocks (N,3U/N,U/N) under a name that says so."""
+        width = self.hidden_size // self.heads
+        for group in self._all_weights:
+            for place, name in enumerate(group):
+                if name.startswith("weight_hh"):
+                    like, group[place] = getattr(self, name), name.replace("weight_hh", "weight_hh_heads")
+                    delattr(self, name)
+                    blocks = nn.Parameter(like.new_empty(self.heads, 3 * width, width))
+                    self.register_parameter(group[place], blocks)
+        self._flat_weights_names = [name for group in self._all_weights for name in group]
+        self.reset_parameters()
 
     def forward(
         self,
@@ -162,13 +212,21 @@ class GRU(NamedWeights):
         text = super().extra_repr()
         if self.recurrent_dropout:
             text += f", recurrent_dropout={self.recurrent_dropout}"
+        text += "".join(f", {name}={value}" for name in ("zoneout", "gradient_clip") if (value := getattr(self, name)))
+        text += f", heads={self.heads}" if self.heads > 1 else ""
+        text += f", layer_norm={self.layer_norm!r}" if self.layer_norm else ""
         return text if self.backend == "auto" else f"{text}, backend={self.backend!r}"
 
     def _is_plain_call(self, lengths, resets, backend: str | None) -> bool:
         """Return whether torch.nn.GRU computes such a call."""
         drops = self.recurrent_dropout and self.training
         named = self.backend if backend is None else backend
-        return lengths is None and resets is None and not drops and named in ("auto", "aten")
+        plain = lengths is None and resets is None and not drops and self._is_plain_cell()
+        return plain and named in ("auto", "aten")
+
+    def _is_plain_cell(self) -> bool:
+        other = self.zoneout or self.gradient_clip is not None or self.layer_norm is not None or self.heads > 1
+        return not other
 
     def _forward_packed(self, packed: PackedSequence, hx, backend) -> tuple[PackedSequence, Tensor]:
         x, lengths, valid = _pad(packed)
@@ -248,7 +306,7 @@ class GRU(NamedWeights):
             or x.dim() not in (2, 3)
         ):
             return None
-        if (self.recurrent_dropout and self.training) or torch.is_autocast_enabled("cpu"):
+        if (self.recurrent_dropout and self.training) or torch.is_autocast_enabled("cpu") or not self._is_plain_cell():
             return None
         time, batch = (x.shape[0], 1) if x.dim() == 2 else x.shape[1::-1] if self.batch_first else x.shape[:2]
         signature = Signature(
@@ -291,13 +349,18 @@ class GRU(NamedWeights):
         drop = None
         if self.recurrent_dropout and self.training:
             drop = F.dropout(x.new_ones(x.shape[1], self.hidden_size), self.recurrent_dropout)
+        norm = LayerNorm(self.layer_norm, getattr(self, f"layer_norm_scale_{suffix}")) if self.layer_norm else None
+        heads = "heads_" if self.heads > 1 else ""
         if direction and resets is not None:
             # Walking back, a segment begins at the step before the one that opens the next segment.
             resets = torch.cat((resets[1:], torch.zeros_like(resets[:1])))
         return Arguments(
-            x=x, kernel=getattr(self, f"weight_ih_{suffix}"), recurrent_kernel=getattr(self, f"weight_hh_{suffix}"),
+            x=x, kernel=getattr(self, f"weight_ih_{suffix}"),
+            recurrent_kernel=getattr(self, f"weight_hh_{heads}{suffix}"),
             bias=bias, initial_state=h0, mask=valid, resets=resets, recurrent_dropout=drop, zero_output_for_mask=True,
             go_backwards=bool(direction), time_major=True, layout="torch",
+            zoneout=draw_zoneout(x, self.hidden_size, self.zoneout, self.training), gradient_clip=self.gradient_clip,
+            layer_norm=norm,
         )  # fmt: skip
 
 

@@ -18,12 +18,12 @@ from ..call.recording import is_exporting_to_onnx, is_recorded
 from .gradients import differentiable_gradients
 from .onnx_gru import can_record, record_gru
 from .precision import product_precision
-from .reasons import reasons_against_transforms
+from .reasons import reasons_against_cells, reasons_against_transforms
 
 
 def reasons_against(s: Signature) -> list[str]:
     """torch's own GRU runs one variant only."""
-    v, reasons = s.variant, reasons_against_transforms(s)
+    v, reasons = s.variant, reasons_against_transforms(s) + reasons_against_cells(s)
     if v.activation != "tanh":
         reasons.append(f"activation={v.activation!r} is not 'tanh'")
     if v.recurrent_activation != "sigmoid":
@@ -34,6 +34,8 @@ def reasons_against(s: Signature) -> list[str]:
         reasons.append("mask or lengths given")
     if s.has_resets:
         reasons.append("resets given")
+    if not s.has_kernel:
+        reasons.append("gates given: torch's GRU multiplies its input by a kernel")
     if s.input_dropouts > 1:
         reasons.append(f"input_dropout has {s.input_dropouts} masks")
     if s.recurrent_dropouts:

@@ -24,11 +24,12 @@ from .triton import run as triton
 # The arguments of both operators, in the order of the fields of Inputs, Variant and Setting.
 _INPUTS = (
     "Tensor x, Tensor? w, Tensor? bias_x, Tensor u, Tensor? bias_h, Tensor h0, Tensor? mask, Tensor? resets, "
-    "Tensor? fresh, Tensor? drop"
+    "Tensor? fresh, Tensor? drop, Tensor? keep, "
+    "Tensor? scale"
 )
 _VARIANT = (
     "str activation, str recurrent_activation, bool reset_after, bool zero_output_for_mask, bool reverse, "
-    "bool reset_gate_first"
+    "bool reset_gate_first, float? gradient_clip, str? layer_norm, float epsilon"
 )
 _SETTING = "str precision, str save, str backend"
 _SAVED = "Tensor out, Tensor states, Tensor gates"

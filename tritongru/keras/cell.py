@@ -31,13 +31,13 @@ class GRUCell(RecurrentWeights):
         kernel_initializer="glorot_uniform", recurrent_initializer="orthogonal", bias_initializer="zeros",
         kernel_regularizer=None, recurrent_regularizer=None, bias_regularizer=None, kernel_constraint=None,
         recurrent_constraint=None, bias_constraint=None, dropout=0.0, recurrent_dropout=0.0, reset_after=True, *,
-        implementation=2, input_size=None, backend="auto", device=None, dtype=None, **options,
+        implementation=2, layer_norm=None, input_size=None, backend="auto", device=None, dtype=None, **options,
     ):  # fmt: skip
         super().__init__(
             units, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer,
             bias_initializer, kernel_regularizer, recurrent_regularizer, bias_regularizer, kernel_constraint,
             recurrent_constraint, bias_constraint, dropout, recurrent_dropout, reset_after, implementation, input_size,
-            device, dtype, options,
+            device, dtype, options, layer_norm,
         )  # fmt: skip
         check_backend(backend)
         self.backend = backend

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from .. import functional
 from ..call.arguments import Arguments
+from ..call.check import check_gradient_clip
 from ..call.errors import check_backend
+from ..call.zoneout import check_zoneout_rate, draw_zoneout
 from ..dispatch import Decision
 from . import jagged, regularizers
 from .arguments import as_steps, split_inputs
@@ -39,6 +41,10 @@ class GRU(KeptState):
         reset_after: apply the reset gate after the recurrent product (True) or before it.
         implementation: 1 draws one input mask per gate, 2 one for the three; recurrent dropout forces 1.
         zero_output_for_mask: masked steps give zeros in place of the previous output.
+        zoneout: probability, for each unit and step, of keeping the old state in training; otherwise its mean is used.
+        gradient_clip: bound of the gradient that each step passes to the state entering it; see `tritongru.gru`.
+        layer_norm: None, "separate" or "joint" (`tritongru.LayerNorm`); the scales are the weight `layer_norm_scale`.
+        heads: N; the recurrent kernel is N blocks (N,U/N,3U/N), equal to N GRUs of U/N units side by side.
         input_size: I; None builds at the first call.
         backend: "auto", or the one backend to use.
         dtype: a torch.dtype or its name; "mixed_float16" and "mixed_bfloat16" keep the weights in float32.
@@ -61,14 +67,15 @@ class GRU(KeptState):
         kernel_regularizer=None, recurrent_regularizer=None, bias_regularizer=None, activity_regularizer=None,
         kernel_constraint=None, recurrent_constraint=None, bias_constraint=None, dropout=0.0, recurrent_dropout=0.0,
         return_sequences=False, return_state=False, go_backwards=False, stateful=False, unroll=False,
-        time_major=False, reset_after=True, *, implementation=2, zero_output_for_mask=False, input_size=None,
-        backend="auto", device=None, dtype=None, **options,
+        time_major=False, reset_after=True, *, implementation=2, zero_output_for_mask=False, zoneout=0.0,
+        gradient_clip=None, layer_norm=None, heads=1, input_size=None, backend="auto", device=None, dtype=None,
+        **options,
     ):  # fmt: skip
         super().__init__(
             units, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer,
             bias_initializer, kernel_regularizer, recurrent_regularizer, bias_regularizer, kernel_constraint,
             recurrent_constraint, bias_constraint, dropout, recurrent_dropout, reset_after, implementation, input_size,
-            device, dtype, options,
+            device, dtype, options, layer_norm, heads,
         )  # fmt: skip
         check_backend(backend)
         self.activity_regularizer = regularizers.get(activity_regularizer)
@@ -76,6 +83,7 @@ class GRU(KeptState):
         self.go_backwards, self.stateful = bool(go_backwards), bool(stateful)
         self.unroll, self.time_major = bool(unroll), bool(time_major)
         self.zero_output_for_mask, self.backend = bool(zero_output_for_mask), backend
+        self.zoneout, self.gradient_clip = check_zoneout_rate(zoneout), check_gradient_clip(gradient_clip)
         self.supports_masking = True
         self.last_decision: Decision | None = None
         self._activity_losses: list[Tensor] = []
@@ -189,6 +197,8 @@ class GRU(KeptState):
             recurrent_activation=self.recurrent_activation, reset_after=self.reset_after, mask=as_steps(mask, x),
             lengths=lengths, resets=as_steps(resets, x), input_dropout=input_masks, recurrent_dropout=state_masks,
             zero_output_for_mask=self.zero_output_for_mask, go_backwards=self.go_backwards, time_major=self.time_major,
+            zoneout=draw_zoneout(x, self.units, self.zoneout, training and not dry), gradient_clip=self.gradient_clip,
+            layer_norm=self._norm(),
         )  # fmt: skip
         return arguments, rows
 
@@ -271,6 +281,7 @@ class GRU(KeptState):
             config["batch_input_shape"] = (*steps, self._given_input_size)
         if self.zero_output_for_mask:
             config["zero_output_for_mask"] = True
+        config |= {name: value for name in ("zoneout", "gradient_clip") if (value := getattr(self, name))}
         if self.backend != "auto":
             config["backend"] = self.backend
         return config

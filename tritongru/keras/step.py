@@ -6,16 +6,20 @@ remembered are kinds and sizes, never values: weights are read anew at each step
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .. import environment, functional
+from .. import activations, environment, functional
 from ..backends.eager import short
 from ..backends.operators import is_watched
 from ..call.arguments import Arguments
 from ..call.check import is_transformed
+from ..call.problem import Inputs, Variant
+from ..call.zoneout import draw_zoneout
 from ..dispatch import Decision
 
 if TYPE_CHECKING:
@@ -33,10 +37,12 @@ def run_step(
     if input_masks is not None:
         input_masks = [input_masks] if isinstance(input_masks, Tensor) else input_masks
         input_masks = [mask.unsqueeze(1) for mask in input_masks]
+    x = x.unsqueeze(1)
     arguments = Arguments(
-        x.unsqueeze(1), **weights, initial_state=state, activation=owner.activation,
+        x, **weights, initial_state=state, activation=owner.activation,
         recurrent_activation=owner.recurrent_activation, reset_after=owner.reset_after, input_dropout=input_masks,
-        recurrent_dropout=state_masks,
+        recurrent_dropout=state_masks, zoneout=draw_zoneout(x, owner.units, owner.zoneout, owner.training),
+        gradient_clip=owner.gradient_clip, layer_norm=owner._norm(),
     )  # fmt: skip
     _, new, decision = functional.run(arguments, backend)
     return new, decision
@@ -46,45 +52,56 @@ class LastStep:
     """What the last step depended on but for the values of its tensors: a step alike is not checked and decided again.
 
     Attributes:
-        known: that, and the decision, as one value, since another thread may be reading it; None where the next step
-            has to go the whole way.
+        known: that, the decision, and the function that takes the step, as one value, since another thread may be
+            reading it; None where the next step has to go the whole way.
     """
 
     __slots__ = ("known",)
 
     def __init__(self) -> None:
-        self.known: tuple[tuple, Decision] | None = None
+        self.known: tuple[tuple, Decision, Callable[[Inputs], Tensor]] | None = None
 
     def __reduce__(self):
         return LastStep, ()  # a copy remembers nothing
 
     def remember(self, owner: RecurrentWeights, x: Tensor, state: Tensor, backend: str, decision: Decision) -> None:
         """Remember a step without dropout that went the whole way."""
-        kind = _kind(owner, x, state, backend) if decision.backend == "eager" else None
-        self.known = None if kind is None else (kind, decision)
+        kind = _kind(owner, x, state, backend) if decision.backend in ("eager", "numba") else None
+        self.known = None if kind is None else (kind, decision, _make_step(owner, x.shape[0], decision.backend))
 
     def again(self, owner: RecurrentWeights, x: Any, state: Tensor, backend: str) -> Tensor | None:
         """Return the state (B,U) after a step that is like the last one, None for any other."""
-        if self.known is None or self.known[0] != _kind(owner, x, state, backend):
+        known = self.known
+        if known is None or known[0] != _kind(owner, x, state, backend):
             return None
         weights: Any = owner._parameters
         bias = weights["bias"]
         bias_x, bias_h = (None, None) if bias is None else bias.unbind(0)
-        return short.run_step(
-            x, state, weights["kernel"], weights["recurrent_kernel"], bias_x, bias_h, owner.activation,
-            owner.recurrent_activation,
-        )  # fmt: skip
+        return known[2](Inputs(x, weights["kernel"], bias_x, weights["recurrent_kernel"], bias_h, state))
+
+
+def _make_step(owner: RecurrentWeights, rows: int, backend: str) -> Callable[[Inputs], Tensor]:
+    """Return the function from x (B,I), weights in Keras's layout and the state (B,U) to the state after a step."""
+    f, g = (activations.resolve(one).name for one in (owner.activation, owner.recurrent_activation))
+    variant = Variant(f, g)
+    if backend == "numba":
+        numba = importlib.import_module("tritongru.backends.numba.short")  # imports numba
+        if rows <= numba.MOST_ROWS:
+            return lambda inputs: numba.run_step(inputs, variant)
+    return lambda inputs: short.run_step(inputs, variant)
 
 
 def _kind(owner: RecurrentWeights, x: Any, state: Tensor, backend: str) -> tuple | None:
     """Return what a step depends on but for values; None for one that has to go the whole way.
 
-    That is: one with gradients, one that a tracer, a mode or autocast watches, weights behind a parametrization, the
-    other reset convention, and half precision, whose sums are kept in float32.
+    That is: one with gradients, one that a tracer, a mode or autocast watches, weights behind a parametrization,
+    another cell, the other reset convention, and half precision, whose sums are kept in float32.
     """
     if not isinstance(x, Tensor) or x.dtype not in _EXACT or x.device.type != "cpu" or not owner.reset_after:
         return None
     weights: Any = owner._parameters
+    if owner.zoneout or owner.layer_norm is not None or owner.heads > 1:
+        return None
     if "kernel" not in weights or "recurrent_kernel" not in weights or "bias" not in weights:
         return None
     tensors = (x, state, weights["kernel"], weights["recurrent_kernel"], weights["bias"])

@@ -5,8 +5,6 @@ gx = x W + b for all steps, then for each:  gh = h R + c;  z, r = g(gx_zr + gh_z
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -19,7 +17,15 @@ MOST_STEPS = 8
 
 def is_short(a: Inputs, variant: Variant) -> bool:
     """Return whether `run_short` runs a call: the plain GRU over few steps, in a dtype that states are kept in."""
-    plain = a.mask is None and a.resets is None and a.drop is None and a.w is not None and variant.reset_after
+    plain = (
+        a.mask is None
+        and a.resets is None
+        and a.drop is None
+        and a.keep is None
+        and a.w is not None
+        and variant.reset_after
+    )
+    plain = plain and variant.layer_norm is None
     return plain and 0 < a.x.shape[0] <= MOST_STEPS and a.x.dtype == compute_dtype(a.x.dtype)
 
 
@@ -27,7 +33,7 @@ def run_short(a: Inputs, variant: Variant) -> tuple[Tensor, Tensor]:
     """Return out (T,B,U) at the input's time index, and the last state (B,U)."""
     T, B, _ = a.x.shape
     f, g = in_place(variant.activation), in_place(variant.recurrent_activation)
-    gx = _affine(a.bias_x, a.x.reshape(T * B, -1), a.w).split(B)
+    gx = _affine(a.bias_x, a.x.flatten(0, 1), a.w).split(B)
     states: list = [None] * T
     h = a.h0
     for t in reversed(range(T)) if variant.reverse else range(T):
@@ -36,18 +42,10 @@ def run_short(a: Inputs, variant: Variant) -> tuple[Tensor, Tensor]:
     return torch.stack(states), h
 
 
-def run_step(
-    x: Tensor,
-    h: Tensor,
-    w: Tensor,
-    u: Tensor,
-    bias_x: Tensor | None,
-    bias_h: Tensor | None,
-    f: Callable[[Tensor], Tensor],
-    g: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """Return the state (B,U) after one step from h (B,U) with input x (B,I), gates z, r, h: the bits of `run_short`."""
-    return _advance(_affine(bias_x, x, w), h, u, bias_h, f, g, False)
+def run_step(a: Inputs, variant: Variant) -> Tensor:
+    """Return the state (B,U) after one step of x (B,I) from h0 (B,U): the bits of `run_short`."""
+    f, g = in_place(variant.activation), in_place(variant.recurrent_activation)
+    return _advance(_affine(a.bias_x, a.x, a.w), a.h0, a.u, a.bias_h, f, g, variant.reset_gate_first)
 
 
 def _advance(gx: Tensor, h: Tensor, u: Tensor, bias_h: Tensor | None, f, g, reset_gate_first: bool) -> Tensor:

@@ -11,7 +11,7 @@ from ...tuning import choices
 from ...tuning.devices import device_limits
 from ...tuning.tables import Key
 from .. import aten
-from ..reasons import reasons_against_activations, reasons_against_transforms
+from ..reasons import reasons_against_activations, reasons_against_cells, reasons_against_transforms
 from . import tilings
 
 
@@ -24,7 +24,11 @@ def reasons_against(s: Signature) -> list[str]:
         reasons.append(f"device={s.device!r} is not 'cuda'")
     if s.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         reasons.append(f"dtype={s.dtype} is not float32, float16 or bfloat16")
-    return reasons + reasons_against_activations(s, "kernel_id")
+    return (
+        reasons
+        + reasons_against_activations(s, "kernel_id")
+        + reasons_against_cells(s, ": a further exchange per step")
+    )
 
 
 def reasons_against_trying(s: Signature) -> list[str]:

@@ -163,8 +163,11 @@ def _layers_of(layer: nn.Module) -> list[nn.Module]:
 
 def _check_layer(layer: nn.Module) -> None:
     """Raise unless `export` can write `layer`."""
+    for part in layer.modules():
+        if getattr(part, "layer_norm", None):
+            raise ValueError(f"`layer` has layer_norm={part.layer_norm!r}, which has no ONNX form here")
     if isinstance(layer, TorchGRU):
-        if layer.training and (layer.recurrent_dropout or (layer.dropout and layer.num_layers > 1)):
+        if layer.training and (layer.recurrent_dropout or layer.zoneout or (layer.dropout and layer.num_layers > 1)):
             raise ValueError("`layer` is in training mode and has dropout: call `layer.eval()` first")
         return
     for each in _layers_of(layer):
@@ -177,7 +180,7 @@ def _check_layer(layer: nn.Module) -> None:
             raise ValueError(f"`layer` {each.name} has no weights yet: give `input_size`, or call it once")
         if each.stateful:
             raise ValueError(f"`layer` {each.name} has stateful=True: a file keeps no state; use `initial_state`")
-        if each.training and (each.dropout or each.recurrent_dropout):
+        if each.training and (each.dropout or each.recurrent_dropout or each.zoneout):
             raise ValueError(f"`layer` {each.name} is in training mode and has dropout: call `eval()` first")
         for name in ("activation", "recurrent_activation"):
             known = activations.resolve(getattr(each, name), name)

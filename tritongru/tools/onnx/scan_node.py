@@ -63,7 +63,7 @@ ACTIVATIONS: dict[str, Callable[[_Body, ir.Value], ir.Value]] = {
 
 
 def scan_steps(
-    x, w, bias_x, u, bias_h, h0, mask, resets, fresh, drop,
+    x, w, bias_x, u, bias_h, h0, mask, resets, fresh, drop, keep,
     activation: str, recurrent_activation: str, reset_after: bool, zero_output_for_mask: bool, reverse: bool,
     reset_gate_first: bool,
 ):  # fmt: skip
@@ -92,22 +92,27 @@ def scan_steps(
         if value is not None:
             sequences.append(value)
             places.append(b.value(ir.DataType.BOOL, None))
+    if keep is not None:
+        sequences.append(keep)
+        places.append(b.value(dtype, None, units))
     if fresh is not None and len(fresh.shape) == 3:
         sequences.append(fresh)
         places.append(b.value(dtype, None, units))
     given = iter(places)
     gx_t = next(given)
-    keep = None if mask is None else next(given)
+    valid = None if mask is None else next(given)
     restart = None if resets is None else next(given)
+    taken = None if keep is None else next(given)
     start = next(given, fresh)
     h = _restart(b, state, restart, start, dtype)
     new = _advance(
-        b, gx_t, h, dtype, weights, masks, bias_n, activation, recurrent_activation, reset_after, reset_gate_first
-    )
-    if keep is None:
+        b, gx_t, h, dtype, weights, masks, taken, bias_n, activation, recurrent_activation, reset_after,
+        reset_gate_first,
+    )  # fmt: skip
+    if valid is None:
         carried = [new]
     else:
-        column = b.add("Unsqueeze", keep, b.constant([1], ir.DataType.INT64))
+        column = b.add("Unsqueeze", valid, b.constant([1], ir.DataType.INT64))
         idle = b.constant(0.0, dtype) if zero_output_for_mask else shown
         carried = [b.add("Where", column, new, h), b.add("Where", column, new, idle)]
     # The state of one step and its output may be one value; a graph's outputs must not be.
@@ -141,7 +146,18 @@ def _restart(b: _Body, state, restart, start, dtype):
 
 
 def _advance(
-    b: _Body, gx, h, dtype, weights, masks, bias_n, activation, recurrent_activation, reset_after, reset_gate_first
+    b: _Body,
+    gx,
+    h,
+    dtype,
+    weights,
+    masks,
+    taken,
+    bias_n,
+    activation,
+    recurrent_activation,
+    reset_after,
+    reset_gate_first,
 ):
     """One step from h (B,U): the new state (B,U)."""
     f, g = ACTIVATIONS[activation], ACTIVATIONS[recurrent_activation]
@@ -157,6 +173,9 @@ def _advance(
     else:
         n = f(b, b.add("Add", x_n, b.add("MatMul", b.add("Mul", r, h_n), u_n)))
     rest = b.add("Sub", b.constant(1.0, dtype), z)
+    if taken is not None:
+        rest = b.add("Mul", taken, rest)
+        z = b.add("Sub", b.constant(1.0, dtype), rest)
     return b.add("Add", b.add("Mul", z, h), b.add("Mul", rest, n))
 
 

@@ -53,12 +53,17 @@ def translate_scan(
     resets,
     fresh,
     drop,
+    keep,
+    scale,
     activation: str,
     recurrent_activation: str,
     reset_after: bool,
     zero_output_for_mask: bool,
     reverse: bool,
     reset_gate_first: bool,
+    gradient_clip: float | None,
+    layer_norm: str | None,
+    epsilon: float,
     precision: str,
     save: str,
     backend: str,
@@ -68,13 +73,15 @@ def translate_scan(
     Returns:
         out (T,B,U), last state (B,U), and empty values for what only a backward pass reads.
     """
+    if layer_norm is not None:
+        raise ValueError(f"layer_norm={layer_norm!r} has no ONNX form here")
     units, dtype = int(u.shape[0]), x.dtype
     lengths = None if mask is None else _find_lengths(mask)
-    plain = w is not None and resets is None and drop is None and (mask is None or lengths is not None)
+    plain = w is not None and resets is None and drop is None and keep is None and (mask is None or lengths is not None)
     named = activation in ACTIVATIONS and recurrent_activation in ACTIVATIONS
     # The state is kept in float32, as everywhere in this package; ONNX has no GRU in bfloat16 at all.
-    x, w, bias_x, u, bias_h, h0, fresh, drop = (
-        _from_half(value, dtype) for value in (x, w, bias_x, u, bias_h, h0, fresh, drop)
+    x, w, bias_x, u, bias_h, h0, fresh, drop, keep = (
+        _from_half(value, dtype) for value in (x, w, bias_x, u, bias_h, h0, fresh, drop, keep)
     )
     # onnxruntime has no GRU in float64, and the operator no exponential or selu.
     if plain and named and dtype != ir.DataType.DOUBLE:
@@ -92,7 +99,7 @@ def translate_scan(
             out, last = _finish_rows(out, last, h0, mask, lengths, reverse, zero_output_for_mask)
     else:
         out, last = scan_steps(
-            x, w, bias_x, u, bias_h, h0, mask, resets, fresh, drop,
+            x, w, bias_x, u, bias_h, h0, mask, resets, fresh, drop, keep,
             activation, recurrent_activation, reset_after, zero_output_for_mask, reverse, reset_gate_first,
         )  # fmt: skip
     if dtype in _HALF:

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from ...call.arguments import Arguments, LayerNorm
 from ...call.errors import check_units
-from ...functional import gru
+from ...functional import gru, scan
 from .tolerance import MOVES, enlarges_errors, move
 
 DTYPES = {
@@ -28,6 +29,9 @@ class Case:
         mask, resets: whether each step is masked or reset at random. lengths: random lengths, one of them 0.
         reset_state: None, "initial", "rows" for (B,U) or "steps" for (B,T,U).
         input_dropouts, recurrent_dropouts: how many dropout masks, 0, 1 or 3.
+        zoneout: a mask for each unit and step. gradient_clip: None, or the bound. layer_norm: None or the kind.
+        heads: how many blocks of recurrent weights; divides units.
+        gates: a call of `tritongru.scan`, whose input is projected already.
     """
 
     batch: int = 3
@@ -53,6 +57,11 @@ class Case:
     layout: str = "keras"
     precision: str = "auto"
     recompute: bool = False
+    gates: bool = False
+    zoneout: bool = False
+    gradient_clip: float | None = None
+    layer_norm: str | None = None
+    heads: int = 1
 
     def __str__(self) -> str:
         sizes = f"B{self.batch}-T{self.time}-I{self.input_size}-U{self.units}-{self.dtype}"
@@ -66,9 +75,10 @@ class Case:
 
 
 def make_arguments(case: Case, device: str | torch.device = "cpu") -> dict:
-    """Return the keyword arguments of `tritongru.gru` for `case`, its floating tensors rounded to the case's dtype.
+    """Return the keyword arguments of `tritongru.gru`, or of `scan`, for `case`.
 
-    Weights are drawn so that pre-activations have a spread of about one, whatever the sizes.
+    Floating tensors are rounded to the case's dtype. Weights are drawn so that pre-activations have a spread of about
+    one, whatever the sizes.
     """
     c, U = case, check_units(case.units)
     generator = torch.Generator().manual_seed(c.seed)
@@ -87,9 +97,11 @@ def make_arguments(case: Case, device: str | torch.device = "cpu") -> dict:
     steps = (c.time, c.batch) if c.time_major else (c.batch, c.time)
     kernel = normal(c.input_size, 3 * U, spread=max(c.input_size, 1) ** -0.5)
     recurrent = normal(U, 3 * U, spread=U**-0.5)
+    if c.heads > 1:
+        recurrent = normal(c.heads, U // c.heads, 3 * U // c.heads, spread=(U // c.heads) ** -0.5)
     arguments: dict = dict(x=normal(*steps, c.input_size), kernel=kernel, recurrent_kernel=recurrent, bias=None)
     if c.layout == "torch":
-        arguments |= dict(kernel=kernel.t().contiguous(), recurrent_kernel=recurrent.t().contiguous())
+        arguments |= dict(kernel=kernel.t().contiguous(), recurrent_kernel=recurrent.mT.contiguous())
     if c.use_bias:
         both = normal(2, 3 * U, spread=0.3)
         arguments["bias"] = (both[0].clone(), both[1].clone()) if c.layout == "torch" else both
@@ -114,9 +126,29 @@ def make_arguments(case: Case, device: str | torch.device = "cpu") -> dict:
     if c.recurrent_dropouts:
         drops = dropout(c.recurrent_dropouts, c.batch, U)
         arguments["recurrent_dropout"] = drops if len(drops) > 1 else drops[0]
+    if c.zoneout:
+        arguments["zoneout"] = chance(*steps, U, p=0.6)
+    if c.layer_norm:
+        both = c.layer_norm == "separate" and not c.gates
+        scale = 1 + normal(*((2, 3 * U) if both else (3 * U,)), spread=0.3)
+        arguments["layer_norm"] = LayerNorm(c.layer_norm, scale)
+    if c.gates:
+        del arguments["kernel"], arguments["x"]
+        arguments.pop("input_dropout", None)
+        arguments["gates"] = normal(*steps, 3 * U)
+        if c.use_bias:
+            arguments["bias"] = normal(3 * U, spread=0.3)
     same = ("activation", "recurrent_activation", "reset_after", "zero_output_for_mask", "go_backwards", "time_major",
-            "layout", "precision", "recompute")  # fmt: skip
+            "layout", "precision", "recompute", "gradient_clip")  # fmt: skip
     return arguments | {name: getattr(c, name) for name in same}
+
+
+def as_arguments(arguments: dict) -> Arguments:
+    """Return the keyword arguments of `gru` or `scan` as one value."""
+    named = dict(arguments)
+    if "gates" in named:
+        named |= {"x": named.pop("gates"), "kernel": None}
+    return Arguments(**named)
 
 
 def in_dtype(arguments: dict, dtype: torch.dtype) -> dict:
@@ -129,9 +161,10 @@ def moved_arguments(arguments: dict) -> list[dict]:
 
     Each number is moved by half of its dtype's spacing at one, which is what rounding to the nearest may change.
     """
-    if not enlarges_errors(arguments["recurrent_activation"]):
+    # A norm divides by a row's spread, which may be small.
+    if not enlarges_errors(arguments["recurrent_activation"]) and arguments.get("layer_norm") is None:
         return []
-    half = torch.finfo(arguments["kernel"].dtype).eps / 2
+    half = torch.finfo(arguments["recurrent_kernel"].dtype).eps / 2
     generators = [torch.Generator().manual_seed(number) for number in range(MOVES)]
     return [_change(arguments, lambda value, g=g: move(value, half, g)) for g in generators]
 
@@ -142,6 +175,8 @@ def _change(arguments: dict, function: Callable[[Tensor], Tensor]) -> dict:
     def change(value):
         if isinstance(value, Tensor):
             return function(value) if value.is_floating_point() else value
+        if isinstance(value, LayerNorm):
+            return value._replace(scale=change(value.scale))
         if isinstance(value, (tuple, list)):
             return type(value)(change(item) for item in value)
         return value
@@ -152,12 +187,14 @@ def _change(arguments: dict, function: Callable[[Tensor], Tensor]) -> dict:
 def differentiated(arguments: dict) -> dict[str, Tensor]:
     """Return the tensors a gradient is asked for, by name; a pair of biases is bias[0] and bias[1]."""
     tensors = {}
-    for name in ("x", "kernel", "recurrent_kernel", "bias", "initial_state", "reset_state"):
+    for name in ("x", "gates", "kernel", "recurrent_kernel", "bias", "initial_state", "reset_state"):
         value = arguments.get(name)
         if isinstance(value, Tensor):
             tensors[name] = value
         elif isinstance(value, (tuple, list)):
             tensors |= {f"{name}[{i}]": item for i, item in enumerate(value)}
+    if arguments.get("layer_norm") is not None:
+        tensors["scale"] = arguments["layer_norm"].scale
     return tensors
 
 
@@ -165,18 +202,20 @@ def run_case(arguments: dict, backend: str, seed: int = 0) -> dict[str, Tensor]:
     """Return the outputs, the final state and every gradient of one call, by name.
 
     Args:
-        arguments: those of `tritongru.gru`.
+        arguments: those of `tritongru.gru`, or of `tritongru.scan` if "gates" is among them.
         seed: of the random cotangents of outputs and state.
     """
     leaves = {name: value.detach().clone().requires_grad_() for name, value in differentiated(arguments).items()}
     call = dict(arguments)
-    for name in leaves:
+    for name in leaves.keys() - {"scale"}:
         call[name.partition("[")[0]] = leaves[name]
+    if "scale" in leaves:
+        call["layer_norm"] = call["layer_norm"]._replace(scale=leaves["scale"])
     if "bias[0]" in leaves:
         call["bias"] = (leaves["bias[0]"], leaves["bias[1]"])
-    outputs, state = gru(**call, backend=backend)
+    outputs, state = (scan if "gates" in call else gru)(**call, backend=backend)
     generator = torch.Generator().manual_seed(seed + 1)
-    inputs_dtype = arguments["kernel"].dtype
+    inputs_dtype = arguments["recurrent_kernel"].dtype
 
     def cotangent(like: Tensor) -> Tensor:
         # Halves and quarters, so that a cotangent is the same number in every dtype.

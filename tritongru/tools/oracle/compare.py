@@ -18,13 +18,12 @@ from dataclasses import asdict, dataclass, fields, replace
 import torch
 
 from ...activations import TABLE
-from ...call.arguments import Arguments
 from ...call.check import resolve_precision
-from ...call.errors import BACKENDS, PRECISIONS, UnsupportedError, check_choice
+from ...call.errors import BACKENDS, LAYER_NORMS, PRECISIONS, UnsupportedError, check_choice
 from ...functional import explain_call
 from .. import options
 from ..show import print_table
-from .cases import DTYPES, Case, in_dtype, make_arguments, moved_arguments, run_case
+from .cases import DTYPES, Case, as_arguments, in_dtype, make_arguments, moved_arguments, run_case
 from .tolerance import largest_error, tolerance
 
 OK, FAILED, NOT_RUN = "ok", "FAIL", "not run"
@@ -106,7 +105,7 @@ def compare_backend(case: Case, backend: str, device: torch.device) -> list[Row]
     """Compare one backend in this process."""
     arguments = make_arguments(case, device)
     try:
-        explain_call(Arguments(**arguments), backend)
+        explain_call(as_arguments(arguments), backend)
     except UnsupportedError as error:
         reasons = error.rejected.get(backend, (str(error),))
         return [Row(backend, str(case), "-", float("nan"), float("nan"), NOT_RUN, "; ".join(reasons))]
@@ -188,6 +187,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "seed": options.whole(0, 2**62),
         "input_dropouts": int,
         "recurrent_dropouts": int,
+        "gradient_clip": float,
     }
     choices = {
         "input_dropouts": (0, 1, 3),
@@ -198,6 +198,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "layout": ("keras", "torch"),
         "precision": PRECISIONS,
         "reset_state": ("initial", "rows", "steps"),
+        "layer_norm": LAYER_NORMS,
     }
     for field in fields(Case):
         option = "--" + field.name.replace("_", "-")

@@ -43,6 +43,10 @@ def from_torch(module: nn.RNNBase, **options: Any) -> GRU | Bidirectional | list
     """
     if not isinstance(module, nn.RNNBase) or module.mode != "GRU":
         raise TypeError(f"`module` must be a torch.nn.GRU, got {type(module).__name__}")
+    if getattr(module, "heads", 1) > 1:
+        raise ValueError(f"`module` has heads={module.heads}, which `from_torch` does not convert")
+    if getattr(module, "layer_norm", None):
+        raise ValueError(f"`module` has layer_norm={module.layer_norm!r}, which `from_torch` does not convert")
     if module.dropout and module.num_layers > 1:
         warnings.warn(f"`dropout={module.dropout}` between the layers of `module` is left out: no single layer has it")
     layers: list[GRU | Bidirectional] = []
@@ -123,6 +127,10 @@ def _directions(layer: Any) -> list[GRU]:
 def _check_torch_can(layer: GRU) -> None:
     if not layer.built:
         raise ValueError(f"the layer {layer.name} is not built: it has no weights yet")
+    if layer.heads > 1:
+        raise ValueError(f"heads={layer.heads} of {layer.name}: torch.nn.GRU has one")
+    if layer.layer_norm:
+        raise ValueError(f"layer_norm={layer.layer_norm!r} of {layer.name}: torch.nn.GRU has none")
     config = layer.get_config()
     for name, needed in (("activation", "tanh"), ("recurrent_activation", "sigmoid"), ("reset_after", True)):
         if config[name] != needed:

@@ -16,7 +16,7 @@ from .keras_old import default_reset_after
 _PARAMETERS = inspect.signature(GRU.__init__).parameters
 _NOT_CONFIG = {"self", "units", "input_size", "backend", "device", "dtype", "options"}
 _FROM_CONFIG = {*_PARAMETERS, "name", "trainable"} - _NOT_CONFIG
-_OURS = ("batch_input_shape", "backend")
+_OURS = ("batch_input_shape", "backend", "zoneout", "gradient_clip")
 
 
 def build_layer(entry: Entry) -> GRU | Bidirectional:
@@ -111,6 +111,10 @@ def describe_layer(layer: Any) -> Entry:
         raise TypeError(f"`layer` must be a tritongru.GRU or Bidirectional, got {type(layer).__name__}")
     if not layer.built:
         raise ValueError(f"the layer {layer.name} is not built: it has no weights yet")
+    if isinstance(layer, GRU) and layer.heads > 1:
+        raise ValueError(f"the layer {layer.name} has heads={layer.heads}, which no file of Keras can hold")
+    if isinstance(layer, GRU) and layer.layer_norm:
+        raise ValueError(f"the layer {layer.name} has layer_norm={layer.layer_norm!r}, which no file of Keras can hold")
     if isinstance(layer, GRU):
         return Entry(layer.name, layer.get_weights(), _clean(layer.get_config()))
     halves = describe_layer(layer.forward_layer), describe_layer(layer.backward_layer)
