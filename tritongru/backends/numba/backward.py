@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +12,6 @@ from ..eager.layout import Steps, entering_states, view_gates
 from ..eager.sums import Sums
 from ..gradients import Saved, Setting
 from . import fields as at
-from .packing import pack
 from .problem import Problem, in_compute_dtype, round_up, with_rows
 from .reverse import reverse_scan
 from .threads import run_parts
@@ -49,7 +47,43 @@ def run_backward(
     d_last = None if d_last is None else d_last.to(dtype).contiguous()
     after, gates = after.to(dtype).contiguous(), saved.gates.to(dtype).contiguous()
     reverse = Reverse(a, after, gates, with_rows(d_out, dtype), d_last, variant, wanted)
-    return Inputs(*(None if value is None else value.to(given) for value in reverse.run()))  # type: ignore[arg-type]
+    found = reverse.run()
+    if given == dtype:
+        return found
+    return Inputs(*(None if value is None else value.to(given) for value in found))  # type: ignore[arg-type]
+
+
+def sum_all_steps(a: Inputs, wanted: Inputs, d: Tensor, entering: Tensor) -> Inputs:
+    """Return the gradients that are sums over all steps of a plain call: one product or sum each.
+
+    Args:
+        a: x (T,B,I) or (N,I). d: (N,4U) as `eager.layout` says. entering: (N,U) states.
+    """
+    U = entering.shape[1]
+    d_q, d_zr, d_projected = d[:, :U], d[:, U : 3 * U], d[:, U:]
+    d_x = d_w = d_bias_x = d_u = d_bias_h = None
+    if wanted.x:
+        d_x = (d_projected.contiguous() if a.w is None else torch.mm(d_projected, a.w.t())).view(a.x.shape)
+    if wanted.w:
+        d_w = product_like(a.x.flatten(0, -2), d_projected, a.w)
+    if wanted.u:
+        by_column = a.u.stride(0) == 1
+        d_u = torch.empty_like(a.u)
+        for rows, part in ((d_zr, slice(0, 2 * U)), (d_q, slice(2 * U, 3 * U))):
+            if by_column:
+                torch.mm(rows.t(), entering, out=d_u.t()[part])
+            else:
+                d_u[:, part] = torch.mm(entering.t(), rows)
+    if wanted.bias_x or wanted.bias_h:
+        sums = d.sum(0)
+        d_bias_x = sums[U:] if wanted.bias_x else None
+        d_bias_h = torch.cat((sums[U : 3 * U], sums[:U])) if wanted.bias_h else None
+    return Inputs(d_x, d_w, d_bias_x, d_u, d_bias_h, None)  # type: ignore[arg-type]
+
+
+def product_like(left: Tensor, right: Tensor, weight: Tensor) -> Tensor:
+    """Return left' right laid out as `weight` is, so that autograd need not copy it to a parameter's layout."""
+    return torch.mm(right.t(), left).t() if weight.stride(0) == 1 else torch.mm(left.t(), right)
 
 
 class Reverse:
@@ -64,9 +98,8 @@ class Reverse:
         self.d_h0 = a.h0.new_zeros(B, U) if d_last is None else d_last.clone()  # what it is without steps
         self.d_fresh = a.x.new_zeros(a.fresh.shape) if wanted.fresh else None
         problem.fields |= dict(
-            PADDED=P, COLUMNS=N, TRANSPOSED=1, RECURRENT=problem.keep(a.u.new_empty(3 * P * N)),
-            STATES=after.data_ptr(), D_H0=self.d_h0.data_ptr(),
-        )  # fmt: skip
+            PADDED=P, COLUMNS=N, TRANSPOSED=1, STATES=after.data_ptr(), D_H0=self.d_h0.data_ptr()
+        )
         if d_out is not None:
             out = dict(D_OUT=problem.keep(d_out), D_OUT_STEP=d_out.stride(0), D_OUT_ROW=d_out.stride(1))
             problem.fields |= out
@@ -98,18 +131,18 @@ class Reverse:
 
     def run(self) -> Inputs:
         """Return the gradients."""
-        a, problem, wanted = self.a, self.problem, self.wanted
-        T, B, U = self.after.shape
-        rows = a if self.valid is None else a._replace(x=a.x.flatten(0, 1).index_select(0, self.valid))
-        sums = Sums(rows, self.variant, wanted, self.steps)
-        plan = problem.make_plan()
-        pack.for_dtype(problem.dtype)(plan)
-        parts = problem.make_parts(plan)
-        for part in parts:
-            self._lay_out(part)
+        a, problem, wanted, v = self.a, self.problem, self.wanted, self.variant
+        T, B, _ = self.after.shape
+        problem.pack_weights(RECURRENT=3 * problem.fields["PADDED"] * problem.fields["COLUMNS"])
+        parts = problem.make_parts(self._scratch, lambda R: 0)
         kernel = reverse_scan.for_dtype(problem.dtype)
-        for begin, end in self.chunks():
-            first, last = (T - end, T - begin) if self.variant.reverse else (begin, end)
+        rows = a if self.valid is None else a._replace(x=a.x.flatten(0, 1).index_select(0, self.valid))
+        bounds = list(self.chunks())
+        is_plain = v.reset_after and a.drop is None and len(bounds) == 1
+        sums = None if is_plain else Sums(rows, v, wanted, self.steps)
+        found = Inputs(*[None] * len(Inputs._fields))  # type: ignore[arg-type]
+        for begin, end in bounds:
+            first, last = (T - end, T - begin) if v.reverse else (begin, end)
             gates, flat = self._gates_of(begin, end, first, last)
             d_gates = a.x.new_empty(self.steps.count(first, last), self.wide)
             for part in parts:
@@ -117,23 +150,25 @@ class Reverse:
                 part[at.GATES] = gates
                 part[at.D_GATES], part[at.D_FIRST] = d_gates.data_ptr(), self.steps.starts[first]
             run_parts(kernel, parts)
-            entering = entering_states(self.after, first, last, a.h0, a.resets, a.fresh, self.variant).flatten(0, 1)
-            r = view_gates(flat, self.variant).r
-            if self.valid is not None:
-                inside = self.valid[self.steps.rows(first, last)] - first * B
-                entering, r = entering.index_select(0, inside), r.index_select(0, inside)
-            sums.add(d_gates, entering, r, first, last)
-        found = sums.finish()
+            entering = entering_states(self.after, first, last, a.h0, a.resets, a.fresh, v).flatten(0, 1)
+            inside = None if self.valid is None else self.valid[self.steps.rows(first, last)] - first * B
+            if inside is not None:
+                entering = entering.index_select(0, inside)
+            if sums is None:
+                found = sum_all_steps(rows, wanted, d_gates, entering)
+            else:
+                r = view_gates(flat, v).r
+                sums.add(d_gates, entering, r if inside is None else r.index_select(0, inside), first, last)
+        found = found if sums is None else sums.finish()
         if self.valid is not None and wanted.x:
-            d_x = torch.zeros_like(a.x).flatten(0, 1).index_copy_(0, self.valid, found.x).view(a.x.shape)
+            d_x = torch.zeros_like(a.x).flatten(0, 1).index_copy_(0, self.valid, found.x.flatten(0, -2)).view(a.x.shape)
             found = found._replace(x=d_x)
         return found._replace(h0=self.d_h0 if wanted.h0 else None, fresh=self.d_fresh)  # type: ignore[arg-type]
 
-    def _lay_out(self, part: np.ndarray) -> None:
-        fields, drops = self.problem.fields, self.problem.drops
-        P, N, R = fields["PADDED"], fields["COLUMNS"], round_up(int(part[at.ROWS]), fields["SIZE"])
-        self.problem.lay_out(
-            part, H=R * N, SHOWN=0 if self.a.mask is None else R * N, KEPT=drops * R * N, ENTERING=R * 3 * P,
+    def _scratch(self, R: int) -> dict[str, int]:
+        drops, P, N = self.problem.drops, self.problem.fields["PADDED"], self.problem.fields["COLUMNS"]
+        return dict(
+            H=R * N, SHOWN=0 if self.a.mask is None else R * N, KEPT=drops * R * N, ENTERING=R * 3 * P,
             SUMS=(3 if drops == 3 else 1) * R * N, PROJECTED=P,
         )  # fmt: skip
 

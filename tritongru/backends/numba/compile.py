@@ -3,7 +3,8 @@
 A kernel is compiled at its first call for float32 or float64 and kept on disk. numba keeps one file for each processor
 (its name and features are part of the key) and writes files under names of their own before they take their place, so
 one folder serves several processes and several machines. Its key knows the file of the kernel alone; the folder's name
-therefore holds a digest of every source file here. Where no folder can be written to, each process compiles its own.
+therefore holds a digest of every source file here. A folder that was filled before, for instance when an image was
+built, may be one that can only be read. Where there is none, each process compiles for itself.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ import functools
 import hashlib
 import logging
 import os
-import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numba
 import numpy as np
+from numba.core.caching import UserProvidedCacheLocator
 
 from ...tuning.choices import user_folder
 
 LOG = logging.getLogger("tritongru")
-# Compiling for longer is mentioned once, so that nobody looks for the cause of a slow first call.
+# Compiling for longer is mentioned, so that nobody looks for the cause of a slow first call.
 NOTICE_SECONDS = 1.0
 
 # numpy's rules: a division by zero is no exception, which the scans have no use for.
@@ -32,7 +34,7 @@ helper = numba.njit(error_model="numpy")
 
 @functools.cache
 def cache_folder() -> str | None:
-    """Return the folder of the compiled kernels, or None where none can be written to."""
+    """Return the folder of the compiled kernels, or None where there is none and none can be made."""
     digest = hashlib.sha256(numba.__version__.encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
@@ -40,10 +42,21 @@ def cache_folder() -> str | None:
     folder = (Path(given) if given else user_folder() / "numba") / f"tritongru-{digest.hexdigest()[:16]}"
     try:
         os.makedirs(folder, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
     except OSError:
         return None
     return str(folder)
+
+
+class Locator(UserProvidedCacheLocator):
+    """Where numba looks for compiled code: that folder, whatever the path that the package is installed in."""
+
+    def __init__(self, py_func, py_file: str):
+        super().__init__(py_func, py_file)
+        self._cache_path = numba.config.CACHE_DIR
+
+    def ensure_cache_path(self) -> None:
+        """Take a folder that can only be read as well."""
+        os.makedirs(self._cache_path, exist_ok=True)
 
 
 class Kernel:
@@ -53,38 +66,42 @@ class Kernel:
     """
 
     _lock = threading.Lock()
-    _mentioned = False
 
     def __init__(self, function):
-        folder = cache_folder()
-        before = numba.config.CACHE_DIR
+        folder, config = cache_folder(), numba.config
+        before = config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES
         try:
-            numba.config.CACHE_DIR = folder or ""
+            config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = folder or "", f"{__name__}.{Locator.__name__}"
             self.dispatcher = numba.njit(nogil=True, error_model="numpy", cache=folder is not None)(function)
         finally:
-            numba.config.CACHE_DIR = before
-        self._compiled: dict[np.dtype, object] = {}
+            config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = before
+        self._compiled: dict[np.dtype, Callable[[np.ndarray], None]] = {}
 
-    def for_dtype(self, dtype: np.dtype):
+    def for_dtype(self, dtype: np.dtype) -> Callable[[np.ndarray], None]:
         """Return the function (plan) that runs the kernel in `dtype`, compiled."""
         return self._compiled.get(dtype) or self._compile(dtype)
 
-    def _compile(self, dtype: np.dtype):
-        begin = time.perf_counter()
+    def _compile(self, dtype: np.dtype) -> Callable[[np.ndarray], None]:
         with Kernel._lock:
             if dtype not in self._compiled:
-                like = dtype.type(0)
-                self.dispatcher.compile((numba.int64[::1], numba.from_dtype(dtype)))
-                dispatcher = self.dispatcher
+                dispatcher, like = self.dispatcher, dtype.type(0)
+                signature = (numba.int64[::1], numba.from_dtype(dtype))
+                kept = "kept for later processes" if cache_folder() else "not kept: there is no cache folder"
+                loaded = sum(dispatcher.stats.cache_hits.values())
+                begin = time.perf_counter()
+                try:
+                    dispatcher.compile(signature)
+                except OSError as error:
+                    # It is compiled before it is written.
+                    if signature not in dispatcher.overloads:
+                        raise
+                    kept = f"not kept: {error}"
+                seconds = time.perf_counter() - begin
                 self._compiled[dtype] = lambda plan: dispatcher(plan, like)
-                self._mention(time.perf_counter() - begin)
+                if seconds > NOTICE_SECONDS and sum(dispatcher.stats.cache_hits.values()) == loaded:
+                    LOG.warning(
+                        "tritongru: %s was compiled for %s in %.1f s (%s); "
+                        "`python -m tritongru warm` does so ahead of time",
+                        dispatcher.__name__, dtype, seconds, kept,
+                    )  # fmt: skip
         return self._compiled[dtype]
-
-    def _mention(self, seconds: float) -> None:
-        if seconds > NOTICE_SECONDS and not Kernel._mentioned:
-            Kernel._mentioned = True
-            kept = "kept for later processes" if cache_folder() else "not kept: no cache folder can be written to"
-            LOG.warning(
-                "tritongru: compiling %s took %.1f s (%s); `python -m tritongru warm` compiles ahead of time",
-                self.dispatcher.__name__, seconds, kept,
-            )  # fmt: skip

@@ -26,11 +26,12 @@ inside, the gates' order is z, r, n.
     D_GATES, D_FIRST, PLACES,  # rows (..,WIDTH) of the steps taken; that of (t,b) is PLACES[t,b], or t B + b, - D_FIRST
     D_H0, D_FRESH, D_FRESH_STEP,  # (B,U), (T,B,U) or (B,U) with D_FRESH_STEP 0
     COLUMNS,  # N: U rounded up to whole panels
-    # One part: its rows' places in the batch (ROWS,) int64, the steps to take in the order of processing.
-    ORDER, ROWS, SIZE, BEGIN, END,
+    # One part: its rows, in groups of SIZE, and the steps to take in the order of processing.
+    ROWS, SIZE, FIRST, ORDER,  # ORDER: (B,) int64, the rows of all parts; 0: as they are. FIRST: where the part begins
+    BEGIN, END,
     CHUNK,  # steps projected at a time
-    # Its scratch: numbers of R rows each, then int64 and bytes by group.
-    H, ENTERING, PROJECTED, SUMS, SHOWN, KEPT, GROUPS, LIVE, FLAGS,
-) = range(69)  # fmt: skip
+    # Its scratch: numbers of R rows each, then int64 by row and by group, and bytes by step and group.
+    H, ENTERING, PROJECTED, SUMS, SHOWN, KEPT, PLACED, GROUPS, LIVE, FLAGS,
+) = range(71)  # fmt: skip
 
 NAMES = tuple(name for name in list(globals()) if name.isupper())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -73,7 +75,9 @@ class Problem:
         )  # fmt: skip
         self._set_options()
         work = 6 * T * B * U * (U + (0 if a.w is None else I))
-        self.order, self.bounds = share_rows(B, None if a.mask is None else a.mask.sum(0), work)
+        order, self.bounds = share_rows(B, None if a.mask is None else a.mask.sum(0), work)
+        if order is not None:
+            self.fields["ORDER"] = self.keep(order)
 
     def _set_options(self) -> None:
         """Set the fields of what a call may leave out."""
@@ -98,31 +102,37 @@ class Problem:
         self.kept.append(value)
         return value.data_ptr()
 
-    def make_plan(self) -> np.ndarray:
-        """Return the fields in their places."""
-        return np.array([self.fields.get(name, 0) for name in at.NAMES], np.int64)
+    def pack_weights(self, **sizes: int) -> None:
+        """Pack the weights into tensors of so many numbers, by the names of their fields."""
+        start = self.keep(self.a.x.new_empty(sum(sizes.values())))
+        for name, size in sizes.items():
+            self.fields[name] = start
+            start += size * self.dtype.itemsize
+        pack.for_dtype(self.dtype)(make_plan(self.fields))
 
-    def lay_out(self, plan: np.ndarray, **sizes: int) -> None:
-        """Give the plan scratch of so many numbers each, and for its groups."""
-        rows, size = int(plan[at.ROWS]), int(plan[at.SIZE])
-        count = -(-rows // size)
-        parts = {name: number * self.dtype.itemsize for name, number in sizes.items()}
-        parts |= dict(GROUPS=8 * count, LIVE=8 * count, FLAGS=count * int(plan[at.CHUNK]))
-        starts, total = [], 0
-        for number in parts.values():
-            starts.append(total)
-            total += round_up(number, LINE)
-        address = self.keep(torch.empty(total, dtype=torch.uint8))
-        for name, start in zip(parts, starts, strict=True):
-            plan[getattr(at, name)] = address + start
+    def make_parts(self, scratch: Callable[[int], dict[str, int]], chunk: Callable[[int], int]) -> list[np.ndarray]:
+        """Return the plan of each part of the batch.
 
-    def make_parts(self, plan: np.ndarray) -> list[np.ndarray]:
-        """Return a plan for each part of the batch, with its rows and without scratch."""
-        parts, address = [], self.keep(self.order)
+        Args:
+            scratch: of the numbers of scratch by the names of their fields, chunk: of the steps projected at a time,
+                for R rows.
+        """
+        parts = []
         for begin, end in zip(self.bounds, self.bounds[1:], strict=False):
-            part = plan.copy()
-            part[at.ORDER], part[at.ROWS] = address + 8 * begin, end - begin
-            parts.append(part)
+            rows, size = end - begin, self.fields["SIZE"]
+            count = -(-rows // size)
+            steps = chunk(count * size)
+            sizes = {name: number * self.dtype.itemsize for name, number in scratch(count * size).items()}
+            sizes |= dict(PLACED=8 * rows, GROUPS=8 * count, LIVE=8 * count, FLAGS=count * steps)
+            fields = self.fields | dict(FIRST=begin, ROWS=rows, CHUNK=steps)
+            total = 0
+            for name, number in sizes.items():
+                fields[name] = total
+                total += round_up(number, LINE)
+            address = self.keep(torch.empty(total, dtype=torch.uint8))
+            for name in sizes:
+                fields[name] += address
+            parts.append(make_plan(fields))
         return parts
 
     def run_scan(self, begin: int, end: int) -> None:
@@ -132,30 +142,27 @@ class Problem:
         # Gates that are multiplied apart begin at whole panels.
         apart = self.drops == 3 or not self.variant.reset_after
         P = round_up(U, self.lanes * (PANEL if apart else 1))
+        fields |= dict(PADDED=P, BEGIN=begin, END=end)
         sizes = dict(BIAS=3 * P, BIAS_N=P, RECURRENT=3 * P * U)
         if a.w is not None:
-            sizes["W"] = 3 * P * I
             fields |= dict(W_GIVEN=a.w.data_ptr(), W_ROW=a.w.stride(0), W_COLUMN=a.w.stride(1))
-        start = self.keep(a.x.new_empty(sum(sizes.values())))
-        for name, size in sizes.items():
-            fields[name] = start
-            start += size * self.dtype.itemsize
-        fields |= dict(PADDED=P, BEGIN=begin, END=end)
-        plan = self.make_plan()
-        pack.for_dtype(self.dtype)(plan)
-        parts = self.make_parts(plan)
-        for part in parts:
-            self._lay_out_scan(part, end - begin)
-        run_parts(scan.for_dtype(self.dtype), parts)
-
-    def _lay_out_scan(self, part: np.ndarray, steps: int) -> None:
-        P, R = self.fields["PADDED"], round_up(int(part[at.ROWS]), self.fields["SIZE"])
-        # A multiple of four, so that a row's steps are always grouped in the same way.
-        chunk = max(4, min(round_up(steps, 4), CHUNK // (R * 3 * P * self.dtype.itemsize) // 4 * 4))
-        part[at.CHUNK] = chunk
+            sizes["W"] = 3 * P * max(I, 1)
+        self.pack_weights(**sizes)
         copies = max(self.drops, 0 if self.variant.reset_after else 1)
-        shown = 0 if self.a.mask is None else R * P
-        self.lay_out(
-            part, H=R * P, ENTERING=copies * R * P, PROJECTED=chunk * R * 3 * P, SUMS=R * 3 * P, SHOWN=shown,
-            KEPT=self.drops * R * P,
-        )  # fmt: skip
+
+        def chunk(R: int) -> int:
+            # A multiple of four, so that a row's steps are always grouped in the same way.
+            return max(4, min(round_up(end - begin, 4), CHUNK // (R * 3 * P * self.dtype.itemsize) // 4 * 4))
+
+        def scratch(R: int) -> dict[str, int]:
+            return dict(
+                H=R * P, ENTERING=copies * R * P, PROJECTED=chunk(R) * R * 3 * P, SUMS=R * 3 * P,
+                SHOWN=0 if a.mask is None else R * P, KEPT=self.drops * R * P,
+            )  # fmt: skip
+
+        run_parts(scan.for_dtype(self.dtype), self.make_parts(scratch, chunk))
+
+
+def make_plan(fields: dict[str, int]) -> np.ndarray:
+    """Return the fields in their places, zero where there is none."""
+    return np.array([fields.get(name, 0) for name in at.NAMES], np.int64)

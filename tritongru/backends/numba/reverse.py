@@ -14,7 +14,7 @@ from . import fields as at
 from .compile import Kernel, helper
 from .functions import slope
 from .products import multiply
-from .scan import BYTE, copy_row, fill_row, get, put, show_row
+from .scan import BYTE, copy_row, fill_row, get, place_rows, put, show_row
 from .vectors import advance, full, lanes, load, pointer, store
 
 
@@ -40,7 +40,7 @@ def reverse_part(plan, like):
     f, g, drops = plan[at.ACTIVATION], plan[at.RECURRENT_ACTIVATION], plan[at.DROPS]
     has_mask, has_resets, has_out = plan[at.MASK] != 0, plan[at.RESETS] != 0, plan[at.D_OUT] != 0
     z_at, r_at, n_at, wide = plan[at.Z_AT], plan[at.R_AT], plan[at.N_AT], plan[at.WIDTH]
-    order, groups, live = pointer(plan[at.ORDER], 0), pointer(plan[at.GROUPS], 0), pointer(plan[at.LIVE], 0)
+    order, groups, live = pointer(plan[at.PLACED], 0), pointer(plan[at.GROUPS], 0), pointer(plan[at.LIVE], 0)
     places = pointer(plan[at.PLACES], 0)
     mask, resets = pointer(plan[at.MASK], BYTE), pointer(plan[at.RESETS], BYTE)
     u, h0, fresh = pointer(plan[at.RECURRENT], like), pointer(plan[at.H0], like), pointer(plan[at.FRESH], like)
@@ -58,8 +58,7 @@ def reverse_part(plan, like):
     per_gate = R * N if drops == 3 else 0
     sums_z, sums_r = advance(sums, per_gate), advance(sums, 2 * per_gate)
 
-    for group in range(count):
-        groups[group] = group * size
+    place_rows(plan, order, groups, rows, size, count)
     if plan[at.END] == T:
         for i in range(0, R * N, L):
             store(dh, i, full(like, 0.0))

@@ -64,6 +64,16 @@ def fill_row(target, o, U):
 
 
 @helper
+def place_rows(plan, order, groups, rows, size, count):
+    """Write the place in the batch of each row of the part, and the first row of each group."""
+    given, first = pointer(plan[at.ORDER], 0), plan[at.FIRST]
+    for row in range(rows):
+        order[row] = given[first + row] if plan[at.ORDER] != 0 else first + row
+    for group in range(count):
+        groups[group] = group * size
+
+
+@helper
 def copy_projections(x, start, next_step, next_row, order, z_at, r_at, gx, U, P, rows, steps, R):
     """gx (steps, R, 3P) from projections x (.., 3U) with z and r at their places."""
     for s in range(steps):
@@ -136,7 +146,7 @@ def scan_part(plan, like):
     saves, has_fresh = plan[at.GATES] != 0, plan[at.FRESH] != 0
     has_out, has_states = plan[at.OUT] != 0, plan[at.STATES] != 0
     z_at, r_at, n_at, wide = plan[at.Z_AT], plan[at.R_AT], plan[at.N_AT], plan[at.WIDTH]
-    order, groups, live = pointer(plan[at.ORDER], 0), pointer(plan[at.GROUPS], 0), pointer(plan[at.LIVE], 0)
+    order, groups, live = pointer(plan[at.PLACED], 0), pointer(plan[at.GROUPS], 0), pointer(plan[at.LIVE], 0)
     mask, resets = pointer(plan[at.MASK], BYTE), pointer(plan[at.RESETS], BYTE)
     flags = pointer(plan[at.FLAGS], BYTE)
     x, w, u = pointer(plan[at.X], like), pointer(plan[at.W], like), pointer(plan[at.RECURRENT], like)
@@ -150,8 +160,7 @@ def scan_part(plan, like):
     R = count * size
     x_step = -plan[at.X_STEP] if reverse else plan[at.X_STEP]
 
-    for group in range(count):
-        groups[group] = group * size
+    place_rows(plan, order, groups, rows, size, count)
     for i in range(rows * P, R * P, L):
         store(h, i, full(like, 0.0))
     for row in range(rows):

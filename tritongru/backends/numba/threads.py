@@ -54,10 +54,10 @@ def group_size(batch: int) -> int:
     return 4 if batch >= 8 else 2 if batch >= 2 else 1
 
 
-def share_rows(batch: int, lengths: Tensor | None, work: int) -> tuple[Tensor, list[int]]:
-    """Return the rows of the batch (B,) in the order of their parts, and where each part begins and the last one ends.
+def share_rows(batch: int, lengths: Tensor | None, work: int) -> tuple[Tensor | None, list[int]]:
+    """Return the rows of the batch (B,) in the order of their parts, None for as they are, and where each part begins.
 
-    A part is made of whole groups but for the last group of all.
+    A part is made of whole groups but for the last group of all. The last bound is where the last part ends.
 
     Args:
         lengths: (B,) how many steps of each row are valid, or None for all. Rows are then put in order of falling
@@ -67,12 +67,10 @@ def share_rows(batch: int, lengths: Tensor | None, work: int) -> tuple[Tensor, l
     size = group_size(batch)
     groups = -(-batch // size)
     count = min(torch.get_num_threads(), groups, max(work // LEAST_WORK, 1))
-    if lengths is None:
-        order = torch.arange(batch)
-        bounds = [part * groups // count * size for part in range(count)] if count else []
-        return order, [*bounds, batch]
+    if lengths is None or count == 0:
+        return None, [*(part * groups // count * size for part in range(count)), batch]
     order = lengths.argsort(descending=True, stable=True)
-    if count < 2:
-        return order, [0, batch] if count else [batch]
+    if count == 1:
+        return order, [0, batch]
     hands = [torch.cat(order.split(size)[part::count]) for part in range(count)]
     return torch.cat(hands), [0, *itertools.accumulate(hand.shape[0] for hand in hands)]

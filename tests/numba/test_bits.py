@@ -1,0 +1,83 @@
+"""What is promised about bits: the same call, any number of threads, rows that do not touch each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tritongru import gru
+from tritongru.backends.numba import problem, threads
+from tritongru.tools.cases import Case, make_arguments, run_case
+
+CASES = [
+    Case(1, 20, 6, 24),
+    Case(3, 9, 6, 24, layout="torch"),
+    Case(7, 9, 5, 17, reset_after=False),
+    Case(22, 9, 5, 17, recurrent_dropouts=3),
+    Case(30, 9, 5, 33, mask=True, resets=True, reset_state="steps"),
+    Case(30, 9, 5, 33, "float64", lengths=True, layout="torch"),
+    Case(19, 9, 5, 33, "bfloat16", recurrent_dropouts=1, go_backwards=True),
+]
+# Sums over all steps are torch's products; the rest is computed row by row.
+BY_ROW = ("outputs", "state", "d x", "d initial_state", "d reset_state")
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_same_call_same_bits(case: Case) -> None:
+    arguments = make_arguments(case)
+    first, second = run_case(arguments, "eager"), run_case(arguments, "eager")
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_any_number_of_threads_gives_the_same_bits(monkeypatch, case: Case) -> None:
+    arguments = make_arguments(case)
+    alone = run_case(arguments, "eager")
+    monkeypatch.setattr(threads, "LEAST_WORK", 1)
+    for count in (2, 3, 5):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
+        together = run_case(arguments, "eager")
+        for name in BY_ROW:
+            if name in alone:
+                assert torch.equal(alone[name], together[name]), (count, name)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_steps_taken_at_a_time_make_no_difference(monkeypatch, case: Case) -> None:
+    arguments = make_arguments(case)
+    whole = run_case(arguments, "eager")
+    monkeypatch.setattr(problem, "CHUNK", 1)
+    for name, value in run_case(arguments, "eager").items():
+        assert torch.equal(value, whole[name]), name
+
+
+@pytest.mark.parametrize("batch", [2, 8, 11])
+def test_rows_in_another_order_give_the_same_rows(batch: int) -> None:
+    """Whole groups are moved: a row's bits follow from its place among the last rows alone."""
+    arguments = make_arguments(Case(batch, 7, 5, 17, initial_state=False))
+    size = threads.group_size(batch)
+    whole = batch // size * size
+    order = torch.cat((torch.randperm(whole), torch.arange(whole, batch)))
+    outputs, state = gru(**arguments, backend="eager")
+    moved, last = gru(**(arguments | {"x": arguments["x"][order]}), backend="eager")
+    assert torch.equal(moved, outputs[order]) and torch.equal(last, state[order])
+
+
+def test_parts_are_whole_groups_of_all_rows(monkeypatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    for batch in range(1, 40):
+        size = threads.group_size(batch)
+        for lengths in (None, torch.randint(0, 9, (batch,))):
+            order, bounds = threads.share_rows(batch, lengths, 10**12)
+            assert (order is None) == (lengths is None)
+            assert bounds[0] == 0 and bounds[-1] == batch and len(bounds) == 1 + min(3, -(-batch // size))
+            sizes = [end - begin for begin, end in zip(bounds, bounds[1:], strict=False)]
+            assert min(sizes) > 0 and sum(number % size > 0 for number in sizes) == (batch % size > 0)
+            if order is not None:
+                assert sorted(order.tolist()) == list(range(batch))
+                for begin, end in zip(bounds, bounds[1:], strict=False):
+                    own = lengths[order[begin:end]]
+                    assert (own[:-1] >= own[1:]).all()
+    assert threads.share_rows(40, None, 10) == (None, [0, 40])
+    assert threads.share_rows(0, torch.ones(0), 10**12)[1] == [0]

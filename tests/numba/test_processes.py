@@ -1,0 +1,232 @@
+"""The numba scan among processes and threads, and its compiled files among machines."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from tritongru import gru
+from tritongru.backends.numba import backward, problem, threads
+from tritongru.tools.cases import Case, make_arguments, run_case
+
+CASE = Case(12, 9, 5, 17)
+
+
+def run_script(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *arguments], capture_output=True, text=True, timeout=300,
+        env=os.environ | environment,
+    )  # fmt: skip
+
+
+FORWARD = """
+    import sys, torch
+    from tritongru.backends import numba
+    from tritongru.call.problem import Inputs, Variant
+    torch.manual_seed(0)
+    inputs = Inputs(torch.randn(9, 12, 5), torch.randn(5, 51), None, torch.randn(17, 51), None, torch.zeros(12, 17))
+    print(numba.run_forward(inputs, Variant(), True)[0].double().sum().item())
+"""
+
+
+class Encoded(Dataset):
+    """Calls inside of the worker, with gradients."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        results = run_case(make_arguments(Case(12, 9, 5, 17, seed=row)), "eager")
+        return torch.cat([value.flatten() for value in results.values()])
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_inside_data_workers(monkeypatch, start: str) -> None:
+    """A forked worker begins after this process's threads have run; a spawned one imports everything anew."""
+    monkeypatch.setattr(threads, "LEAST_WORK", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    here = torch.stack([Encoded()[row] for row in range(4)])
+    assert threads._pool is not None
+    workers = DataLoader(Encoded(), 2, num_workers=2, multiprocessing_context=start, timeout=240)
+    torch.testing.assert_close(torch.cat(list(workers)), here, rtol=0, atol=1e-5)
+
+
+FORK = """
+    import os, sys, torch
+    from tritongru.backends import numba
+    from tritongru.backends.numba import backward, problem, threads
+    from tritongru.call.problem import Inputs, Variant
+    threads.LEAST_WORK = 1
+    torch.get_num_threads = lambda: 2
+    inputs = Inputs(torch.randn(9, 12, 5), torch.randn(5, 51), None, torch.randn(17, 51), None, torch.zeros(12, 17))
+    here = numba.run_forward(inputs, Variant(), True)[0]
+    assert threads._pool is not None
+    children = []
+    for _ in range(3):
+        child = os.fork()
+        if child == 0:
+            same = threads._pool is None and torch.equal(numba.run_forward(inputs, Variant(), True)[0], here)
+            os._exit(0 if same and threads._pool is not None else 1)
+        children.append(child)
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_after_a_fork_a_child_has_threads_of_its_own() -> None:
+    done = run_script(FORK)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_several_threads_at_once(monkeypatch) -> None:
+    monkeypatch.setattr(threads, "LEAST_WORK", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    arguments = [make_arguments(Case(9 + number, 7, 4, 8 + number, seed=number)) for number in range(6)]
+    expected = [run_case(given, "eager") for given in arguments]
+    found: list = [None] * 6
+    together = threading.Barrier(6)
+
+    def work(number: int) -> None:
+        together.wait()
+        found[number] = [run_case(arguments[number], "eager") for _ in range(8)]
+
+    running = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join(240)
+    for runs, right in zip(found, expected, strict=True):
+        for results in runs:
+            for name, value in right.items():
+                torch.testing.assert_close(results[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_no_more_threads_than_torch_has(monkeypatch) -> None:
+    inner, most = threads.run_parts, []
+
+    def watch(function, parts) -> None:
+        seen: set[int] = set()
+        inner(lambda part: (seen.add(threading.get_ident()), time.sleep(0.02), function(part)), parts)
+        most.append(len(seen))
+
+    monkeypatch.setattr(threads, "LEAST_WORK", 1)
+    monkeypatch.setattr(problem, "run_parts", watch)
+    monkeypatch.setattr(backward, "run_parts", watch)
+    for count in (1, 2, 3):
+        most.clear()
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
+        run_case(make_arguments(CASE), "eager")
+        assert most == [count, count]  # the scan and the reverse scan
+
+
+def test_a_failing_part_does_not_leave_others_running() -> None:
+    ended = []
+
+    def work(part: int) -> None:
+        if part == 0:
+            raise ValueError("part 0")
+        time.sleep(0.1)
+        ended.append(part)
+
+    with pytest.raises(ValueError, match="part 0"):
+        threads.run_parts(work, [0, 1, 2])
+    assert sorted(ended) == [1, 2]
+
+
+def test_compiled_files_serve_the_next_process(tmp_path: Path) -> None:
+    first = run_script(FORWARD, TRITONGRU_CACHE=str(tmp_path))
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb[ci]")}
+    assert files and first.returncode == 0
+    assert "kept for later processes" in first.stderr
+    second = run_script(FORWARD, TRITONGRU_CACHE=str(tmp_path))
+    assert (second.stdout, second.stderr) == (first.stdout, "")
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb[ci]")}
+
+
+def test_processes_that_compile_at_once_share_a_folder(tmp_path: Path) -> None:
+    environment = os.environ | {"TRITONGRU_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", textwrap.dedent(FORWARD)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(3)]
+    found = {process.communicate(timeout=300)[0] for process in running}
+    assert len(found) == 1 and all(process.returncode == 0 for process in running)
+    assert run_script(FORWARD, TRITONGRU_CACHE=str(tmp_path)).stderr == ""
+
+
+def test_another_processor_has_files_of_its_own(tmp_path: Path) -> None:
+    """As on a folder shared by machines: code for one must not run on the other."""
+    run_script(FORWARD, TRITONGRU_CACHE=str(tmp_path))
+    before = set(tmp_path.rglob("*.nbc"))
+    other = run_script(FORWARD, TRITONGRU_CACHE=str(tmp_path), NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
+    assert other.returncode == 0
+    assert len(set(tmp_path.rglob("*.nbc"))) == 2 * len(before)
+    assert run_script(FORWARD, TRITONGRU_CACHE=str(tmp_path)).stderr == ""
+
+
+def test_without_a_folder_nothing_is_kept(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    done = run_script(FORWARD, TRITONGRU_CACHE=str(blocked / "inside"))
+    assert done.returncode == 0 and float(done.stdout)
+    assert "not kept: there is no cache folder" in done.stderr
+
+
+READ_ONLY = """
+    import builtins, io, os, sys
+    inner = open
+    def refuse(path, mode="r", *rest, **more):
+        if str(path).startswith(sys.argv[1]) and set(mode) & set("wxa+"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return inner(path, mode, *rest, **more)
+    builtins.open = refuse
+"""
+
+
+def test_a_folder_that_can_only_be_read(tmp_path: Path) -> None:
+    """Empty it is no use but no harm; filled when an image was built, it serves."""
+    script = textwrap.dedent(READ_ONLY) + textwrap.dedent(FORWARD)
+    empty = run_script(script, str(tmp_path), TRITONGRU_CACHE=str(tmp_path))
+    assert empty.returncode == 0 and "not kept: [Errno 13]" in empty.stderr
+    assert not list(tmp_path.rglob("*.nb[ci]"))
+    run_script(FORWARD, TRITONGRU_CACHE=str(tmp_path))
+    filled = run_script(script, str(tmp_path), TRITONGRU_CACHE=str(tmp_path))
+    assert (filled.stdout, filled.stderr) == (empty.stdout, "")
+
+
+def test_import_of_the_package_leaves_numba_alone() -> None:
+    script = "import sys, tritongru, tritongru.backends.numba; sys.exit('numba' in sys.modules)"
+    assert run_script(script).returncode == 0
+
+
+def test_the_interpreter_ends_quietly() -> None:
+    script = FORWARD + "\n    import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+    done = run_script("import tritongru.backends.numba.threads as t; t.LEAST_WORK = 1\n" + textwrap.dedent(script))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_gru_is_reached_through_its_operator() -> None:
+    arguments = make_arguments(CASE)
+    compiled = torch.compile(lambda x: gru(**(arguments | {"x": x}), backend="eager")[0], backend="eager")
+    torch.testing.assert_close(compiled(arguments["x"]), gru(**arguments, backend="eager")[0])
+
+
+def test_warm_compiles_what_calls_need(tmp_path: Path) -> None:
+    tool = "import argparse, sys; from tritongru.tools import warm; p = argparse.ArgumentParser(); warm.add_arguments(p)"
+    done = run_script(f"{tool}; sys.exit(warm.main(p.parse_args(['--inference'])))", TRITONGRU_CACHE=str(tmp_path))
+    assert done.returncode == 0 and str(tmp_path) in done.stdout
+    assert [line.split()[0] for line in done.stdout.splitlines()[:-1]] == ["pack", "scan", "short"]
+    files = set(tmp_path.rglob("*.nbc"))
+    assert run_script(FORWARD, TRITONGRU_CACHE=str(tmp_path)).stderr == ""
+    assert set(tmp_path.rglob("*.nbc")) == files
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    done = run_script(f"{tool}; sys.exit(warm.main(p.parse_args([])))", TRITONGRU_CACHE=str(blocked))
+    assert done.returncode == 1 and "not kept" in done.stderr

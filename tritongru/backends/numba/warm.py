@@ -1,0 +1,34 @@
+"""Every kernel compiled ahead of time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from .packing import pack
+from .reverse import reverse_scan
+from .scan import scan
+from .short import short
+
+KERNELS = {"pack": pack, "scan": scan, "short": short, "reverse_scan": reverse_scan}
+
+
+def warm(dtypes: Sequence[str] = ("float32",), training: bool = True) -> dict[tuple[str, str], float]:
+    """Compile, or load from disk, what calls in these dtypes need.
+
+    Args:
+        dtypes: "float32", which half precision is computed in too, or "float64". training: with the reverse scan.
+
+    Returns:
+        Seconds by (kernel, dtype).
+    """
+    seconds = {}
+    for dtype in dtypes:
+        for name, kernel in KERNELS.items():
+            if training or kernel is not reverse_scan:
+                begin = time.perf_counter()
+                kernel.for_dtype(np.dtype(dtype))
+                seconds[name, dtype] = time.perf_counter() - begin
+    return seconds
