@@ -6,18 +6,25 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 .DEFAULT_GOAL := help
 MINUTES ?= 20
-.PHONY: help demo peers fuzz fuzz-files emulate mutants soak test test-interpreted test-compiled test-gpu lint format clean \
-	bench bench-quick bench-cpu bench-report bench-regression rehearse tune-verify
+SLOWEST := --durations=10
+CLIENTS := .venv-clients
+QUICK := torch_geometric torchrl
+.PHONY: help demo peers fuzz fuzz-files emulate mutants soak test test-interpreted test-compiled test-bits \
+	test-bits-interpreted test-bits-compiled test-gpu lint wheel format clean clients clients-quick \
+	bench bench-quick bench-cpu bench-keras3 bench-report bench-regression rehearse tune-verify
 
 help:
 	@echo "make demo    train on the Japanese Vowels recordings, then compare every backend with the oracle"
 	@echo "make test    all tests; the Triton kernels run in Triton's interpreter"
+	@echo "make test-bits  what equal bits depend on once more, with the products of an AVX2 processor"
 	@echo "make fuzz    draw GRU calls at random and compare every backend with the oracle, MINUTES=20 twice"
 	@echo "make emulate draw GRU calls, run the compiled kernels on an emulated GPU that checks every access, MINUTES=20"
 	@echo "make mutants apply known bugs to a copy, one by one: tests must catch each"
 	@echo "make soak    train and stream for MINUTES=20 and watch memory, caches and compilations"
 	@echo "make peers   also install Keras 3 and onnxruntime, which some tests compare with"
+	@echo "make clients run six libraries with their nn.GRU swapped for ours; installs them into .venv-clients"
 	@echo "make lint    ruff, pyright, import-linter"
+	@echo "make wheel   build the sdist and the wheel, and run the README's example with the wheel alone"
 	@echo "make format  rewrite the code in the house style"
 	@echo "make bench   time every backend side by side; bench/README.md lists the other bench- targets"
 	@echo "make clean   remove .venv and build outputs"
@@ -49,10 +56,22 @@ test: $(VENV)/.installed
 	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-O) test-interpreted test-compiled
 
 test-interpreted: $(VENV)/.installed
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/interpreted tests/test_keras_goldens.py
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) tests/interpreted tests/test_keras_goldens.py
 
 test-compiled: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST)
+
+# In which order a product sums, and so its last bits, depends on the processor: NumPy's product, which is the
+# interpreter's, and torch's own are told to be those of a processor with AVX2 and without AVX-512.
+test-bits: $(VENV)/.installed
+	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-O) test-bits-interpreted test-bits-compiled
+
+test-bits-interpreted: $(VENV)/.installed
+	OPENBLAS_CORETYPE=Haswell TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) -m bits tests/interpreted
+
+test-bits-compiled: $(VENV)/.installed
+	ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -q $(SLOWEST) -m bits tests
 
 # The deep profile of the property tests: MINUTES for the CPU backends and layers, MINUTES for the interpreted kernels.
 fuzz: $(VENV)/.installed
@@ -70,12 +89,41 @@ emulate: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/emulate.py --barriers
 
 # Applies each bug of tests/mutant_list.py to a copy and requires that a test catches it.
-mutants: $(VENV)/.installed
+mutants: $(VENV)/.peers
 	$(BIN)/python tests/mutants.py
 
 # Trains and streams with changing shapes for MINUTES, while memory, caches and compilations are watched.
 soak: $(VENV)/.installed
 	$(BIN)/python tests/soak.py --minutes $(MINUTES)
+
+# An environment that sees the packages of .venv, torch among them, and holds the rest. What cannot be installed is named,
+# and the run skips it.
+$(CLIENTS)/.created: $(VENV)/.peers
+	$(BIN)/python -m venv $(CLIENTS)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $$(echo $(CLIENTS)/lib/python*/site-packages)/base.pth
+	@touch $@
+
+define install_clients
+for package in $$($(BIN)/python clients/run.py $(1) --packages); do \
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-c clients/constraints.txt $$package || echo "not installed: $$package"; \
+done
+endef
+
+$(CLIENTS)/.quick: $(CLIENTS)/.created clients/constraints.txt
+	$(call install_clients,$(QUICK))
+	@touch $@
+
+$(CLIENTS)/.all: $(CLIENTS)/.created clients/constraints.txt
+	$(call install_clients,)
+	@touch $@
+
+# Six libraries with torch.nn.GRU swapped, compared with what they give otherwise; writes the table in docs/torch.md.
+clients: $(CLIENTS)/.all
+	$(CLIENTS)/bin/python clients/run.py
+
+clients-quick: $(CLIENTS)/.quick
+	$(CLIENTS)/bin/python clients/run.py $(QUICK) --no-page
 
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m gpu
@@ -92,6 +140,10 @@ bench-quick: $(VENV)/.installed
 
 bench-cpu: $(VENV)/.peers
 	$(BIN)/python bench/cpu.py
+
+# fit and predict of Keras 3 with its layer and with ours; 1 if a goal is missed. Five minutes on two quiet cores.
+bench-keras3: $(VENV)/.peers
+	KERAS_BACKEND=torch $(BIN)/python -W ignore bench/keras3.py
 
 bench-report: $(VENV)/.installed
 	$(BIN)/python -m tritongru bench --report
@@ -112,9 +164,13 @@ lint: $(VENV)/.linters
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
+# The wheel alone, in an empty environment beside torch, runs the README's first example.
+wheel: $(VENV)/.linters
+	$(BIN)/python scripts/try_wheel.py --keep dist
+
 format: $(VENV)/.linters
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist out .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(CLIENTS) build dist out .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

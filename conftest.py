@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 
 collect_ignore = (
-    [] if find_spec("onnxscript") else ["tritongru/tools/onnx_scan.py", "tritongru/tools/onnx_translate.py"]
+    [] if find_spec("onnxscript") else ["tritongru/tools/onnx/scan_node.py", "tritongru/tools/onnx/translate.py"]
 )
 # Triton has them from 3.4 on.
 if not find_spec("triton") or not find_spec("triton.knobs"):

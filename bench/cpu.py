@@ -23,7 +23,7 @@ SAME = f"--device cpu --memory --seconds 1.5 --csv {ROOT / 'bench' / 'results' /
 def main() -> int:
     """Run both parts and write the page; 1 if a backend of this package failed."""
     from tritongru.__main__ import main as command
-    from tritongru.tools.report import write_report
+    from tritongru.tools.benchmark.report import write_report
 
     status = max(command(["bench", *part, *SAME]) for part in (AGAINST_TORCH, AGAINST_LOOPS))
     print(f"wrote {write_report(ROOT)}")

@@ -2,9 +2,9 @@
 
     python bench/exchange.py [--out FOLDER or FILE.csv] [--rehearse]
 
-One exchange is a round of `tritongru/kernels/probe.py`: every program publishes 16 rows of 16 units and gathers those
-of all programs of its tile. A sample is the difference between a long and a short launch over the difference of their
-rounds, so the launch itself is not in it. "launch" is one launch for each round, replayed from a CUDA graph, and
+One exchange is a round of `backends/triton/kernels/probe.py`: every program publishes 16 rows of 16 units and gathers
+those of all programs of its tile. A sample is the difference between a long and a short launch over the difference of
+their rounds, so the launch itself is not in it. "launch" is one launch for each round, replayed from a CUDA graph, and
 "launch-from-host" the same from Python. Every method is checked before it is timed, and after.
 """
 
@@ -52,8 +52,8 @@ def measure(method: str, programs: int, tiles: int, dtype: str) -> dict:
     """Return the fields of one row: checked, timed, checked again."""
     import torch
 
-    from tritongru.probe import Probe
-    from tritongru.tools.timing import percentile, time_once
+    from tritongru.backends.triton.probe import Probe
+    from tritongru.tools.benchmark.timing import percentile, time_once
 
     device = torch.device("cuda")
     row = dict(method=method, programs=programs, tiles=tiles, dtype=dtype, samples=0, notes="")
@@ -84,7 +84,7 @@ def rehearse(methods: tuple[str, ...]) -> list[dict]:
     """Take the same way on a CPU: one program interpreted, several compiled for sm_90 in a process of its own."""
     import torch
 
-    from tritongru.probe import Probe
+    from tritongru.backends.triton.probe import Probe
 
     rows = []
     for method in methods:
@@ -107,8 +107,8 @@ def compile_all() -> None:
     """Compile the kernel of every method for sm_90 and print its registers."""
     import torch
 
-    from tritongru.ahead import compile_probe
-    from tritongru.probe import METHODS
+    from tritongru.backends.triton.ahead import compile_probe
+    from tritongru.backends.triton.probe import METHODS
 
     for method in METHODS:
         for dtype in (torch.bfloat16, torch.float32):
@@ -160,8 +160,8 @@ def main() -> int:
         os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
     import torch
 
-    from tritongru.probe import METHODS
-    from tritongru.tools.results import conditions
+    from tritongru.backends.triton.probe import METHODS
+    from tritongru.tools.benchmark.results import conditions
 
     stop = time.monotonic() + args.budget
     path = args.out if args.out.suffix == ".csv" else args.out / "exchange.csv"

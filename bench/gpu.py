@@ -49,7 +49,7 @@ def run_exchange(args: argparse.Namespace) -> int:
 
 def run_grid(args: argparse.Namespace) -> int:
     """torch.nn.GRU and every schedule over the grid: one dtype after another, the cells that say most first."""
-    from tritongru.tools.bench import BUILDERS
+    from tritongru.tools.benchmark.bench import BUILDERS
 
     schedules = [name for name in BUILDERS if name.startswith("triton-")]
     return measure_sets(["gpu-grid", "gpu-small"], args, ["auto", "auto-recompute", *schedules, "aten", "nn.GRU"])
@@ -69,8 +69,8 @@ def run_tune(args: argparse.Namespace) -> int:
 
 def run_auto(args: argparse.Namespace) -> int:
     """Whether auto is ever slower than the better of triton and aten by more than 5 %, over the grid."""
-    from tritongru.tools.report import latest_cells
-    from tritongru.tools.results import read_results
+    from tritongru.tools.benchmark.report import latest_cells
+    from tritongru.tools.benchmark.results import read_results
 
     args.csv = args.csv or args.out / "auto.csv"
     if not args.rehearse:
@@ -132,10 +132,10 @@ STEPS = {
 
 def measure_sets(sets: Sequence[str], args: argparse.Namespace, backends: Sequence[str]) -> int:
     """Check the kernels, then time workloads that the CSV does not hold yet; the CSV grows cell by cell."""
-    from tritongru.tools.bench import bench, has_failed, print_results
-    from tritongru.tools.contenders import DIRECTIONS, FORWARD, TRAINING
-    from tritongru.tools.results import append_results
-    from tritongru.tools.workloads import select
+    from tritongru.tools.benchmark.bench import bench, has_failed, print_results
+    from tritongru.tools.benchmark.contenders import DIRECTIONS, FORWARD, TRAINING
+    from tritongru.tools.benchmark.results import append_results
+    from tritongru.tools.benchmark.workloads import select
 
     stop = time.monotonic() + args.budget
     device = "cpu" if args.rehearse else "cuda"
@@ -177,7 +177,7 @@ def measured(path: Path, workload, dtype: str, device: str, directions: Sequence
     """Return whether the CSV holds a workload with all of `backends` on this device with these versions."""
     import torch
 
-    from tritongru.tools.results import conditions, read_results
+    from tritongru.tools.benchmark.results import conditions, read_results
 
     if not path.exists():
         return False
@@ -195,7 +195,7 @@ def measured(path: Path, workload, dtype: str, device: str, directions: Sequence
 def check_kernels(dtypes: Sequence[str], device: str) -> None:
     """Hold the kernels to the oracle, outputs and gradients, before anything is timed."""
     import tritongru
-    from tritongru.tools.compare import has_failed, print_rows
+    from tritongru.tools.oracle.compare import has_failed, print_rows
 
     for dtype in dtypes:
         precision = {"precision": "tf32"} if dtype == "tf32" else {}

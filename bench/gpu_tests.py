@@ -161,7 +161,7 @@ def _wait_for(processes: list[subprocess.Popen], stop: float) -> int:
 def _facts(rehearse: bool) -> tuple[str, ...]:
     import torch
 
-    from tritongru.tools.results import conditions
+    from tritongru.tools.benchmark.results import conditions
 
     found = conditions(torch.device("cpu" if rehearse else "cuda"))
     return found["date"], found["device"], found["torch"], found["triton"]

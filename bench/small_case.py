@@ -12,9 +12,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from tritongru.launch import use_config
-from tritongru.tools.cases import Case
-from tritongru.tools.compare import compare_backend, has_failed
+from tritongru.backends.triton.scan import use_config
+from tritongru.tools.oracle.cases import Case
+from tritongru.tools.oracle.compare import compare_backend, has_failed
 from tritongru.tuning.configs import SCHEDULES, SINGLE, LaunchConfig
 
 CONFIGS = {name: LaunchConfig(name, 16, 16, 16) for name in SCHEDULES} | {SINGLE: LaunchConfig(SINGLE, 16, 32, 32)}

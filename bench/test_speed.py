@@ -10,9 +10,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tritongru.tools.contenders import INFERENCE, TRAINING, make_call, own
-from tritongru.tools.work import Work
-from tritongru.tools.workloads import CPU, FEATURES, NAMED
+from tritongru.tools.benchmark.contenders import INFERENCE, TRAINING, make_call, own
+from tritongru.tools.benchmark.work import Work
+from tritongru.tools.benchmark.workloads import CPU, FEATURES, NAMED
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WORKLOADS = (*NAMED[1:4], *CPU[3:5], *FEATURES[:4])

@@ -26,10 +26,10 @@ from pathlib import Path
 
 import torch
 
-from tritongru.tools.cases import Case, in_dtype, make_arguments, run_case
+from tritongru.tools.benchmark.results import conditions
 from tritongru.tools.files import replace_file
-from tritongru.tools.results import conditions
-from tritongru.tools.tolerance import largest_error, tolerance
+from tritongru.tools.oracle.cases import Case, in_dtype, make_arguments, run_case
+from tritongru.tools.oracle.tolerance import largest_error, tolerance
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "bench" / "results" / "precision_cpu.csv"
@@ -110,7 +110,7 @@ def run_nn_gru(arguments: dict, seed: int) -> dict:
     generator = torch.Generator().manual_seed(seed + 1)
 
     def cotangent(like):
-        # As in `tritongru.tools.cases.run_case`.
+        # As in `tritongru.tools.oracle.cases.run_case`.
         values = torch.randint(-8, 9, like.shape, generator=generator, dtype=torch.float64) / 8
         return values.to(kernel.dtype)
 

@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from tritongru import dispatch
+from tritongru.tools.benchmark.results import device_name
 
+# What chooses the vendors' products: NumPy's (the interpreter's), and torch's.
+PRODUCTS = ("OPENBLAS_CORETYPE", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 # Triton settles on its interpreter when it is imported, so these files need a process of their own, or a GPU.
@@ -24,6 +27,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Say on which processor, and with whose products, the tests ran."""
+    chosen = [f"{name}={os.environ[name]}" for name in PRODUCTS if name in os.environ]
+    line = f"{device_name(torch.device('cpu'))}; torch uses {torch.backends.cpu.get_cpu_capability()}"
+    terminalreporter.write_line("; ".join([line, *chosen]))
 
 
 @pytest.fixture(autouse=True)

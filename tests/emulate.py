@@ -4,8 +4,9 @@
     python tests/emulate.py --barriers
     python tests/emulate.py --tables 128
 
-Every call runs forward and backward through the PTX that Triton compiles, and is compared with the oracle; every access
-to memory is checked. A failure is printed as the `Scan` that repeats it. It ends with status 1 if there was one.
+Every second call runs the kernels with weights in registers, where they serve it. Every call runs forward and backward
+through the PTX that Triton compiles, and is compared with the oracle; every access to memory is checked. A failure is
+printed as the `Scan` or `ResidentScan` that repeats it. It ends with status 1 if there was one.
 
 With --barriers it asks instead whether the machine would notice: every barrier in the compiled scans is deleted in
 turn. Triton may put one where none is needed, so it ends with status 1 if more than one in ten is not missed.
@@ -27,15 +28,19 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import torch
+from emulator.driver import EmulatedGPU
 from emulator.memory import AccessError
 from emulator.ptx import parse
 from emulator.races import RaceError
+from emulator.residents import ResidentScan, check_resident
 from emulator.scans import Scan, check, run, truth_and_oracle
 from strategies import JUMPING
 from torch import Tensor
 
+from tritongru.backends.triton import tilings
+from tritongru.backends.triton.tilings import Tiling
 from tritongru.environment import triton_release
-from tritongru.tools.cases import Case
+from tritongru.tools.oracle.cases import Case
 from tritongru.tuning import choices
 from tritongru.tuning.configs import EXCHANGES, FENCED_COPIES, LaunchConfig, next_power_of_two
 
@@ -76,6 +81,43 @@ def draw(seed: int) -> Scan:
     if config is not None and -(-case.units // config.block_h) <= 5:
         processors = r.choice([None, None, 5])
     return Scan(case, config, capability, seed, processors)
+
+
+def draw_resident(seed: int) -> ResidentScan | None:
+    """Return the call that `seed` stands for with drawn tilings, or None where the resident kernels do not serve it."""
+    r, scan = random.Random(seed), draw(seed)
+    case, processors = scan.case, r.choice([None, None, 5])
+    if case.dtype == "float32" and case.precision != "tf32":
+        case = replace(case, dtype=r.choice(["bfloat16", "float16"]), precision="auto")
+        if {case.activation, case.recurrent_activation} & set(JUMPING):
+            return None
+    size = 4 if case.dtype == "float32" else 2
+    device = EmulatedGPU(capability=scan.capability, processors=processors).device
+    chosen = []
+    for kernel in ("forward", "backward"):
+        found = [t for t in _drawn_tilings(r, case.units) if not tilings.reasons_against_tiling(
+            t, kernel, case.units, size, device, case.recurrent_dropouts)]  # fmt: skip
+        if not found:
+            return None
+        chosen.append(found[0])
+    return ResidentScan(case, *chosen, scan.capability, seed, processors, r.random() < 0.3 and size == 2)
+
+
+def _drawn_tilings(r: random.Random, units: int) -> Iterator[Tiling]:
+    for _ in range(8):
+        block_b, shared_gates, exchange = (
+            r.choice([16, 16, 32, 64]),
+            r.choice([0, 0, 1, 2, 3]),
+            r.choice(tilings.EXCHANGES),
+        )
+        if exchange == tilings.NO_EXCHANGE:
+            whole = next_power_of_two(units)
+            yield Tiling(
+                block_b, whole, 1, r.choice([w for w in (1, 2, 4, 8) if 8 * w <= whole]), exchange, shared_gates
+            )
+        else:
+            block_h = r.choice([16, 16, 32])
+            yield Tiling(block_b, block_h, r.choice([1, 2, 4]), r.choice([1, 1, 2]), exchange, shared_gates)
 
 
 def draw_config(r: random.Random, units: int) -> LaunchConfig | None:
@@ -148,16 +190,17 @@ def table_scans(units: int) -> list[Scan]:
     return scans
 
 
-def check_all(scans: Iterable[Scan]) -> int:
+def check_all(scans: Iterable[Scan | ResidentScan]) -> int:
     """Run calls, print the failures, and return their number."""
     tried, failures, instructions, begin = Counter(), 0, 0, time.monotonic()
     for scan in scans:
         truth, _ = truth_and_oracle(scan.case)
         if not all(value.isfinite().all() and value.abs().max() < 1e4 for value in truth.values() if value.numel()):
             continue  # nothing to compare with
-        tried[scan.config.schedule if isinstance(scan.config, LaunchConfig) else "of a table or the formula"] += 1
+        tried[_kind(scan)] += 1
         try:
-            instructions += check(scan).instructions
+            done = check_resident(scan) if isinstance(scan, ResidentScan) else check(scan)
+            instructions += done.instructions
         except (AssertionError, RuntimeError, NotImplementedError, ValueError) as error:
             failures += 1
             print(f"{scan!r}\n  {type(error).__name__}: {error}", flush=True)
@@ -167,13 +210,20 @@ def check_all(scans: Iterable[Scan]) -> int:
     return failures
 
 
-def drawn(first: int, minutes: float, most: int | None) -> Iterator[Scan]:
+def _kind(scan: Scan | ResidentScan) -> str:
+    if isinstance(scan, ResidentScan):
+        return f"resident {scan.forward.exchange}"
+    return scan.config.schedule if isinstance(scan.config, LaunchConfig) else "of a table or the formula"
+
+
+def drawn(first: int, minutes: float, most: int | None) -> Iterator[Scan | ResidentScan]:
     """Draw calls from seed `first` on, until the time is over or there were `most`."""
     end = time.monotonic() + 60 * minutes
     for number in itertools.count() if most is None else range(most):
         if time.monotonic() > end:
             return
-        yield draw(first + number)
+        resident = draw_resident(first + number) if number % 2 else None
+        yield draw(first + number) if resident is None else resident
 
 
 def main() -> int:

@@ -8,8 +8,8 @@ import torch
 
 from tritongru import gru
 from tritongru.call.errors import UnsupportedError
-from tritongru.tools.cases import Case, in_dtype, make_arguments, run_case
-from tritongru.tools.tolerance import FLOOR_IN_EPSILONS, check, largest_error, machine_epsilon
+from tritongru.tools.oracle.cases import Case, in_dtype, make_arguments, run_case
+from tritongru.tools.oracle.tolerance import FLOOR_IN_EPSILONS, check, largest_error, machine_epsilon
 
 SMALL = Case(3, 8, 5, 9)
 # Quantities with one row per row of the batch.

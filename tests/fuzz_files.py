@@ -41,7 +41,7 @@ def write_good_files(folder: Path) -> list[Path]:
     import h5py
 
     from tritongru.keras import GRU, Bidirectional
-    from tritongru.tools import convert
+    from tritongru.tools.weight_files import convert
 
     stack = [
         Bidirectional(GRU(4, input_size=3, return_sequences=True), name="both"),
@@ -134,7 +134,7 @@ def _hook(event: str, arguments: tuple) -> None:
 
 def read_damaged(paths: list[Path], folder: Path, seed: int, rounds: int) -> dict:
     """Damage and read `rounds` files; return the counts, the failures and the growth of memory in bytes."""
-    from tritongru.tools import convert
+    from tritongru.tools.weight_files import convert
 
     rng = np.random.default_rng(seed)
     sound = [path.read_bytes() for path in paths]

@@ -17,22 +17,22 @@ from layer_checks import DropInCall, LayerCall, check_drop_in, check_layer, drop
 from strategies import Configuration, Leaf, call_arguments, configurations, make_leaves, plain_configurations
 from torch import Tensor
 
-from tritongru import gru
+from tritongru import gru, scan
 from tritongru.backends.eager import layout
-from tritongru.call.arguments import Arguments
 from tritongru.call.errors import UnsupportedError
 from tritongru.environment import is_interpreted
 from tritongru.functional import explain_call
 from tritongru.reference import gru_reference
-from tritongru.tools.tolerance import MOVES, check, largest_error, move, tolerance
+from tritongru.tools.oracle.cases import as_arguments
+from tritongru.tools.oracle.tolerance import MOVES, check, largest_error, move, tolerance
 from tritongru.tuning.configs import LaunchConfig, next_power_of_two
 
 ORACLE = "oracle"  # no backend: see `call`
 REGRESSIONS = Path(__file__).parent / "regressions.json"
 WANTED = {
     "all": lambda name: True,
-    "weights": lambda name: name.partition("[")[0] in ("kernel", "recurrent_kernel", "bias"),
-    "inputs": lambda name: name in ("x", "initial_state", "reset_state") or "dropout" in name,
+    "weights": lambda name: name.partition("[")[0] in ("kernel", "recurrent_kernel", "bias", "scale"),
+    "inputs": lambda name: name in ("x", "gates", "initial_state", "reset_state", "zoneout") or "dropout" in name,
     "none": lambda name: False,
 }
 
@@ -50,7 +50,7 @@ def check_backends(c: Configuration) -> int:
 
 def check_kernels(c: Configuration) -> int:
     """Compare the Triton kernels, in the interpreter or on a GPU, with the oracle in float64."""
-    from tritongru.launch import use_config
+    from tritongru.backends.triton.scan import use_config
 
     with use_config(launch_config(c)), round_to_nearest():
         return check_against_oracle(c, ("triton",))
@@ -141,7 +141,7 @@ def disturb(leaves: dict[str, Leaf], c: Configuration, number: int) -> dict[str,
 def accepts(arguments: dict, backend: str) -> bool:
     """Return whether `backend` runs the call."""
     try:
-        explain_call(Arguments(**arguments), backend)
+        explain_call(as_arguments(arguments), backend)
     except UnsupportedError:
         return False
     return True
@@ -153,8 +153,11 @@ def call(arguments: dict, backend: str) -> tuple[Tensor, Tensor]:
     The oracle gets its arguments as they were drawn: what checks and rewrites them for every backend is tested too.
     """
     if backend != ORACLE:
-        return gru(**arguments, backend=backend)
-    return gru_reference(**{name: value for name, value in arguments.items() if name != "recompute"})
+        return (scan if "gates" in arguments else gru)(**arguments, backend=backend)
+    arguments = {name: value for name, value in arguments.items() if name != "recompute"}
+    if "gates" in arguments:
+        arguments |= {"x": arguments.pop("gates"), "kernel": None}
+    return gru_reference(**arguments)
 
 
 def run(c: Configuration, leaves: dict[str, Leaf], dtype: torch.dtype, backend: str) -> dict[str, Tensor]:

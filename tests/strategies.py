@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tritongru.activations import TABLE
-from tritongru.tools.cases import DTYPES
+from tritongru.call.arguments import LayerNorm
+from tritongru.tools.oracle.cases import DTYPES
 
 # How a tensor lies in memory, each made from a base of its own by views.
 VIEWS = ("contiguous", "transposed", "sliced", "offset", "expanded", "zero_stride")
@@ -26,7 +27,7 @@ JUMPING = ("relu", "leaky_relu", "hard_sigmoid", "selu")
 
 @dataclass(frozen=True)
 class Configuration:
-    """One call of `tritongru.gru`.
+    """One call of `tritongru.gru`, or of `tritongru.scan` where `gates` are given in place of x and its product.
 
     Attributes:
         mask: "none", "all" valid, "nothing" valid, "holes" at random, "first" step masked, "rows" wholly masked.
@@ -37,6 +38,7 @@ class Configuration:
             "shared" (I,).
         initial_state: "none", "rows" (B,U), "one" (1,U) or "vector" (U,).
         views: of x, kernel, recurrent_kernel, bias, initial_state, reset_state; steps_view of mask and resets.
+        zoneout: "none", "mask" for one of each unit and step, "mean" for one number.
         wanted: which gradients: "all", "weights", "inputs" or "none". loss: of "both", "outputs" or "state".
         schedule: of the Triton kernels.
     """
@@ -66,6 +68,11 @@ class Configuration:
     zero_output_for_mask: bool = False
     go_backwards: bool = False
     recompute: bool = False
+    gates: bool = False
+    zoneout: str = "none"
+    gradient_clip: float | None = None
+    layer_norm: str | None = None
+    heads: int = 1
     x_view: str = "contiguous"
     kernel_view: str = "contiguous"
     recurrent_kernel_view: str = "contiguous"
@@ -105,12 +112,14 @@ def configurations(**fixed) -> st.SearchStrategy[Configuration]:
         input_dropouts=(0, 0, 1, 3), input_dropout_form=("rows", "steps", "shared"), recurrent_dropouts=(0, 0, 1, 3),
         zero_output_for_mask=either, go_backwards=either, recompute=either, x_view=view, kernel_view=view,
         recurrent_kernel_view=view, bias_view=view, initial_state_view=view, reset_state_view=view, steps_view=view,
+        gates=(False, False, True), zoneout=("none", "none", "mask", "mean"), gradient_clip=(None, None, None, 0.1),
+        layer_norm=(None, None, None, "separate", "joint"), heads=(1, 1, 1, 2, 3),
         wanted=("all", "all", "weights", "inputs", "none"), loss=("both", "both", "outputs", "state"),
         schedule=("steps", "single", "persistent", "streamed"),
     )  # fmt: skip
     drawn = {"seed": st.integers(0, 10**6), **{name: choose(name, values) for name, values in choices.items()}}
     fixed = {name: value if isinstance(value, st.SearchStrategy) else st.just(value) for name, value in fixed.items()}
-    return st.builds(Configuration, **(drawn | fixed)).map(smooth_enough)
+    return st.builds(Configuration, **(drawn | fixed)).map(smooth_enough).map(allowed)
 
 
 def choose(name: str, values: Sequence) -> st.SearchStrategy:
@@ -130,11 +139,18 @@ def smooth_enough(c: Configuration) -> Configuration:
     return replace(c, dtype="float32") if jumps else c
 
 
+def allowed(c: Configuration) -> Configuration:
+    """Return `c`, without a norm where the candidate has no sum of its own, without heads that would not be equal."""
+    c = c if c.reset_after else replace(c, layer_norm=None)
+    return replace(c, heads=1) if c.layer_norm or c.units % c.heads else c
+
+
 def plain_configurations(**fixed) -> st.SearchStrategy[Configuration]:
     """Return a strategy for the variant that torch's own GRU can run, a rare draw otherwise."""
     plain = dict(
         reset_after=True, activation="tanh", recurrent_activation="sigmoid", mask="none", lengths="none",
-        resets="none", recurrent_dropouts=0, recompute=False, input_dropouts=st.sampled_from((0, 1)),
+        resets="none", recurrent_dropouts=0, recompute=False, gates=False, zoneout="none", gradient_clip=None,
+        layer_norm=None, heads=1, input_dropouts=st.sampled_from((0, 1)),
     )  # fmt: skip
     return configurations(**(plain | fixed))
 
@@ -185,12 +201,19 @@ def make_leaves(c: Configuration) -> dict[str, Leaf]:
     def steps(*rest: int) -> tuple[int, ...]:
         return (c.time, c.batch, *rest) if c.time_major else (c.batch, c.time, *rest)
 
-    leaves["x"] = lay_out(normal(*steps(c.input_size), spread=1.0), c.x_view)
-    shapes = {"kernel": (c.input_size, 3 * U), "recurrent_kernel": (U, 3 * U)}
+    own_name, features = ("gates", 3 * U) if c.gates else ("x", c.input_size)
+    leaves[own_name] = lay_out(normal(*steps(features), spread=1.0), c.x_view)
+    shapes = (
+        {"recurrent_kernel": (U, 3 * U)} if c.gates else {"kernel": (features, 3 * U), "recurrent_kernel": (U, 3 * U)}
+    )
+    if c.heads > 1:
+        shapes["recurrent_kernel"] = (c.heads, U // c.heads, 3 * U // c.heads)
     for name, shape in shapes.items():
-        values = normal(*shape, spread=max(shape[0], 1) ** -0.5)
-        leaves[name] = lay_out(values.t().contiguous() if c.layout == "torch" else values, getattr(c, f"{name}_view"))
-    if c.use_bias and c.layout == "torch":
+        values = normal(*shape, spread=max(shape[-2], 1) ** -0.5)
+        leaves[name] = lay_out(values.mT.contiguous() if c.layout == "torch" else values, getattr(c, f"{name}_view"))
+    if c.use_bias and c.gates:
+        leaves["bias"] = lay_out(normal(3 * U, spread=0.3), c.bias_view)
+    elif c.use_bias and c.layout == "torch":
         leaves |= {f"bias[{i}]": lay_out(normal(3 * U, spread=0.3), c.bias_view) for i in range(2)}
     elif c.use_bias:
         leaves["bias"] = lay_out(normal(*((2, 3 * U) if c.reset_after else (3 * U,)), spread=0.3), c.bias_view)
@@ -199,9 +222,16 @@ def make_leaves(c: Configuration) -> dict[str, Leaf]:
         leaves["initial_state"] = lay_out(normal(*states[c.initial_state], spread=0.5), c.initial_state_view)
     if c.resets != "none" and c.reset_state in states:
         leaves["reset_state"] = lay_out(normal(*states[c.reset_state], spread=0.5), c.reset_state_view)
+    if c.layer_norm:
+        both = c.layer_norm == "separate" and not c.gates
+        leaves["scale"] = lay_out(1 + normal(*((2, 3 * U) if both else (3 * U,)), spread=0.2), c.bias_view)
+    if c.zoneout != "none":
+        whole = (torch.rand(*steps(U), generator=generator) < 0.7).to(c.torch_dtype())
+        mean = torch.full((), 0.75, dtype=c.torch_dtype())
+        leaves["zoneout"] = lay_out(whole if c.zoneout == "mask" else mean, c.x_view)
     one_step = (1, c.batch, c.input_size) if c.time_major else (c.batch, 1, c.input_size)
     forms = {"rows": one_step, "steps": steps(c.input_size), "shared": (c.input_size,)}
-    for i in range(c.input_dropouts):
+    for i in range(0 if c.gates else c.input_dropouts):
         leaves[f"input_dropout[{i}]"] = lay_out(dropout(*forms[c.input_dropout_form]), "contiguous")
     for i in range(c.recurrent_dropouts):
         leaves[f"recurrent_dropout[{i}]"] = lay_out(dropout(c.batch, U), "contiguous")
@@ -243,7 +273,7 @@ def make_steps(c: Configuration) -> dict[str, Tensor | str]:
         given["resets"] = passed(resets[c.resets]())
         given["reset_state"] = "initial" if c.reset_state == "initial" else None
     flags = ("activation", "recurrent_activation", "reset_after", "zero_output_for_mask", "go_backwards", "time_major",
-             "layout", "recompute")  # fmt: skip
+             "layout", "recompute", "gradient_clip")  # fmt: skip
     return given | {name: asdict(c)[name] for name in flags}
 
 
@@ -260,8 +290,14 @@ def _relay_steps(value: Tensor, kind: str) -> Tensor:
 
 
 def call_arguments(c: Configuration, tensors: dict[str, Tensor]) -> dict:
-    """Return the keyword arguments of `tritongru.gru`, with `tensors` (by the names of `make_leaves`) in place."""
+    """Return the keyword arguments of `tritongru.gru`, or of `scan` where it has gates, with `tensors` in place.
+
+    Those are by the names of `make_leaves`.
+    """
     arguments: dict = {"bias": None, "initial_state": None, **make_steps(c)}
+    tensors = dict(tensors)
+    if c.layer_norm:
+        arguments["layer_norm"] = LayerNorm(c.layer_norm, tensors.pop("scale"))
     parts: dict[str, list[Tensor]] = {}
     for name, value in tensors.items():
         whole, bracket, _ = name.partition("[")

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 triton = pytest.importorskip("triton")
-from tritongru import ahead  # noqa: E402
+from tritongru.backends.triton import ahead  # noqa: E402
+from tritongru.backends.triton.kernels import backward, exchange, forward, gates, probe, product, stops  # noqa: E402
+from tritongru.call.problem import Variant  # noqa: E402
 from tritongru.tuning import configs  # noqa: E402
 
 RELEASE = tuple(map(int, triton.__version__.split(".")[:2]))
@@ -92,24 +94,21 @@ def test_budget_where_weights_are_streamed(target, units, dtype, batch, directio
 
 
 @pytest.mark.parametrize(
-    "flags",
+    "features",
     [
-        {"RESET_AFTER": False},
-        {"HAS_MASK": True, "HAS_RESET": True},
-        {"DROPS": 3, "HAS_MASK": True},
-        {"REVERSE": True, "GATE_Z": 1, "GATE_R": 0},
-        {"ACT": 6, "REC_ACT": 4},
-        {"WAVES": True, "HAS_MASK": True, "HAS_ROWS": True},
+        {"variant": Variant(reset_after=False)},
+        {"mask": True, "resets": True},
+        {"drops": 3, "mask": True},
+        {"variant": Variant(reverse=True, reset_gate_first=True)},
+        {"variant": Variant("selu", "hard_sigmoid")},
+        {"crowded": True, "mask": True},
     ],
-    ids=lambda flags: "-".join(flags),
+    ids=lambda features: "-".join(f"{name}={value}" for name, value in features.items()),
 )
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_budget_of_every_feature(direction, flags):
-    flags = dict(flags)
-    if direction == "forward" and flags.get("HAS_MASK"):
-        flags["SEPARATE"] = True
-    config = config_for("sm_90", 256, torch.float16, has_dropout="DROPS" in flags)
-    assert ahead.compile_scan(direction, "sm_90", config, 256, torch.float16, **flags).violations() == []
+def test_budget_of_every_feature(direction, features):
+    config = config_for("sm_90", 256, torch.float16, has_dropout="drops" in features)
+    assert ahead.compile_scan(direction, "sm_90", config, 256, torch.float16, **features).violations() == []
 
 
 @pytest.mark.parametrize(
@@ -208,9 +207,8 @@ def test_offsets_pass_2_to_the_31(direction, exchange, monkeypatch):
     texts, compile_ = [], ahead.triton.compile
     monkeypatch.setattr(ahead.triton, "compile", lambda *a, **k: texts.append(compile_(*a, **k)) or texts[-1])
     config = configs.LaunchConfig("persistent", 16, 16, 64, 8, exchange)
-    flags = {"HAS_MASK": True, "HAS_RESET": True, "HAS_ROWS": True, "DROPS": 3}
-    flags |= {"HAS_FRESH": True, "SEPARATE": True} if direction == "forward" else {"FRESH_GRADIENT": True}
-    ahead.compile_scan(direction, "sm_90", config, 64, torch.bfloat16, **flags)
+    features = dict(mask=True, resets=True, fresh=True, drops=3, crowded=True)
+    ahead.compile_scan(direction, "sm_90", config, 64, torch.bfloat16, **features)
     ttir = texts[0].asm["ttir"]
     if RELEASE < (3, 6):
         assert "%arg0: " in ttir
@@ -229,6 +227,38 @@ def test_a_narrow_product_is_seen():
       %p = arith.muli %U, %size : i32 loc(#loc4)
     """
     assert len(narrow_products(text)) == 1
+
+
+KERNELS = {"forward": forward.gru_forward_kernel, "backward": backward.gru_backward_kernel}
+
+
+@pytest.mark.parametrize("schedule", ["single", "persistent", "steps"])
+@pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
+@pytest.mark.parametrize("direction", KERNELS)
+def test_the_table_of_a_kernel_says_what_a_launch_gives(direction, reset_after, schedule):
+    """Its docstring's column of types, and that of what None stands for, against the arguments of whole scans."""
+    rows = re.findall(r"^ *\| (.+?) \| .+ \| (.+?) \| (.*?) ?\|$", KERNELS[direction].fn.__doc__, re.M)[1:]
+    types = {name: (dtype, bool(none.strip())) for names, dtype, none in rows for name in names.split(", ")}
+    config = configs.LaunchConfig(schedule, 16, 64 if schedule == "single" else 16, 64 if schedule == "single" else 16)
+    features = dict(mask=True, resets=True, fresh=True, drops=3, crowded=True)
+    for on in ({}, features):
+        variant, dtype = Variant(reset_after=reset_after), torch.float16
+        _, given = ahead.example_arguments(direction, config, 64, dtype, variant, **on)
+        pointers = {name: value for name, value in given.items() if not isinstance(value, int) and name != "first_tile"}
+        assert pointers.keys() == types.keys()
+        for name, value in pointers.items():
+            stated, may_be_none = types[name]
+            assert may_be_none if value is None else str(value.dtype)[6:] in stated.replace("io", "float16"), name
+
+
+def test_no_list_of_arguments_is_long():
+    modules = (backward, exchange, forward, gates, probe, product, stops)
+    functions = {
+        f.__name__: f for module in modules for f in vars(module).values() if isinstance(f, triton.JITFunction)
+    }
+    counts = {name: len(function.arg_names) for name, function in functions.items()}
+    assert len(counts) > 20
+    assert {name: n for name, n in counts.items() if n > (30 if name.endswith("_kernel") else 24)} == {}
 
 
 @pytest.mark.parametrize("name, value", [("direction", "sideways"), ("target", "sm_1")])

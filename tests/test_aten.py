@@ -19,6 +19,7 @@ def make_tensors(has_bias: bool, needs: str = "all", T=4, B=2, I=3, U=5):  # noq
     return tensors
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("needs", ["all", "0", "1", "2", "3"])
 def test_gradients_are_torchs_own(has_bias, needs):

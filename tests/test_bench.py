@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from tritongru.__main__ import main
-from tritongru.tools import bench, contenders, floor, memory, report, results, workloads
-from tritongru.tools.bench import BUILDERS, PEERS, build, has_failed
-from tritongru.tools.contenders import FORWARD, INFERENCE, TRAINING, UnavailableError, make_call
-from tritongru.tools.work import Work
-from tritongru.tools.workloads import TINY, Workload, with_features
+from tritongru.tools.benchmark import bench, contenders, floor, memory, report, results, workloads
+from tritongru.tools.benchmark.bench import BUILDERS, PEERS, build, has_failed
+from tritongru.tools.benchmark.contenders import FORWARD, INFERENCE, TRAINING, UnavailableError, make_call
+from tritongru.tools.benchmark.work import Work
+from tritongru.tools.benchmark.workloads import TINY, Workload, with_features
 from tritongru.tuning.configs import Device
 
 CPU = torch.device("cpu")

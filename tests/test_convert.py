@@ -15,7 +15,7 @@ from torch import nn
 
 from tritongru.keras import GRU, Bidirectional
 from tritongru.layouts import keras_to_torch, torch_to_keras
-from tritongru.tools import convert, keras_read
+from tritongru.tools.weight_files import convert, keras_read
 
 h5py = pytest.importorskip("h5py")
 pytest.importorskip("safetensors")

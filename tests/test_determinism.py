@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tritongru import gru
-from tritongru.tools.cases import Case, in_dtype, make_arguments, run_case
-from tritongru.tools.tolerance import check
+from tritongru.tools.oracle.cases import Case, in_dtype, make_arguments, run_case
+from tritongru.tools.oracle.tolerance import check
 
 BACKENDS = ("reference", "aten", "eager")
 # Large enough that the products are split among threads.
@@ -22,6 +22,7 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_repeated_runs_and_thread_counts(threads, backend: str, case: Case) -> None:
@@ -35,6 +36,7 @@ def test_repeated_runs_and_thread_counts(threads, backend: str, case: Case) -> N
             check(f"{name}, {number} threads", value, oracle[name], truth[name])
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_in_another_order(backend: str) -> None:
     """Within the tolerance: the vendor's products may treat the last rows of a block in another way."""

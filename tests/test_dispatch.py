@@ -18,7 +18,7 @@ from tritongru.call.check import Signature
 from tritongru.call.errors import BACKENDS
 from tritongru.call.problem import Shape, Variant
 from tritongru.dispatch import decide
-from tritongru.tools.cases import Case, make_arguments
+from tritongru.tools.oracle.cases import Case, make_arguments
 from tritongru.tuning.configs import Device
 
 
@@ -39,6 +39,10 @@ REJECTED_BY_ATEN = [
     (dict(input_dropouts=3), "input_dropout has 3 masks"),
     (dict(recurrent_dropouts=1), "recurrent_dropout"),
     (dict(recompute=True), "recompute=True"),
+    (dict(has_kernel=False), "gates given"),
+    (dict(has_zoneout=True), "zoneout given"),
+    (dict(gradient_clip=0.5), "gradient_clip=0.5"),
+    (dict(layer_norm="joint"), "layer_norm='joint'"),
     (dict(precision="bf16x3"), "precision='bf16x3'"),
     (dict(tracing=True, shape=None), "torch.compile"),
     (dict(shape=Shape(3, 0, 5, 9)), "T=0"),

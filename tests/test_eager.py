@@ -11,8 +11,8 @@ import torch
 from tritongru import gru
 from tritongru.backends import eager
 from tritongru.backends.eager import layout
-from tritongru.tools.cases import Case, differentiated, in_dtype, make_arguments, run_case
-from tritongru.tools.tolerance import check
+from tritongru.tools.oracle.cases import Case, differentiated, in_dtype, make_arguments, run_case
+from tritongru.tools.oracle.tolerance import check
 
 
 def assert_equals_oracle(case: Case, backend: str = "eager", **changes) -> None:
@@ -145,6 +145,7 @@ def test_no_zeros_are_made_for_results_that_nobody_used(monkeypatch, used: int) 
     assert seen == [[used == 0, used == 1]]
 
 
+@pytest.mark.bits
 def test_a_repeated_run_gives_the_same_bits() -> None:
     arguments = make_arguments(Case(3, 8, 4, 16, mask=True))
     first, second = run_case(arguments, "eager"), run_case(arguments, "eager")

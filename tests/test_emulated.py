@@ -14,11 +14,12 @@ import torch
 pytest.importorskip("triton.knobs")
 from triton import knobs  # noqa: E402
 
-from tritongru import launch, probe, rows  # noqa: E402
+from tritongru.backends.triton import probe, rows
+from tritongru.backends.triton import scan as launch  # noqa: E402
+from tritongru.backends.triton.kernels import probe as kernel  # noqa: E402
 from tritongru.call.errors import ExchangeError  # noqa: E402
 from tritongru.environment import is_interpreted  # noqa: E402
-from tritongru.kernels import probe as kernel  # noqa: E402
-from tritongru.tools.cases import Case  # noqa: E402
+from tritongru.tools.oracle.cases import Case  # noqa: E402
 from tritongru.tuning.configs import EXCHANGES, LaunchConfig  # noqa: E402
 
 if is_interpreted() or not hasattr(knobs.runtime, "add_stages_inspection_hook"):

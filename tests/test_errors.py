@@ -7,7 +7,7 @@ import torch
 
 import tritongru
 from tritongru.call.errors import check_units
-from tritongru.tools.cases import Case, make_arguments
+from tritongru.tools.oracle.cases import Case, make_arguments
 
 B, T, I, U = 3, 7, 5, 9  # noqa: E741
 

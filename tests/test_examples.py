@@ -83,6 +83,14 @@ def test_ddp_example_learns():
     assert error < 0.08  # answering the mean gives 1/6
 
 
+def test_keras3_text_learns_saves_and_loads():
+    pytest.importorskip("keras")
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    result = load("keras3_text").run(epochs=8, words=1000, units=16)
+    assert result["accuracy"] > 0.8  # answering always the same gives 0.56
+    assert result["difference"] < 1e-5 and len(result["switched"]) == 3
+
+
 def test_streaming_steps_equal_one_call():
     result = load("streaming").run(frames=50)
     assert result["difference"] < 1e-5

@@ -23,8 +23,8 @@ from tritongru import gru
 from tritongru.call.arguments import Arguments
 from tritongru.call.check import check as check_call
 from tritongru.call.problem import canonicalize
-from tritongru.tools.cases import Case, in_dtype, make_arguments, run_case
-from tritongru.tools.tolerance import check
+from tritongru.tools.oracle.cases import Case, in_dtype, make_arguments, run_case
+from tritongru.tools.oracle.tolerance import check
 
 BACKENDS = ("reference", "aten", "eager")
 MASKING = ("reference", "eager")
@@ -42,6 +42,7 @@ def test_sizes_of_inputs_and_states(backend: str, scales: tuple[float, float]) -
                     check_scale(backend, case, *scales, use_bias)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("case", VARIANTS, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -52,6 +53,7 @@ def test_rows_are_apart(backend: str, case: Case, bad: float) -> None:
                 check_rows_are_apart(backend, changes, argument, bad)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("case", VARIANTS, ids=str)
 @pytest.mark.parametrize("backend", MASKING)
@@ -62,6 +64,7 @@ def test_padding_does_not_matter(backend: str, case: Case, bad: float) -> None:
     check_padding_does_not_matter(backend, replace(case, go_backwards=True, zero_output_for_mask=True), bad)
 
 
+@pytest.mark.bits
 def test_padding_does_not_matter_to_second_derivatives() -> None:
     arguments = make_arguments(Case(2, 3, 2, 3, "float64", mask=True))
     found = []
@@ -74,6 +77,7 @@ def test_padding_does_not_matter_to_second_derivatives() -> None:
     assert all(torch.equal(clean, padded) for clean, padded in zip(*found, strict=True))
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("case", VARIANTS, ids=str)
 @pytest.mark.parametrize("backend", MASKING)
@@ -81,6 +85,7 @@ def test_a_reset_ends_it(backend: str, case: Case, bad: float) -> None:
     check_a_reset_ends_it(backend, case, bad)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("case", VARIANTS, ids=str)
 @pytest.mark.parametrize("backend", MASKING)
 def test_rows_without_steps(backend: str, case: Case) -> None:
@@ -88,6 +93,7 @@ def test_rows_without_steps(backend: str, case: Case) -> None:
     check_rows_without_steps(backend, replace(case, recompute=True, go_backwards=True))
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("case", VARIANTS, ids=str)
 @pytest.mark.parametrize("backend", MASKING)
 def test_lengths(backend: str, case: Case) -> None:

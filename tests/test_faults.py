@@ -24,8 +24,8 @@ from tritongru.backends.eager import continuation
 from tritongru.backends.triton import reasons
 from tritongru.call.arguments import Arguments
 from tritongru.call.errors import forget_warnings
-from tritongru.tools.cases import Case, make_arguments, run_case
-from tritongru.tools.compare import compare_backend
+from tritongru.tools.oracle.cases import Case, make_arguments, run_case
+from tritongru.tools.oracle.compare import compare_backend
 from tritongru.tuning.configs import MOST_WAVES, PERSISTENT, STEPS, Device, choose, count_waves
 
 CASE = Case(3, 6, 4, 9, "float64", mask=True)
@@ -41,7 +41,7 @@ def no_memory_of_failures():
 @pytest.fixture
 def launch(monkeypatch):
     """The launches, answered by the eager scan, and a dispatcher that takes them for the kernels of this device."""
-    module = pytest.importorskip("tritongru.launch")
+    module = pytest.importorskip("tritongru.backends.triton.scan")
 
     def scan(function):
         def run(*arguments):
@@ -212,7 +212,7 @@ NOT_CAUGHT = {
     "other": Bug("?"),
     "lost device": RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
     "torch's lost device": RuntimeError("CUDA error: device-side assert triggered"),
-    "our own module": ImportError("cannot import name 'x'", name="tritongru.kernels"),
+    "our own module": ImportError("cannot import name 'x'", name="tritongru.backends.triton.kernels"),
     "disk, elsewhere": OSError(28, "No space left on device"),
 }
 
@@ -240,7 +240,7 @@ def test_errors_are_told_apart_by_where_they_arose():
     for statement in ("raise RuntimeError('Failed to find C compiler')", "open('/no/such/ptxas')",
                       "import subprocess; subprocess.check_call(['false'])"):  # fmt: skip
         assert faults.classify(raised_in("triton.runtime.build", statement)) == faults.OTHER
-        assert faults.classify(raised_in("tritongru.launch", statement)) is None
+        assert faults.classify(raised_in("tritongru.backends.triton.scan", statement)) is None
         assert faults.classify(raised_in("torch.anything", statement)) is None
     triton = pytest.importorskip("triton")
     with pytest.raises(AttributeError) as caught:

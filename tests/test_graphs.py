@@ -7,7 +7,7 @@ import torch
 
 import tritongru
 from tritongru import compat, gru
-from tritongru.tools.cases import Case, differentiated, make_arguments
+from tritongru.tools.oracle.cases import Case, differentiated, make_arguments
 
 BACKENDS = ("eager", "aten", "reference")
 EVERYTHING = Case(3, 5, 4, 6, "float64", mask=True, resets=True, reset_state="rows", recurrent_dropouts=1)
@@ -22,6 +22,7 @@ def started(case: Case, backend: str) -> tuple[dict, dict, torch.Tensor, torch.T
     return (arguments, leaves, *gru(**arguments, backend=backend))
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_backward_twice_raises_as_torch_does(backend: str) -> None:
     _, leaves, outputs, _ = started(PLAIN, backend)
@@ -90,6 +91,7 @@ def test_only_one_argument_wants_a_gradient(backend: str) -> None:
         torch.testing.assert_close(gradient, right, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_inference_mode_gives_the_same_outputs(backend: str) -> None:
     arguments = make_arguments(PLAIN if backend == "aten" else EVERYTHING)

@@ -11,7 +11,7 @@ import pytest
 from test_convert import make_arrays, name_weights, write_legacy, write_v3
 
 from tritongru.keras import GRU, Bidirectional
-from tritongru.tools import convert, hdf5
+from tritongru.tools.weight_files import convert, hdf5
 
 h5py = pytest.importorskip("h5py")
 pytest.importorskip("safetensors")

@@ -163,6 +163,29 @@ def test_time_major_is_the_transpose(sequences, backwards):
     torch.testing.assert_close(last, state)
 
 
+@pytest.mark.parametrize("backend", ["aten", "eager", "reference"])
+@pytest.mark.parametrize("steps", [0, 1, T, 40])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"return_sequences": True}, {"go_backwards": True}, {"stateful": True}], ids=str
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_nothing_returned_shares_its_memory(backend, steps, arguments, masked):
+    if backend == "aten" and (masked or steps == 0):
+        pytest.skip("aten takes neither a mask nor T = 0")
+    layer = random_layer(return_state=True, backend=backend, **arguments)
+    x, h0 = torch.randn(B, steps, I), torch.randn(B, U)
+    mask = torch.ones(B, steps) if masked else None
+    tensors = [*layer(x, mask=mask, initial_state=h0), x, h0, *layer.parameters(), *layer.states]
+    places = [t.untyped_storage().data_ptr() for t in tensors if t is not None and t.numel()]
+    assert len(set(places)) == len(places)
+    if not layer.stateful:
+        y, h = layer(x, mask=mask, initial_state=h0)
+        expected = y.clone()
+        with torch.no_grad():
+            h.zero_()
+        assert torch.equal(y, expected)
+
+
 def test_output_shapes():
     assert GRU(U).compute_output_shape((B, T, I)) == (B, U)
     assert GRU(U, return_sequences=True).compute_output_shape((None, None, I)) == (None, None, U)
@@ -549,7 +572,7 @@ def test_cell_steps_equal_the_layer(arguments):
     assert torch.equal(state, torch.zeros(B, U))
     for t in range(T):
         output, [state] = cell(x[:, t], [state], training=True)
-        assert output is state
+        assert torch.equal(output, state) and output.data_ptr() != state.data_ptr()
     masks = {
         "input_dropout": cell.get_dropout_mask_for_cell(x[:, 0], True),
         "recurrent_dropout": cell.get_recurrent_dropout_mask_for_cell(state, True),

@@ -7,7 +7,7 @@ from keras_pairs import B, I, T, U, assert_same, mask_of
 
 import tritongru
 from tritongru.keras import GRU, Bidirectional
-from tritongru.tools import convert
+from tritongru.tools.weight_files import convert
 
 pytest.importorskip("h5py")
 keras = keras_pairs.keras

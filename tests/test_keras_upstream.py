@@ -26,5 +26,14 @@ def test_the_tests_of_a_row_exist(row):
         assert test in names_in(file), f"{file}::{test}"
 
 
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.split("|")[1].strip())
+def test_the_tests_inside_keras_3_exist(row):
+    column = row.split("|")[4].strip()
+    named = NAME.findall(column)
+    assert column == ", ".join(f"{file}::{test}" for file, test in named)
+    for file, test in named:
+        assert test in names_in(f"keras3/{file}"), f"{file}::{test}"
+
+
 def test_the_table_is_read():
     assert len(ROWS) > 40

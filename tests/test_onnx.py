@@ -6,17 +6,20 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import tritongru
 from tritongru import activations, compat
+from tritongru.backends import onnx_gru
 from tritongru.reference import gru_reference
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from tritongru.tools import onnx as export_tool  # noqa: E402
-from tritongru.tools import onnx_scan, onnx_translate  # noqa: E402
+from tritongru.tools.onnx import exporter as export_tool  # noqa: E402
+from tritongru.tools.onnx import scan_node as onnx_scan  # noqa: E402
+from tritongru.tools.onnx import translate as onnx_translate  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning"),
@@ -243,6 +246,120 @@ def test_export_of_a_larger_model(tmp_path):
             torch.testing.assert_close(found, expected, **close)
 
 
+class Headed(nn.Module):
+    """A model whose exporter knows nothing of this package."""
+
+    def __init__(self, gru: nn.Module):
+        super().__init__()
+        self.gru, self.head = gru, nn.Linear(10, 2)
+
+    def forward(self, x, hx):
+        output, h_n = self.gru(x, hx)
+        return self.head(output), h_n
+
+
+class Packed(nn.Module):
+    """The same with packed sequences."""
+
+    def __init__(self, gru: nn.Module):
+        super().__init__()
+        self.gru = gru
+
+    def forward(self, x, lengths):
+        output, h_n = self.gru(pack_padded_sequence(x, lengths, batch_first=True))
+        return pad_packed_sequence(output, batch_first=True)[0], h_n
+
+
+def torch_pair(**arguments) -> tuple[nn.GRU, compat.GRU]:
+    """Return a torch.nn.GRU and this package's with the same weights."""
+    theirs, ours = nn.GRU(3, 5, **arguments), compat.GRU(3, 5, **arguments)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs.eval(), ours.eval()
+
+
+@pytest.mark.skipif(not onnx_gru.can_record(), reason="this torch cannot name an ONNX operator")
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+def test_export_without_the_table(bias, tmp_path):
+    theirs, ours = torch_pair(num_layers=2, bidirectional=True, bias=bias, batch_first=True)
+    judge = Headed(theirs)
+    model = Headed(ours)
+    model.load_state_dict(judge.state_dict())
+    B, T = torch.export.Dim("B"), torch.export.Dim("T")
+    path = tmp_path / "model.onnx"
+    example = (torch.randn(2, 6, 3), torch.randn(4, 2, 5))
+    shapes = {"x": {0: B, 1: T}, "hx": {1: B}}
+    torch.onnx.export(model, example, path, dynamo=True, verbose=False, dynamic_shapes=shapes)
+    assert kinds(path).count("GRU") == 4 and "Scan" not in kinds(path)
+    for b, t in ((3, 9), (1, 1)):
+        inputs = dict(x=torch.randn(b, t, 3), hx=torch.randn(4, b, 5))
+        torch.testing.assert_close(run(path, **inputs), list(judge(*inputs.values())), **CLOSE)
+
+
+@pytest.mark.skipif(not onnx_gru.can_record(), reason="this torch cannot name an ONNX operator")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+def test_export_of_the_keras_layer_without_the_table(dtype, tmp_path):
+    layer = tritongru.GRU(
+        5, input_size=3, return_sequences=True, bias_initializer="glorot_uniform", go_backwards=True, dtype=dtype
+    )
+    path = tmp_path / "model.onnx"
+    axes = {0: torch.export.Dim("B"), 1: torch.export.Dim("T")}
+    example = torch.randn(2, 6, 3, dtype=dtype)
+    torch.onnx.export(
+        layer.eval(), (example,), path, dynamo=True, verbose=False, input_names=["x"], dynamic_shapes=(axes,)
+    )
+    assert kinds(path).count("GRU") == 1 and "Scan" not in kinds(path)
+    for B, T in ((2, 6), (3, 9)):
+        x = torch.randn(B, T, 3, dtype=dtype)
+        close = dict(rtol=1e-2, atol=1e-2) if dtype == torch.float16 else CLOSE
+        torch.testing.assert_close(run(path, x=x), [layer(x)], **close)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("with_hx", [False, True], ids=["x", "x-hx"])
+def test_export_of_the_torch_layer_as_the_root_through_torchscript(with_hx, tmp_path):
+    theirs, ours = torch_pair(num_layers=2, bidirectional=True, batch_first=True)
+    path = str(tmp_path / "model.onnx")
+    example = (torch.randn(2, 6, 3), torch.randn(4, 2, 5))[: 1 + with_hx]
+    torch.onnx.export(
+        ours, example, path, dynamo=False, opset_version=11, input_names=["x", "hx"][: 1 + with_hx],
+        dynamic_axes={"x": [0, 1], "hx": [1]},
+    )  # fmt: skip
+    assert onnx.load(path).opset_import[0].version == 11 and kinds(path).count("GRU") == 2
+    for B, T in ((2, 6), (3, 9)):
+        inputs = dict(x=torch.randn(B, T, 3), hx=torch.randn(4, B, 5))
+        inputs = inputs if with_hx else {"x": inputs["x"]}
+        torch.testing.assert_close(run(path, **inputs), list(theirs(*inputs.values())), **CLOSE)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+def test_export_of_packed_sequences_through_torchscript(tmp_path):
+    theirs, ours = torch_pair(num_layers=2, bidirectional=True, batch_first=True)
+    path = str(tmp_path / "model.onnx")
+    torch.onnx.export(
+        Packed(ours), (torch.randn(4, 6, 3), torch.tensor([6, 4, 2, 1])), path, dynamo=False, opset_version=17,
+        input_names=["x", "lengths"], dynamic_axes={"x": [0, 1], "lengths": [0]},
+    )  # fmt: skip
+    for lengths in ([6, 4, 2, 1], [5, 3]):
+        inputs = dict(x=torch.randn(len(lengths), max(lengths), 3), lengths=torch.tensor(lengths))
+        torch.testing.assert_close(run(path, **inputs), list(Packed(theirs)(*inputs.values())), **CLOSE)
+
+
+@pytest.mark.parametrize("opset", [11, 17, True, "18"])
+def test_an_opset_that_cannot_be_written_is_refused(opset, tmp_path):
+    with pytest.raises(ValueError, match=f"`opset_version` must be an integer from 18 on, got {opset!r}"):
+        export_tool.export(compat.GRU(3, 5), tmp_path / "gru.onnx", opset_version=opset)
+    assert not list(tmp_path.iterdir())
+
+
+def test_zoneout_in_evaluation_becomes_a_scan(tmp_path):
+    layer = compat.GRU(3, 5, bidirectional=True, zoneout=0.3, gradient_clip=1.0).eval()
+    path = tmp_path / "gru.onnx"
+    export_tool.export(layer, path, lengths=True)
+    assert kinds(path).count("Scan") == 2 and "GRU" not in kinds(path)
+    x, lengths = torch.randn(6, 4, 3), torch.tensor([0, 6, 3, 1])
+    torch.testing.assert_close(run(path, x=x, lengths=lengths), list(layer(x, lengths=lengths)), **CLOSE)
+
+
 def test_what_cannot_be_exported_is_named(tmp_path):
     cases = [
         (nn.Linear(2, 2), TypeError, "Linear"),
@@ -251,7 +368,9 @@ def test_what_cannot_be_exported_is_named(tmp_path):
         (tritongru.GRU(3, input_size=2, stateful=True), ValueError, "stateful=True"),
         (tritongru.GRU(3, input_size=2, dropout=0.5), ValueError, r"call `eval\(\)`"),
         (tritongru.GRU(3, "gelu", input_size=2), ValueError, "activation='gelu'"),
+        (tritongru.GRU(3, input_size=2, zoneout=0.5), ValueError, r"call `eval\(\)`"),
         (compat.GRU(3, 2, recurrent_dropout=0.5), ValueError, r"call `layer.eval\(\)`"),
+        (compat.GRU(3, 2, zoneout=0.5), ValueError, r"call `layer.eval\(\)`"),
         (tritongru.Bidirectional(tritongru.GRU(3)), ValueError, "no weights yet"),
     ]
     for layer, kind, message in cases:

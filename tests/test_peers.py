@@ -5,10 +5,10 @@ import importlib
 import pytest
 import torch
 
-from tritongru.tools import peers
-from tritongru.tools.contenders import TRAINING, UnavailableError, make_call
-from tritongru.tools.work import Work
-from tritongru.tools.workloads import Workload
+from tritongru.tools.benchmark import peers
+from tritongru.tools.benchmark.contenders import TRAINING, UnavailableError, make_call
+from tritongru.tools.benchmark.work import Work
+from tritongru.tools.benchmark.workloads import Workload
 
 PLAIN = Workload("plain", 12, 3, 5, 8)
 RESETS = Workload("resets", 12, 3, 5, 8, resets=True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tritongru.reference import gru_reference
-from tritongru.tools.cases import Case, differentiated, make_arguments
+from tritongru.tools.oracle.cases import Case, differentiated, make_arguments
 
 PRECISE = dict(rtol=1e-10, atol=1e-11)
 QUICK = settings(max_examples=25, deadline=None)
@@ -159,6 +159,7 @@ def test_masked_steps_before_the_first_valid_one() -> None:
     assert torch.equal(same, state)
 
 
+@pytest.mark.bits
 def test_lengths_and_mask_mean_the_same() -> None:
     case = Case(3, 5, 2, 4, "float64")
     lengths = torch.tensor([0, 3, 5])
@@ -177,9 +178,12 @@ def test_no_steps_and_no_rows(reset_after: bool) -> None:
     assert outputs.shape == (0, 3, 4) and state.shape == (0, 4)
 
 
+@pytest.mark.bits
 def test_go_backwards_and_time_major() -> None:
     case = Case(2, 5, 3, 4, "float64")
     arguments = reference_arguments(case)
+    # Eighths, whose sums of products are exact in any order: where a step lies in memory may decide that order.
+    arguments |= {name: (8 * arguments[name]).round() / 8 for name in ("x", "kernel")}
     backwards, state = gru_reference(**(arguments | {"go_backwards": True}))
     flipped, last = gru_reference(**(arguments | {"x": arguments["x"].flip(1)}))
     assert torch.equal(backwards, flipped) and torch.equal(state, last)
@@ -187,6 +191,7 @@ def test_go_backwards_and_time_major() -> None:
     assert torch.equal(major.transpose(0, 1), gru_reference(**arguments)[0])
 
 
+@pytest.mark.bits
 def test_three_equal_dropout_masks_are_one() -> None:
     case = Case(2, 3, 3, 4, "float64", input_dropouts=1, recurrent_dropouts=1)
     arguments = reference_arguments(case)

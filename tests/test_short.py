@@ -7,7 +7,7 @@ import torch
 
 from tritongru import gru
 from tritongru.backends.eager import forward, short
-from tritongru.tools.cases import Case, in_dtype, make_arguments
+from tritongru.tools.oracle.cases import Case, in_dtype, make_arguments
 
 CASES = [
     Case(batch, time, 4, units, dtype, layout=layout, use_bias=bias, go_backwards=backwards)

@@ -1,8 +1,13 @@
 """A stream of steps against one call over the sequence, and the jagged form against the padded one."""
 
+import copy
+import pickle
+
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
+import tritongru
 from tritongru.keras import GRU
 from tritongru.keras import jagged as ragged
 from tritongru.stream import Stream
@@ -63,6 +68,79 @@ def test_reset_of_rows(rows):
     assert stream.state is None
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_what_is_written_into_an_output_stays_there(training):
+    layer, x = GRU(U, input_size=I), torch.randn(B, T, I)
+    stream, plain = Stream(layer), Stream(layer)
+    with torch.set_grad_enabled(training):
+        for t in range(T):
+            output, expected = stream.step(x[:, t]), plain.step(x[:, t])
+            torch.testing.assert_close(output, expected)
+            output.relu_().mul_(3)
+    if training:
+        loss = stream.step(x[:, 0]).neg_().sum()
+        loss.backward()
+        found = layer.kernel.grad.clone()
+        layer.zero_grad()
+        (-plain.step(x[:, 0])).sum().backward()
+        torch.testing.assert_close(layer.kernel.grad, found)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))],
+                         ids=["deepcopy", "pickle"])  # fmt: skip
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_a_copy_goes_on_by_itself(copied, dtype):
+    layer = GRU(U, input_size=I, dropout=0.5, recurrent_dropout=0.5, dtype=dtype)
+    x, stream = torch.randn(B, 3, I), Stream(layer)
+    assert copied(stream).state is None
+    stream.step(x[:, 0])
+    twin = copied(stream)
+    assert stream.state.requires_grad and not twin.state.requires_grad
+    # The masks of the dropout are those of the stream.
+    torch.testing.assert_close(twin.step(x[:, 1]), stream.step(x[:, 1]))
+    twin.step(x[:, 2]).sum().backward()
+    assert twin.layer.kernel.grad.any() and layer.kernel.grad is None
+    state = stream.state.clone()
+    twin.reset()
+    assert torch.equal(stream.state, state)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_would_lose_the_state_is_refused():
+    layer, x = GRU(U, input_size=I), torch.randn(B, I, requires_grad=True)
+    stream = Stream(layer)
+
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return stream.step(x)
+
+    for run in (
+        lambda: torch.export.export(Model(), (x,), strict=False),
+        lambda: torch.jit.trace(Model(), (x,)),
+        lambda: torch.func.grad(lambda x: stream.step(x).sum())(x),
+        lambda: torch.func.vmap(stream.step)(x[None]),
+        lambda: checkpoint(Stream(layer).step, x, use_reentrant=False).sum().backward(),
+    ):
+        with pytest.raises(RuntimeError, match=r"`output, state = cell\(x, state\)`"):
+            run()
+        assert stream.state is None
+
+
+def test_a_step_that_fails_or_gives_shapes_alone_keeps_nothing():
+    layer = GRU(U, input_size=I, dropout=0.5, activation="gelu", backend="eager")
+    stream = Stream(layer)
+    with pytest.raises(tritongru.UnsupportedError):
+        stream.step(torch.randn(B, I))
+    assert stream.state is None
+    layer.backend = "reference"
+    assert stream.step(torch.randn(B + 1, I)).shape == (B + 1, U)
+
+    stream = Stream(GRU(U, input_size=I, device="meta"))
+    assert stream.step(torch.empty(B, I, device="meta")).is_meta
+    stream.layer.to_empty(device="cpu").reset_parameters()
+    assert stream.step(torch.randn(B + 1, I)).shape == (B + 1, U)
+
+
 def test_dropout_masks_are_kept_until_reset():
     layer = GRU(U, input_size=I, dropout=0.5, recurrent_dropout=0.5)
     stream = Stream(layer)
@@ -89,18 +167,19 @@ def test_half_weights_are_cast_once():
         assert stream._weights() is not first
 
 
+@pytest.mark.bits
 def test_a_captured_step_keeps_the_state_in_its_place(monkeypatch):
     """What a CUDA graph needs, without a GPU: a replay reads and writes the addresses of the capture."""
     layer = GRU(U, input_size=I)
     x, stream, plain = torch.randn(B, T, I), Stream(layer), Stream(layer)
-    monkeypatch.setattr("tritongru.stream._is_capturing", lambda x: True)
+    monkeypatch.setattr("tritongru.stream.is_capturing", lambda x: True)
     with torch.no_grad(), pytest.raises(RuntimeError, match="before the first step"):
         stream.step(x[:, 0])
     monkeypatch.undo()
     with torch.no_grad():
         expected = [plain.step(x[:, t]) for t in range(T)]
         found = [stream.step(x[:, 0])]
-        monkeypatch.setattr("tritongru.stream._is_capturing", lambda x: True)
+        monkeypatch.setattr("tritongru.stream.is_capturing", lambda x: True)
         place = stream.state.data_ptr()
         found[0] = found[0].clone()
         found += [stream.step(x[:, t]) for t in range(1, T)]

@@ -301,7 +301,7 @@ def test_tables_are_shipped():
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_tables_fit_their_device(path, monkeypatch):
-    from tritongru.tools.tune_verify import misfits, table_device
+    from tritongru.tools.tune.verify import misfits, table_device
 
     monkeypatch.setattr(configs, "triton_release", lambda: None)
     table = table_files.read(path)
@@ -320,7 +320,7 @@ def test_shipped_tables_fit_their_device(path, monkeypatch):
 def test_a_shipped_entry_compiles_to_what_it_says(path, kernel):
     """One entry that is compiled fast; `make tune-verify` compiles all of them."""
     pytest.importorskip("triton")
-    from tritongru.tools.tune_compile import Job, compile_job
+    from tritongru.tools.tune.workers import Job, compile_job
 
     table = table_files.read(path)
     mine = [one for one in table.entries if one.key.kernel == kernel]

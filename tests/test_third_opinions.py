@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tritongru import gru
-from tritongru.tools.cases import Case, in_dtype, make_arguments, moved_arguments
-from tritongru.tools.tolerance import check
+from tritongru.tools.oracle.cases import Case, in_dtype, make_arguments, moved_arguments
+from tritongru.tools.oracle.tolerance import check
 
 CASES = [
     Case(3, 7, 5, 9, use_bias=bias, go_backwards=back, lengths=lengths, zero_output_for_mask=lengths, reset_after=after)

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from tritongru.tools import files, timing
+from tritongru.tools import files
+from tritongru.tools.benchmark import timing
 
 
 def test_calls_take_turns_in_an_order_that_rotates():

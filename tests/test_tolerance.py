@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tritongru import gru
-from tritongru.tools.cases import DTYPES, Case, in_dtype, make_arguments, moved_arguments
-from tritongru.tools.tolerance import (
+from tritongru.tools.oracle.cases import DTYPES, Case, in_dtype, make_arguments, moved_arguments
+from tritongru.tools.oracle.tolerance import (
     FLOOR_IN_EPSILONS,
     MOVES,
     ORACLE_FACTOR,

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import tritongru
-from tritongru.backends import eager  # noqa: F401  (registers the operators)
+from tritongru.backends.operators import WHOLE
 from tritongru.compat import GRU
 
 F64 = torch.float64
@@ -68,7 +68,7 @@ def test_export_with_dynamic_axes(bidirectional, device):
         torch.testing.assert_close(program.module()(x), layer(x))
 
 
-def scan_arguments(mask: bool, dtype=F64, save="gates"):
+def scan_arguments(mask: bool, dtype=F64, save="gates", backend="eager"):
     T, B, I, U = 4, 2, 3, 5
 
     def leaf(*shape):
@@ -76,23 +76,28 @@ def scan_arguments(mask: bool, dtype=F64, save="gates"):
 
     steps = torch.tensor([[1, 1], [1, 0], [0, 1], [1, 1]], dtype=torch.bool)
     return (
-        leaf(T, B, I), leaf(I, 3 * U), leaf(3 * U), leaf(U, 3 * U), leaf(3 * U), leaf(B, U),
-        steps if mask else None, None, None, None, "tanh", "sigmoid", True, False, False, False, "ieee", save, "eager",
+        leaf(B, T, I).transpose(0, 1), leaf(I, 3 * U), leaf(3 * U), leaf(U, 3 * U), leaf(3 * U), leaf(B, U),
+        steps if mask else None, *[None] * 5, "tanh", "sigmoid", True, False, False, False, None,
+        None, 1e-5, "ieee", save, backend,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("mask", [False, True])
 @pytest.mark.parametrize("save", ["gates", "recompute"])
-def test_opcheck_of_the_scan(mask, save):
-    torch.library.opcheck(torch.ops.tritongru.scan, scan_arguments(mask, save=save))
+@pytest.mark.parametrize("backend", WHOLE)
+def test_opcheck_of_the_scan(mask, save, backend):
+    torch.library.opcheck(torch.ops.tritongru.scan, scan_arguments(mask, save=save, backend=backend))
 
 
 @pytest.mark.parametrize("mask", [False, True])
 @pytest.mark.parametrize("save", ["gates", "recompute"])
-def test_opcheck_of_the_reverse_scan(mask, save):
-    arguments = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in scan_arguments(mask, save=save))
+@pytest.mark.parametrize("backend", WHOLE)
+def test_opcheck_of_the_reverse_scan(mask, save, backend):
+    """The input's gradient is laid out as the input, here that of a batch first, whatever a backend computes it in."""
+    arguments = scan_arguments(mask, save=save, backend=backend)
+    arguments = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in arguments)
     out, last, states, gates = torch.ops.tritongru.scan(*arguments)
-    wanted = [True] * 5 + [False] * 5
+    wanted = [True] * 5 + [False] * 7
     d_out, d_last = torch.randn_like(out), torch.randn_like(last)
     torch.library.opcheck(torch.ops.tritongru.scan_backward, (*arguments, out, states, gates, d_out, d_last, wanted))
 
@@ -231,6 +236,7 @@ def test_func_forward_mode_and_hessian():
     lambda m: pickle.loads(pickle.dumps(m)),
     lambda m: torch.load(_saved(m), weights_only=False),
 ], ids=["deepcopy", "pickle", "save"])  # fmt: skip
+@pytest.mark.bits
 def test_copies_are_whole_and_independent(copied):
     layer = GRU(3, 5, 2, bidirectional=True, backend="eager")
     x = torch.randn(4, 2, 3)
@@ -305,6 +311,7 @@ def test_learnable_hx_of_a_deep_layer(device):
     assert hx.grad.shape == hx.shape and hx.grad.flatten(1).any(1).all()
 
 
+@pytest.mark.bits
 def test_deterministic_mode_repeats_bit_for_bit(device):
     layer = GRU(3, 5, 2, bidirectional=True, device=device)
     x, lengths = torch.randn(6, 4, 3, device=device), [6, 2, 5, 1]

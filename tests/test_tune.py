@@ -17,14 +17,16 @@ import torch
 
 from tritongru.__main__ import main
 from tritongru.environment import reasons_against_interpreter
-from tritongru.tools import tune as tune_module
-from tritongru.tools import tune_compile, tune_measure, tune_store
-from tritongru.tools.step_model import MACHINES, model_step, step_floor
-from tritongru.tools.timing import Timing
-from tritongru.tools.tune import list_problems, tune
-from tritongru.tools.tune_compile import Compiled, Compilers, Job
-from tritongru.tools.tune_search import NOT_COMPILED, compile_candidates, make_entries, open_problems
-from tritongru.tools.tune_space import MARGIN, Problem, list_candidates, rules_against
+from tritongru.tools.benchmark.timing import Timing
+from tritongru.tools.tune import measure as tune_measure
+from tritongru.tools.tune import store as tune_store
+from tritongru.tools.tune import sweep as tune_module
+from tritongru.tools.tune import workers as tune_compile
+from tritongru.tools.tune.model import MACHINES, model_step, step_floor
+from tritongru.tools.tune.search import NOT_COMPILED, compile_candidates, make_entries, open_problems
+from tritongru.tools.tune.space import MARGIN, Problem, list_candidates, rules_against
+from tritongru.tools.tune.sweep import list_problems, tune
+from tritongru.tools.tune.workers import Compiled, Compilers, Job
 from tritongru.tuning import choices, configs, table_files, tables
 from tritongru.tuning.configs import PERSISTENT, SINGLE, STEPS, STREAMED, Device, LaunchConfig
 from tritongru.tuning.tables import Entry, Key

@@ -5,18 +5,21 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import activations, compat
+from . import activations, compat, flops
+from .call.arguments import LayerNorm
 from .call.errors import ExchangeError, FallbackWarning, UnsupportedError
 from .dispatch import Decision
-from .functional import gru
+from .functional import gru, scan
 from .keras import GRU, Bidirectional, GRUCell, constraints, initializers, regularizers
 from .stream import Stream
 from .tools.info import explain, info
 
 if TYPE_CHECKING:
-    from .tools import convert
-    from .tools.compare import compare
-    from .tools.tune import tune
+    from .tools.oracle.compare import compare
+    from .tools.tune.sweep import tune
+    from .tools.weight_files import convert
+
+flops.register_where_loaded()
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +29,7 @@ __all__ = [
     "FallbackWarning",
     "GRU",
     "GRUCell",
+    "LayerNorm",
     "Stream",
     "UnsupportedError",
     "__version__",
@@ -39,19 +43,19 @@ __all__ = [
     "info",
     "initializers",
     "regularizers",
+    "scan",
     "tune",
 ]
 
 # Tools are imported when first asked for: the layer needs none of them.
-_TOOLS = {"compare": "compare", "convert": None, "tune": "tune"}
+_TOOLS = {"compare": "oracle.compare", "convert": "weight_files.convert", "tune": "tune.sweep"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _TOOLS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f".tools.{name}", __name__)
-    function = _TOOLS[name]
-    return module if function is None else getattr(module, function)
+    module = importlib.import_module(f".tools.{_TOOLS[name]}", __name__)
+    return module if name == "convert" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -7,22 +7,28 @@ import importlib
 import importlib.util
 from collections.abc import Sequence
 
+# Each command's module in tritongru/tools, and what it does.
 COMMANDS = {
-    "info": "versions, device, how the kernels run here",
-    "compare": "every backend against the float64 oracle: outputs and all gradients; exit status 1 on a failure",
-    "tune": "sweep launch configurations",
-    "bench": "named workloads, all backends side by side",
-    "convert": "Keras files, torch state_dicts and safetensors, both ways",
-    "demo": "train on the Japanese Vowels recordings, then compare",
+    "info": ("info", "versions, device, how the kernels run here"),
+    "compare": (
+        "oracle.compare",
+        "every backend against the float64 oracle: outputs and all gradients; exit status 1 on a failure",
+    ),
+    "tune": ("tune.sweep", "sweep launch configurations"),
+    "bench": ("benchmark.bench", "named workloads, all backends side by side"),
+    "convert": ("weight_files.convert", "Keras files, torch state_dicts and safetensors, both ways"),
+    "demo": ("demo", "train on the Japanese Vowels recordings, then compare"),
 }
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with one subcommand for each tool this installation has."""
-    parser = argparse.ArgumentParser(prog="python -m tritongru", description="The Gated Recurrent Unit for PyTorch.")
+    from .tools.options import Parser
+
+    parser = Parser(prog="python -m tritongru", description="The Gated Recurrent Unit for PyTorch.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, summary in COMMANDS.items():
-        module_name = f"tritongru.tools.{name}"
+    for name, (module_name, summary) in COMMANDS.items():
+        module_name = f"tritongru.tools.{module_name}"
         if importlib.util.find_spec(module_name) is None:
             continue
         module = importlib.import_module(module_name)

@@ -1,7 +1,6 @@
 """`torch.nn.GRU` with the same constructor, outputs and checkpoints, and what it lacks: lengths, resets, backends.
 
-Built on `nn.RNNBase`, since a subclass of `nn.GRU` cannot be compiled with `fullgraph=True`. The parameters are read by
-name at every call, so parametrizations, `functional_call` and tensors swapped in by a wrapper are always the ones used.
+Built on `nn.RNNBase`: torch.compile does not look into a subclass of `nn.GRU`, whatever it does (docs/torch.md).
 """
 
 from __future__ import annotations
@@ -11,15 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .call.arguments import Arguments
-from .call.check import check_lengths
-from .call.errors import check_backend
+from . import flops, tracing
+from .call.arguments import Arguments, LayerNorm
+from .call.check import Signature, check_gradient_clip, check_lengths, is_transformed, resolve_precision
+from .call.errors import check_backend, check_heads, check_norm_name
 from .call.padding import valid_steps
-from .dispatch import Decision
+from .call.problem import Shape, Variant
+from .call.recording import is_recorded
+from .call.zoneout import check_zoneout_rate, draw_zoneout
+from .dispatch import Decision, decide
 from .functional import explain_call, run
+from .named_weights import NamedWeights
+from .replacing import Replacement
 
 
-class GRU(nn.RNNBase):
+class GRU(NamedWeights):
     """A multi-layer, optionally bidirectional GRU that takes the place of `torch.nn.GRU`.
 
     r = sigmoid(x W_ir' + b_ir + h W_hr' + b_hr), z likewise, n = tanh(x W_in' + b_in + r * (h W_hn' + b_hn)),
@@ -29,6 +34,13 @@ class GRU(nn.RNNBase):
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as torch.nn.GRU.
         recurrent_dropout: probability in [0, 1] of dropping a unit of the state on its way into the gates; one mask per
             layer, direction and call, constant over time.
+        zoneout: probability in [0, 1], for each unit and step, of keeping the old state in training; otherwise its
+            mean is used.
+        gradient_clip: bound of the gradient that each step passes to the state entering it; see `tritongru.gru`.
+        layer_norm: None, "separate" or "joint" (`tritongru.LayerNorm`); the scales are parameters `layer_norm_scale_l0`
+            and so on, one per layer and direction.
+        heads: N; the recurrent weights are N blocks, parameters `weight_hh_heads_l0` (N,3U/N,U/N) and so on in place of
+            `weight_hh_l0`; equal to N GRUs of U/N units side by side. They are drawn as a GRU of U/N units draws them.
         backend: "auto", "triton", "aten", "eager" or "reference"; a call may name another.
 
     Raises:
@@ -47,6 +59,10 @@ class GRU(nn.RNNBase):
     """
 
     last_decision: Decision | None = None
+    zoneout: float = 0.0
+    gradient_clip: float | None = None
+    layer_norm: str | None = None
+    heads: int = 1
 
     def __init__(
         self,
@@ -59,6 +75,10 @@ class GRU(nn.RNNBase):
         bidirectional: bool = False,
         *args,
         recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        gradient_clip: float | None = None,
+        layer_norm: str | None = None,
+        heads: int = 1,
         backend: str = "auto",
         device=None,
         dtype=None,
@@ -78,13 +98,48 @@ class GRU(nn.RNNBase):
         if self.proj_size:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         self.recurrent_dropout = float(recurrent_dropout)
+        self.zoneout, self.gradient_clip = check_zoneout_rate(zoneout), check_gradient_clip(gradient_clip)
         self.backend = backend
+        flops.register_where_loaded()
+        self.layer_norm, self.heads = check_norm_name(layer_norm), check_heads(heads, self.hidden_size, layer_norm)
+        if self.heads > 1:
+            self._make_heads()
+        if self.layer_norm is not None:
+            rows = (2,) if self.layer_norm == "separate" else ()
+            for name in self._flat_weights_names:
+                if name.startswith("weight_hh"):
+                    like = getattr(self, name)
+                    ones = nn.Parameter(like.new_ones(*rows, like.shape[0]))
+                    self.register_parameter(name.replace("weight_hh", "layer_norm_scale"), ones)
+
+    def reset_parameters(self) -> None:
+        """Draw the weights as torch.nn.GRU does; scales of a norm become ones."""
+        super().reset_parameters()
+        for name, parameter in self.named_parameters():
+            if name.startswith("layer_norm_scale"):
+                nn.init.ones_(parameter)
+            elif name.startswith("weight_hh_heads"):
+                bound = parameter.shape[-1] ** -0.5
+                nn.init.uniform_(parameter, -bound, bound)
+
+    def _make_heads(self) -> None:
+        """Replace each (3U,U) of the recurrent weights by blocks (N,3U/N,U/N) under a name that says so."""
+        width = self.hidden_size // self.heads
+        for group in self._all_weights:
+            for place, name in enumerate(group):
+                if name.startswith("weight_hh"):
+                    like, group[place] = getattr(self, name), name.replace("weight_hh", "weight_hh_heads")
+                    delattr(self, name)
+                    blocks = nn.Parameter(like.new_empty(self.heads, 3 * width, width))
+                    self.register_parameter(group[place], blocks)
+        self._flat_weights_names = [name for group in self._all_weights for name in group]
+        self.reset_parameters()
 
     def forward(
         self,
         input: Tensor | PackedSequence,
         hx: Tensor | None = None,
-        *,
+        # Not by keyword alone: torch.onnx.export(dynamo=False) passes every argument of a root module by position.
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
         backend: str | None = None,
@@ -108,9 +163,18 @@ class GRU(nn.RNNBase):
             TypeError, ValueError, RuntimeError: a wrong input or hx, as torch.nn.GRU; wrong lengths or resets.
             UnsupportedError: a named backend cannot run the call.
         """
+        if (proxy := tracing.find_proxy(input, hx, lengths, resets)) is not None:
+            options = dict(lengths=lengths, resets=resets, backend=backend)
+            return tracing.record_call(self, proxy, input, hx, **options)  # type: ignore[return-value]
+        if is_recorded() and self._is_plain_call(lengths, resets, backend):
+            return tracing.TorchGRU.forward(self, input, hx)  # type: ignore[arg-type]
         if isinstance(input, PackedSequence):
             _refuse_with_packed(lengths, resets)
             return self._forward_packed(input, hx, backend)
+        if lengths is None and resets is None and (decision := self._decide_for_all(input, backend)) is not None:
+            if decision is not self.last_decision:
+                self.last_decision = decision
+            return tracing.TorchGRU.forward(self, input, hx)  # type: ignore[arg-type]
         x, hx, lengths, resets = self._prepare(input, hx, lengths, resets)
         output, h_n = self._run_layers(x, hx, _valid_steps(lengths, x), resets, backend)
         if input.dim() == 2:
@@ -136,7 +200,7 @@ class GRU(nn.RNNBase):
             raise TypeError("compat.GRU takes no `mask`: pass `lengths`")
         if isinstance(input, PackedSequence):
             _refuse_with_packed(lengths, resets)
-            x, valid = _pad(input)
+            x, _, valid = _pad(input)
             x, hx, _, _ = self._prepare(x, _sort_states(hx, input), None, None, time_major=True)
         else:
             x, hx, lengths, resets = self._prepare(input, hx, lengths, resets)
@@ -144,42 +208,31 @@ class GRU(nn.RNNBase):
         h0 = None if hx is None else hx[0]
         return explain_call(self._arguments(0, 0, x, h0, valid, resets), backend or self.backend)
 
-    def flatten_parameters(self) -> None:
-        """Do nothing; kept for code written for torch.nn.GRU."""
-
     def extra_repr(self) -> str:
         text = super().extra_repr()
         if self.recurrent_dropout:
             text += f", recurrent_dropout={self.recurrent_dropout}"
+        text += "".join(f", {name}={value}" for name in ("zoneout", "gradient_clip") if (value := getattr(self, name)))
+        text += f", heads={self.heads}" if self.heads > 1 else ""
+        text += f", layer_norm={self.layer_norm!r}" if self.layer_norm else ""
         return text if self.backend == "auto" else f"{text}, backend={self.backend!r}"
 
-    @property
-    def _flat_weights(self) -> list[Tensor]:
-        """The weights in RNNBase's order, read at each use so that none is kept beside the parameters."""
-        return [getattr(self, name) for name in self._flat_weights_names]
+    def _is_plain_call(self, lengths, resets, backend: str | None) -> bool:
+        """Return whether torch.nn.GRU computes such a call."""
+        drops = self.recurrent_dropout and self.training
+        named = self.backend if backend is None else backend
+        plain = lengths is None and resets is None and not drops and self._is_plain_cell()
+        return plain and named in ("auto", "aten")
 
-    def _init_flat_weights(self) -> None:
-        pass
-
-    def _update_flat_weights(self) -> None:
-        pass
-
-    def __setattr__(self, name: str, value) -> None:
-        # RNNBase's own keeps a second list of the weights in step, which does not exist here.
-        nn.Module.__setattr__(self, name, value)
-
-    def __setstate__(self, state: dict) -> None:
-        nn.Module.__setstate__(self, state)
-        self._flat_weight_refs = []
-
-    def _replicate_for_data_parallel(self):
-        return nn.Module._replicate_for_data_parallel(self)
+    def _is_plain_cell(self) -> bool:
+        other = self.zoneout or self.gradient_clip is not None or self.layer_norm is not None or self.heads > 1
+        return not other
 
     def _forward_packed(self, packed: PackedSequence, hx, backend) -> tuple[PackedSequence, Tensor]:
-        x, valid = _pad(packed)
+        x, lengths, valid = _pad(packed)
         x, hx, _, _ = self._prepare(x, _sort_states(hx, packed), None, None, time_major=True)
         output, h_n = self._run_layers(x, hx, valid, None, backend)
-        data = pack_padded_sequence(output, _lengths_of(packed.batch_sizes)).data
+        data = pack_padded_sequence(output, lengths).data
         out = PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
         order = packed.unsorted_indices
         return out, h_n if order is None else h_n.index_select(1, order)
@@ -241,6 +294,31 @@ class GRU(nn.RNNBase):
         if hx.dtype != x.dtype and not autocast:
             raise ValueError(f"GRU: hx must have the dtype of the input, {x.dtype}, got {hx.dtype}")
 
+    def _decide_for_all(self, x: Tensor, backend: str | None) -> Decision | None:
+        """Return the decision for a call whose layers torch's own GRU is to run all at once; None for any other.
+
+        On a CPU alone: on a GPU that GRU has conditions of its own, see `backends/aten.py`.
+        """
+        if (
+            torch.compiler.is_compiling()
+            or not isinstance(x, Tensor)
+            or x.device.type != "cpu"
+            or x.dim() not in (2, 3)
+        ):
+            return None
+        if (self.recurrent_dropout and self.training) or torch.is_autocast_enabled("cpu") or not self._is_plain_cell():
+            return None
+        time, batch = (x.shape[0], 1) if x.dim() == 2 else x.shape[1::-1] if self.batch_first else x.shape[:2]
+        signature = Signature(
+            "cpu", x.dtype, Variant(zero_output_for_mask=True, reset_gate_first=True), self.hidden_size,
+            Shape(batch, time, x.shape[-1], self.hidden_size), has_bias=self.bias,
+            precision=resolve_precision("auto"), transformed=is_transformed(),
+            wants_gradients=torch.is_grad_enabled()
+            and (x.requires_grad or any(p.requires_grad for p in self._flat_weights)),
+        )  # fmt: skip
+        decision = decide(signature, self.backend if backend is None else backend)
+        return decision if decision.backend == "aten" else None
+
     def _run_layers(self, x: Tensor, hx, valid, resets, backend: str | None) -> tuple[Tensor, Tensor]:
         """Run all layers on time-major x: output (T,B,D*U), h_n (L*D,B,U)."""
         directions = 2 if self.bidirectional else 1
@@ -271,13 +349,18 @@ class GRU(nn.RNNBase):
         drop = None
         if self.recurrent_dropout and self.training:
             drop = F.dropout(x.new_ones(x.shape[1], self.hidden_size), self.recurrent_dropout)
+        norm = LayerNorm(self.layer_norm, getattr(self, f"layer_norm_scale_{suffix}")) if self.layer_norm else None
+        heads = "heads_" if self.heads > 1 else ""
         if direction and resets is not None:
             # Walking back, a segment begins at the step before the one that opens the next segment.
             resets = torch.cat((resets[1:], torch.zeros_like(resets[:1])))
         return Arguments(
-            x=x, kernel=getattr(self, f"weight_ih_{suffix}"), recurrent_kernel=getattr(self, f"weight_hh_{suffix}"),
+            x=x, kernel=getattr(self, f"weight_ih_{suffix}"),
+            recurrent_kernel=getattr(self, f"weight_hh_{heads}{suffix}"),
             bias=bias, initial_state=h0, mask=valid, resets=resets, recurrent_dropout=drop, zero_output_for_mask=True,
             go_backwards=bool(direction), time_major=True, layout="torch",
+            zoneout=draw_zoneout(x, self.hidden_size, self.zoneout, self.training), gradient_clip=self.gradient_clip,
+            layer_norm=norm,
         )  # fmt: skip
 
 
@@ -292,17 +375,15 @@ def _valid_steps(lengths: Tensor | None, x: Tensor) -> Tensor | None:
     return None if lengths is None else valid_steps(lengths, x.shape[0])
 
 
-def _lengths_of(batch_sizes: Tensor) -> Tensor:
-    """Return the lengths (B,), in the order of the packed rows."""
-    return (batch_sizes[:, None] > torch.arange(int(batch_sizes[0]))).sum(0)
+def _pad(packed: PackedSequence) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return x (T,B,I) with its rows in packed order, their lengths (B,) on the host, and the valid steps (T,B).
 
-
-def _pad(packed: PackedSequence) -> tuple[Tensor, Tensor | None]:
-    """Return x (T,B,I) with its rows in packed order and the valid steps (T,B), None where nothing is padded."""
+    Where nothing is padded the valid steps are None.
+    """
     x, lengths = pad_packed_sequence(PackedSequence(packed.data, packed.batch_sizes))
-    # batch_sizes lie on the host, so the comparison stops no device.
-    full = bool(packed.batch_sizes[-1] == packed.batch_sizes[0])
-    return x, None if full else _valid_steps(lengths.to(x.device), x)
+    # batch_sizes lie on the host, so the comparison stops no device. A trace is to hold for other lengths too.
+    full = not is_recorded() and bool(packed.batch_sizes[-1] == packed.batch_sizes[0])
+    return x, lengths, None if full else _valid_steps(lengths.to(x.device), x)
 
 
 def _sort_states(hx: Tensor | None, packed: PackedSequence) -> Tensor | None:
@@ -311,3 +392,20 @@ def _sort_states(hx: Tensor | None, packed: PackedSequence) -> Tensor | None:
     if hx is None or order is None or hx.dim() != 3 or hx.shape[1] != len(order) or hx.device != order.device:
         return hx
     return hx.index_select(1, order)
+
+
+def patch() -> Replacement:
+    """Put `GRU` in the place of `torch.nn.GRU` in torch itself, for libraries that name it.
+
+    In force from the call on, until the end of a `with` block or a call of `undo()`. Libraries that take the name when
+    they are imported must be imported while it is in force.
+
+    Returns:
+        what undoes it.
+
+    >>> with patch():
+    ...     layer = torch.nn.GRU(3, 4)
+    >>> type(layer) is GRU, torch.nn.GRU is GRU
+    (True, False)
+    """
+    return Replacement(GRU)

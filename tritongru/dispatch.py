@@ -11,11 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from . import environment, faults
-from .backends import aten, eager
+from .backends import aten, eager, numba
 from .backends.triton import reasons as triton
 from .call.check import Signature
 from .call.errors import BACKENDS, UnsupportedError, check_backend, warn_once
 from .call.problem import Shape
+from .call.recording import is_exporting_to_onnx, is_recorded
 
 MOST_DECISIONS = 1024
 
@@ -25,7 +26,7 @@ class Decision:
     """The chosen backend and why the others were not.
 
     Attributes:
-        backend: "triton", "aten", "eager" or "reference".
+        backend: "triton", "aten", "numba", "eager" or "reference".
         rejected: dict from backend name to the tuple of its reasons, each naming the argument and its value.
         launches: how the Triton kernels would be launched, a line for each; empty for the other backends.
     """
@@ -44,6 +45,7 @@ class Decision:
 REASONS_AGAINST: dict[str, Callable[[Signature], list[str]]] = {
     "triton": triton.reasons_against,
     "aten": aten.reasons_against,
+    "numba": numba.reasons_against,
     "eager": eager.reasons_against,
     "reference": lambda signature: [],  # it runs everything
 }
@@ -61,7 +63,7 @@ def decide(signature: Signature, backend: str = "auto") -> Decision:
     """
     if signature.tracing:  # what is kept would not be traced
         return _decide(signature, backend)
-    return _decide_once(signature, backend, environment.is_interpreted(), environment.changes())
+    return _decide_once(signature, backend, environment.changes())
 
 
 def explain(signature: Signature, backend: str = "auto") -> Decision:
@@ -71,7 +73,7 @@ def explain(signature: Signature, backend: str = "auto") -> Decision:
 
 
 @functools.lru_cache(maxsize=MOST_DECISIONS)
-def _decide_once(signature: Signature, backend: str, interpreted: bool, changes: int) -> Decision:
+def _decide_once(signature: Signature, backend: str, changes: int) -> Decision:
     return _decide(signature, backend)
 
 
@@ -110,12 +112,12 @@ def _choose(signature: Signature) -> Decision:
 
 def _without_operators(decision: Decision, signature: Signature) -> Decision:
     """Take the reference where "auto" chose an operator and none can run."""
-    if signature.tracing or decision.backend not in ("triton", "eager"):
+    if signature.tracing or decision.backend not in ("triton", "numba", "eager"):
         return decision
     reasons = environment.reasons_against_operators()
     if not reasons:
         return decision
-    rejected = decision.rejected | {name: reasons for name in ("triton", "eager")}
+    rejected = decision.rejected | {name: reasons for name in ("triton", "numba", "eager")}
     return Decision("reference", {name: why for name, why in rejected.items() if name != "reference"})
 
 
@@ -140,14 +142,17 @@ def after_run(decision: Decision, signature: Signature) -> Decision:
 
 def preference(signature: Signature) -> tuple[str, ...]:
     """Return the backends in the order in which "auto" tries them."""
+    if signature.tracing and (is_recorded() or is_exporting_to_onnx()):
+        # What reads the trace knows torch's own GRU, and not this package's operators.
+        return ("aten", "triton", "numba", "eager", "reference")
     shape = signature.shape
     if signature.device == "cpu" and shape is not None:
         # One step of Keras's weights, which torch's GRU would have to be given in another order.
         is_step = shape.time == 1 and not signature.wants_gradients and not signature.variant.reset_gate_first
-        if is_step or prefers_eager(shape, signature.wants_gradients):
-            return ("triton", "eager", "aten", "reference")
+        rest = ("eager", "aten") if is_step or prefers_eager(shape, signature.wants_gradients) else ("aten", "eager")
+        return ("triton", "numba", *rest, "reference")
     # torch's own GRU is one call where it applies, ahead of a loop of torch operations.
-    return ("triton", "aten", "eager", "reference")
+    return ("triton", "aten", "numba", "eager", "reference")
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ _REFUSED_TOGETHER = ("too many blocks in cooperative launch", "operation not sup
 _FATAL = ("illegal memory access", "misaligned address", "illegal instruction", "device-side assert",
           "unspecified launch failure", "hardware stack error", "uncorrectable ECC")  # fmt: skip
 
+PLAIN = "plain"
 Result = TypeVar("Result")
 
 _lock = threading.Lock()
@@ -48,6 +49,7 @@ class Scan(NamedTuple):
     has_resets: bool
     recurrent_dropouts: int
     precision: str
+    family: str = PLAIN
 
     @classmethod
     def of(cls, a: Inputs, variant: Variant, precision: str) -> Scan:
@@ -97,6 +99,11 @@ def record(scan: Scan, direction: str, cause: str, kind: str) -> None:
         before = _failures.get((scan, direction))
         _failures[scan, direction] = Failure(cause, kind, 1 + (before.times if before else 0))
         environment.note_change()
+    if scan.family != PLAIN:
+        warn_once(
+            f"the {scan.family} Triton kernels failed on {scan.device}:{scan.index} ({cause}); the plain ones continue"
+        )
+        return
     warn_once(
         f"the Triton kernels failed on {scan.device}:{scan.index} ({cause}); backend='auto' continues on another "
         "backend. Name backend='triton' to have the error raised"

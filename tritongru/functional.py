@@ -1,14 +1,16 @@
-"""`tritongru.gru`: the GRU as a function. Checks, decides, runs."""
+"""`tritongru.gru` and `tritongru.scan`: the GRU as a function. Checks, decides, runs."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from . import dispatch
 from .backends.aten import run_aten
 from .backends.operators import run_scan
-from .call.arguments import Arguments
+from .call.arguments import Arguments, LayerNorm
 from .call.check import Call, check
+from .call.heads import has_heads, split_heads
 from .call.problem import canonicalize
 from .dispatch import Decision
 from .reference import gru_reference
@@ -36,6 +38,9 @@ def gru(
     layout: str = "keras",
     precision: str = "auto",
     recompute: bool = False,
+    zoneout: Tensor | None = None,
+    gradient_clip: float | None = None,
+    layer_norm: LayerNorm | str | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The Gated Recurrent Unit over a sequence.
@@ -46,7 +51,8 @@ def gru(
     Args:
         x: (B,T,I) floating point; (T,B,I) if `time_major`, and then every argument with a time axis has it first.
         kernel: (I,3U), gates z, r, h; (3U,I), gates r, z, n in layout="torch".
-        recurrent_kernel: (U,3U); (3U,U) in layout="torch".
+        recurrent_kernel: (U,3U); (3U,U) in layout="torch". Or N heads, (N,U/N,3U/N); (N,3U/N,U/N): block-diagonal
+            weights, equal to N separate GRUs. All else is for whole units: kernel columns z of all heads, then r, h.
         bias: (2,3U) input and recurrent bias, (3U,) if not `reset_after`, the pair (b_ih, b_hh) in layout="torch";
             None without.
         initial_state: (B,U), (1,U) or (U,); None for zeros.
@@ -62,7 +68,12 @@ def gru(
         go_backwards: process from the last step to the first; outputs are in the order of processing.
         precision: float32 products: "auto" (torch.get_float32_matmul_precision()), "ieee", "tf32", "tf32x3", "bf16x3".
         recompute: keep no gates for the backward pass; rebuild them there with one product.
-        backend: "auto", "triton", "aten", "eager" or "reference".
+        zoneout: broadcastable to (B,T,U), 1 where a unit takes its new state and 0 where it keeps the old: z becomes
+            1 - zoneout (1 - z). Values between are allowed: the mean over masks is what a trained model is run with.
+        gradient_clip: bound c of the gradient that each step passes to the state entering it, elementwise in [-c, c],
+            in the backward pass. The gradient of the step's own output is added after that; padding passes it as it is.
+        layer_norm: "separate" or "joint", or `tritongru.LayerNorm` with its scales; needs `reset_after`.
+        backend: "auto", "triton", "aten", "numba", "eager" or "reference".
 
     Returns:
         outputs (B,T,U), or (T,B,U) if `time_major`; final state (B,U).
@@ -82,10 +93,71 @@ def gru(
     >>> outputs.shape, torch.equal(outputs[:, -1], state)
     (torch.Size([2, 5, 4]), True)
     """
+    if kernel is None:
+        raise TypeError("`kernel` must be a torch.Tensor, got NoneType; `tritongru.scan` takes gates without a kernel")
     arguments = Arguments(
         x, kernel, recurrent_kernel, bias, initial_state, activation, recurrent_activation, reset_after, mask, lengths,
         resets, reset_state, input_dropout, recurrent_dropout, zero_output_for_mask, go_backwards, time_major, layout,
-        precision, recompute,
+        precision, recompute, zoneout, gradient_clip, layer_norm,
+    )  # fmt: skip
+    outputs, state, _ = run(arguments, backend)
+    return arguments.in_order_of_processing(outputs), state
+
+
+def scan(
+    gates: Tensor,
+    recurrent_kernel: Tensor,
+    bias: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    *,
+    activation="tanh",
+    recurrent_activation="sigmoid",
+    reset_after: bool = True,
+    mask: Tensor | None = None,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reset_state: Tensor | str | None = None,
+    recurrent_dropout=None,
+    zero_output_for_mask: bool = False,
+    go_backwards: bool = False,
+    time_major: bool = False,
+    layout: str = "keras",
+    precision: str = "auto",
+    recompute: bool = False,
+    zoneout: Tensor | None = None,
+    gradient_clip: float | None = None,
+    layer_norm: LayerNorm | str | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The recurrence alone: `tritongru.gru` whose input is projected already, x W + b.
+
+    z, r = g(gates + h R + c);  n = f(gates_h + r * (h R_h + c_h));  h_t = z * h + (1 - z) * n
+
+    For gate inputs that are no product with a kernel of one's own: rows of an embedding, a normalised, quantised or
+    low-rank product. `gates` is read where it lies; only a mask makes a copy, without what stands in the padding.
+
+    Args:
+        gates: (B,T,3U) floating point, gates z, r, h, with the input's bias in it; r, z, n in layout="torch"; (T,B,3U)
+            if `time_major`.
+        recurrent_kernel: (U,3U); (3U,U) in layout="torch"; or N heads, as in `tritongru.gru`.
+        bias: (3U,) the recurrent bias, b_hh in layout="torch"; None without.
+        others: as `tritongru.gru`.
+
+    Returns:
+        outputs (B,T,U), or (T,B,U) if `time_major`; final state (B,U).
+
+    Raises:
+        TypeError, ValueError, UnsupportedError: as `tritongru.gru`; backend="aten" cannot run it.
+
+    >>> table, tokens = torch.nn.Embedding(100, 3 * 4), torch.randint(100, (2, 5))
+    >>> outputs, state = scan(table(tokens), torch.randn(4, 12))
+    >>> outputs.shape, torch.equal(outputs[:, -1], state)
+    (torch.Size([2, 5, 4]), True)
+    """
+    arguments = Arguments(
+        gates, None, recurrent_kernel, bias, initial_state, activation, recurrent_activation, reset_after, mask,
+        lengths, resets, reset_state, None, recurrent_dropout, zero_output_for_mask, go_backwards, time_major, layout,
+        precision, recompute, zoneout, gradient_clip, layer_norm,
     )  # fmt: skip
     outputs, state, _ = run(arguments, backend)
     return arguments.in_order_of_processing(outputs), state
@@ -98,6 +170,8 @@ def run(arguments: Arguments, backend: str = "auto") -> tuple[Tensor, Tensor, De
         outputs as `gru`, but always at the time index of the input, also where `go_backwards`; final state (B,U); the
         decision.
     """
+    if has_heads(arguments):
+        return _run_heads(arguments, backend)
     call = check(arguments)
     decision = dispatch.decide(call.signature, backend)
     if backend == "auto":
@@ -118,8 +192,15 @@ def run(arguments: Arguments, backend: str = "auto") -> tuple[Tensor, Tensor, De
 
 
 def explain_call(arguments: Arguments, backend: str = "auto") -> Decision:
-    """Return the decision for a call, without running it."""
+    """Return the decision for a call, without running it; for several heads that for one of them."""
+    arguments = split_heads(arguments)[0] if has_heads(arguments) else arguments
     return dispatch.explain(check(arguments).signature, backend)
+
+
+def _run_heads(arguments: Arguments, backend: str) -> tuple[Tensor, Tensor, Decision]:
+    """Run the heads one after another, each as a GRU of its own; the decision is the first one's."""
+    outputs, states, decisions = zip(*(run(head, backend) for head in split_heads(arguments)), strict=True)
+    return torch.cat(outputs, dim=-1), torch.cat(states, dim=-1), decisions[0]
 
 
 def _run_reference(call: Call) -> tuple[Tensor, Tensor]:

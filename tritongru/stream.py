@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from .keras.arguments import for_autograd
-from .keras.cell import run_step
 from .keras.dropout import draw_masks
 from .keras.layer import GRU
+from .keras.state import find_loss, has_shape_alone, is_capturing
+from .keras.step import LastStep, run_step
 
 
 class Stream:
@@ -24,6 +25,8 @@ class Stream:
         TypeError: not a GRU layer. ValueError: a layer with `go_backwards=True`, which begins at the end.
 
     Note:
+        A copy (`copy.deepcopy`, pickle) goes on from the state by itself, without the graph of the steps so far.
+
         A step can be captured in a CUDA graph, without gradients and after one step that was not. From then on the
         state keeps its place in memory: each replay goes on from the state of the one before, and `reset` sets it to
         zeros where it is.
@@ -45,19 +48,32 @@ class Stream:
         self._masks: tuple | None = None
         self._cast: tuple | None = None
         self._captured = False
+        self._last_step = LastStep()
 
     def step(self, x: Tensor) -> Tensor:
-        """Process x (B,I) and return the output (B,U), which is also the new state.
+        """Process x (B,I) and return the output (B,U): the values of the new state, in memory of their own.
 
         Raises:
             ValueError: `x` is not (B,I), or its batch differs from the state's.
-            RuntimeError: a CUDA graph is captured before the first step, or with gradients.
+            RuntimeError: a CUDA graph is captured before the first step, or with gradients; a tracer, a torch.func
+                transform or a checkpoint, which would lose the state.
         """
         layer = self.layer
-        if capturing := _is_capturing(x):
-            self._check_capture()
+        drops = layer.training and (layer.dropout or layer.recurrent_dropout)
+        if self.state is not None and not drops and not torch.is_grad_enabled() and not is_capturing(x):
+            new = self._last_step.again(layer, x, self.state, layer.backend)
+            if new is not None:
+                self.state = new
+                return new.clone()
         if not isinstance(x, Tensor) or x.dim() != 2:
             raise ValueError(f"`x` must be a tensor (B,I), got {getattr(x, 'shape', type(x).__name__)}")
+        if (loss := find_loss()) is not None:
+            raise RuntimeError(
+                f"a Stream has its state in itself, and {loss} cannot carry it from step to step: pass the state in "
+                "and out of a tritongru.GRUCell: `output, state = cell(x, state)`"
+            )
+        if capturing := is_capturing(x):
+            self._check_capture()
         if not layer.built:
             layer.build(x.shape[1])
         if x.shape[1] != layer.input_size:
@@ -66,15 +82,23 @@ class Stream:
             raise ValueError(f"`x` must have batch {self.state.shape[0]}, that of the state, got {x.shape[0]}")
         x = layer._to_input(x)
         state = x.new_zeros(x.shape[0], layer.units) if self.state is None else for_autograd(self.state.to(x.dtype))
-        input_masks, state_masks = self._dropout_masks(x, state) if layer.training else (None, None)
-        new = run_step(layer, x, state, self._weights(), input_masks, state_masks, layer.backend)
+        masks = self._dropout_masks(x, state) if layer.training else None
+        input_masks, state_masks = masks or (None, None)
+        new, decision = run_step(layer, x, state, self._weights(), input_masks, state_masks, layer.backend)
+        if has_shape_alone(new):
+            return new
+        if not drops:
+            self._last_step.remember(layer, x, state, layer.backend, decision)
+        # Kept now that nothing of the step can fail any more.
+        self._masks = masks or self._masks
         if capturing:
             assert self.state is not None
             self.state.copy_(new)
             self._captured = True
-        else:
-            self.state = new
-        return new
+            return new
+        self.state = new
+        # Whoever writes into the output must not change the next step.
+        return new.clone()
 
     def reset(self, rows=None) -> None:
         """Set the state to zeros: of all rows, or of those that `rows` (indices, or bool (B,)) selects."""
@@ -94,6 +118,11 @@ class Stream:
         if self.state is not None:
             self.state = self.state.detach()
 
+    def __getstate__(self) -> dict:
+        # A copy goes on from the state, outside of the graph of the steps so far and of a CUDA graph.
+        state = None if self.state is None else self.state.detach().clone()
+        return {**self.__dict__, "state": state, "_cast": None, "_captured": False}
+
     def _check_capture(self) -> None:
         if self.state is None:
             raise RuntimeError("`step` was captured before the first step: run one, so that the state has its place")
@@ -102,17 +131,17 @@ class Stream:
 
     def _dropout_masks(self, x: Tensor, state: Tensor) -> tuple:
         layer = self.layer
-        if self._masks is None:
-            count = 3 if layer.implementation == 1 else 1
-            # Kept for later steps, which may be recorded by autograd even where this one is not.
-            with torch.inference_mode(False):
-                self._masks = (
-                    draw_masks(x, layer.dropout, "dropout", True, count) if layer.dropout else None,
-                    draw_masks(state, layer.recurrent_dropout, "recurrent_dropout", True, count)
-                    if layer.recurrent_dropout
-                    else None,
-                )
-        return self._masks
+        if self._masks is not None:
+            return self._masks
+        count = 3 if layer.implementation == 1 else 1
+        # Kept for later steps, which may be recorded by autograd even where this one is not.
+        with torch.inference_mode(False):
+            return (
+                draw_masks(x, layer.dropout, "dropout", True, count) if layer.dropout else None,
+                draw_masks(state, layer.recurrent_dropout, "recurrent_dropout", True, count)
+                if layer.recurrent_dropout
+                else None,
+            )
 
     def _weights(self) -> dict[str, Tensor | None]:
         layer = self.layer
@@ -124,7 +153,3 @@ class Stream:
         if self._cast is None or self._cast[0] != key:
             self._cast = (key, layer._compute_weights())
         return self._cast[1]
-
-
-def _is_capturing(x) -> bool:
-    return isinstance(x, Tensor) and x.is_cuda and torch.cuda.is_current_stream_capturing()

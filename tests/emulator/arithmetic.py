@@ -2,7 +2,8 @@
 
 `make(instruction, registers)` returns a function of a warp. float32 products and sums are rounded as the PTX asks, with
 two exceptions that the assembler and the hardware are free in too: `fma` is computed in float64 and then rounded, and
-`ex2.approx`, `lg2.approx` and `div.full` are exact to the last bit or nearly. Source: NVIDIA, PTX ISA, chapter
+`ex2.approx`, `lg2.approx` and `div.full` are exact to the last bit or nearly. `tanh.approx` is as wrong as it may be,
+see `approximate_tanh`. Source: NVIDIA, PTX ISA, chapter
 "Instruction Set".
 """
 
@@ -278,6 +279,51 @@ def _extract(instruction, parts, registers):
     return step
 
 
+def _any_logic(instruction, parts, registers):
+    """lop3: any function of three bits, as a table of its eight results."""
+    if instruction.opcode != "lop3.b32":
+        raise UnsupportedInstruction(str(instruction))
+    d, a, b, c = (registers.index(o, "u32") for o in instruction.operands[:4])
+    table = number(instruction.operands[4])
+
+    def step(warp):
+        rows = warp.rows["u32"]
+        result = np.zeros_like(rows[a])
+        for case in (case for case in range(8) if table >> case & 1):
+            one = rows[a] if case & 4 else ~rows[a]
+            one = one & (rows[b] if case & 2 else ~rows[b])
+            result |= one & (rows[c] if case & 1 else ~rows[c])
+        rows[d][:] = result
+
+    return step
+
+
+def approximate_tanh(value: np.ndarray) -> np.ndarray:
+    """Return tanh with an error of up to 2^-11 of it, which depends on all bits of `value`: what `tanh.approx` may do.
+
+    >>> x = np.linspace(-8, 8, 1001, dtype=np.float32)
+    >>> error = np.abs(approximate_tanh(x) / np.tanh(x.astype(np.float64)) - 1)[x != 0].max()
+    >>> bool(0.9 * 2**-11 < error <= 2**-11)
+    True
+    """
+    bits = np.ascontiguousarray(value, np.float32).view(np.uint32)
+    error = ((bits * np.uint32(2654435761)) >> np.uint32(8)).astype(np.float64) / 2**23 - 1
+    exact = np.tanh(value.astype(np.float64))
+    return np.clip(exact * (1 + error * (2**-11 - 2**-23)), -1, 1).astype(np.float32)
+
+
+def _tanh(instruction, parts, registers):
+    if instruction.opcode != "tanh.approx.f32":
+        raise UnsupportedInstruction(str(instruction))
+    d, a = (registers.index(o, "f32") for o in instruction.operands)
+
+    def step(warp):
+        rows = warp.rows["f32"]
+        rows[d][:] = approximate_tanh(rows[a])
+
+    return step
+
+
 def _permute(instruction, parts, registers):
     """prmt: each byte of the result is one of eight bytes, or eight copies of its sign."""
     if instruction.opcode != "prmt.b32":
@@ -304,5 +350,6 @@ def _allow(instruction: Instruction, qualifiers: set[str]) -> None:
 _MAKERS = {
     **dict.fromkeys(BINARY, _binary), **dict.fromkeys(UNARY, _unary), "mul": _multiply, "mad": _multiply, "fma": _fma,
     "div": _divide, "rem": _divide, "shl": _shift, "shr": _shift, "setp": _compare, "selp": _select, "mov": _move,
-    "bfe": _extract, "shf": _funnel, "prmt": _permute, "ex2": _approximate(np.exp2), "lg2": _approximate(np.log2),
+    "bfe": _extract, "shf": _funnel, "prmt": _permute,
+    "lop3": _any_logic, "tanh": _tanh, "ex2": _approximate(np.exp2), "lg2": _approximate(np.log2),
 }  # fmt: skip

@@ -22,7 +22,9 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
-from tritongru import dispatch, launch
+from tritongru import dispatch
+from tritongru.backends.triton import families, reasons, resident
+from tritongru.backends.triton import scan as launch
 from tritongru.tuning import configs
 
 from .machine import Code, Grid
@@ -80,9 +82,12 @@ def emulated_gpu(**options):
     before = config._active, knobs.runtime.add_stages_inspection_hook
     patches = [
         (launch, "device_limits", lambda device: gpu.device),
+        (resident, "device_limits", lambda device: gpu.device),
+        (families, "device_limits", lambda device: gpu.device),
         # Asked there only whether kernels can run on a CPU.
-        (dispatch, "is_interpreted", lambda: True),
+        (reasons, "is_interpreted", lambda: True),
     ]
+    dispatch.forget()
     originals = [(module, name, getattr(module, name)) for module, name, _ in patches]
     config.set_active(_Driver(gpu))
     knobs.runtime.add_stages_inspection_hook = _leave_out_the_assembler
@@ -94,6 +99,7 @@ def emulated_gpu(**options):
         config._active, knobs.runtime.add_stages_inspection_hook = before
         for module, name, original in originals:
             setattr(module, name, original)
+        dispatch.forget()
 
 
 def _leave_out_the_assembler(*stage):
@@ -158,7 +164,7 @@ class _Launcher:
         self.names = source.fn.arg_names
         self.signature = list(source.signature.items())
         constants = {self.names[path[0]]: value for path, value in source.constants.items() if len(path) == 1}
-        self.tagged = {"board"} if constants.get("EXCHANGE") == "tagged" else set()
+        self.tagged = {"board"} if "C" in constants and constants["C"].EXCHANGE.value == "tagged" else set()
 
     def __call__(self, x, y, z, stream, function, packed, launch_metadata, enter_hook, exit_hook, *arguments):
         gpu = triton.runtime.driver.active.gpu

@@ -1,4 +1,5 @@
-"""Steps of the instructions in which the lanes of a warp hand each other values: shuffles, sums, matrix products.
+"""Steps of the instructions in which the lanes of a warp hand each other values: shuffles, sums, votes, matrix
+products.
 
 Which lane holds which element of a matrix: NVIDIA, PTX ISA, "Matrix Fragments for mma.m16n8k8" and "mma.m16n8k16".
 """
@@ -23,6 +24,8 @@ def make(instruction: Instruction, registers: Registers):
         return _shuffle(instruction, registers)
     if opcode.startswith("redux.sync."):
         return _reduce(instruction, registers)
+    if opcode.startswith("vote.sync."):
+        return _vote(instruction, registers)
     if opcode.startswith("mma.sync.aligned."):
         return _multiply(instruction, registers)
     return None
@@ -55,6 +58,22 @@ def _reduce(instruction, registers):
             raise UnsupportedInstruction(f"{instruction} by a part of a warp")
         rows = warp.rows[kind]
         rows[d][:] = function(rows[a])
+
+    return step
+
+
+def _vote(instruction, registers):
+    """vote.sync.any and .all, of the whole warp."""
+    _, _, form, _ = instruction.opcode.split(".")
+    target, value, members = instruction.operands
+    if form not in ("any", "all") or number(members) % 2**32 != WHOLE_WARP:
+        raise UnsupportedInstruction(str(instruction))
+    d, a = (registers.index(o, "pred") for o in (target, value))
+    holds = np.any if form == "any" else np.all
+
+    def step(warp):
+        rows = warp.rows["pred"]
+        rows[d][:] = holds(rows[a])
 
     return step
 

@@ -14,6 +14,8 @@ WIDTHS = {"%p": 1, "%rs": 16, "%r": 32, "%rd": 64}
 SHARED_BASE = 1024
 _NUMBERED = re.compile(r"(%[a-z]+)(\d+)")
 _STATEMENT = re.compile(r"(?:@(?P<negated>!?)(?P<guard>%p\d+)\s+)?(?P<opcode>[a-z][\w.:]*)\s*(?P<operands>.*)", re.S)
+# What may be a register's name in a scope of inline assembly, and is no part of an opcode or of another name.
+_LOCAL = re.compile(r"(?<![\w.%$])[a-z]\w*(?![\w.])")
 
 Operand = str | tuple[str, ...]
 
@@ -87,6 +89,7 @@ def parse(text: str) -> Kernel:
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
     registers: dict[str, int] = {}
+    scopes: list[dict[str, str]] = []
     source = "unknown"
     first = text[: header.end()].count("\n") + 1
     for number, line in enumerate(text[header.end() :].split("\n"), first):
@@ -94,8 +97,14 @@ def parse(text: str) -> Kernel:
         code = code.strip()
         if code.startswith(".loc"):
             source = comment.strip() or code
+        elif code == "{":
+            scopes.append(dict(scopes[-1]) if scopes else {})
         elif code == "}":
-            break
+            if not scopes:
+                break
+            scopes.pop()
+        elif scopes and (declared := re.fullmatch(r"\.reg\s+\.(\w+)\s+([^%]*);", code)):
+            scopes[-1] |= _declare(*declared.groups(), registers)
         elif match := re.fullmatch(r"(\$\w+):", code):
             labels[match[1]] = len(instructions)
         elif match := re.fullmatch(r"\.reg\s+\.\w+\s+(%[a-z]+)<(\d+)>;", code):
@@ -103,12 +112,30 @@ def parse(text: str) -> Kernel:
         elif code.startswith(".") and not code.startswith(".pragma"):  # advice to the assembler
             raise UnsupportedInstruction(f"directive {code!r} in PTX line {number}")
         elif not code.startswith("."):
+            if scopes:
+                code = _LOCAL.sub(lambda found: scopes[-1].get(found[0], found[0]), code)
             for statement in filter(None, map(str.strip, code.split(";"))):
                 instructions.append(_read_statement(statement, source, number))
     return Kernel(
         name, tuple((n, t) for t, n in parameters), tuple(instructions), labels, registers,
         int(threads[1]) if threads else 32,
     )  # fmt: skip
+
+
+def _declare(kind: str, names: str, registers: dict[str, int]) -> dict[str, str]:
+    """Return registers for the names that a scope declares, `b<4>` for four of them; count them in `registers`.
+
+    >>> registers = {"%r": 5}
+    >>> _declare("b32", "a<2>, left", registers), registers
+    ({'a0': '%r5', 'a1': '%r6', 'left': '%r7'}, {'%r': 8})
+    """
+    (prefix,) = (p for p, bits in WIDTHS.items() if bits == (1 if kind == "pred" else int(kind[1:])))
+    found = {}
+    for name, several in re.findall(r"(\w+)(?:<(\d+)>)?", names):
+        for one in [f"{name}{i}" for i in range(int(several))] if several else [name]:
+            registers[prefix] = registers.get(prefix, 0) + 1
+            found[one] = f"{prefix}{registers[prefix] - 1}"
+    return found
 
 
 def _read_statement(statement: str, source: str, line: int) -> Instruction:

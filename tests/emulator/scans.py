@@ -1,4 +1,4 @@
-"""GRU calls through the compiled kernels, held to the oracle by the rule of `tritongru.tools.tolerance`."""
+"""GRU calls through the compiled kernels, held to the oracle by the rule of `tritongru.tools.oracle.tolerance`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tritongru import launch
-from tritongru.tools import cases, tolerance
-from tritongru.tools.cases import Case
+from tritongru.backends.triton import scan as launch
+from tritongru.tools.oracle import cases, tolerance
+from tritongru.tools.oracle.cases import Case
 from tritongru.tuning.configs import LaunchConfig
 
 from .driver import EmulatedGPU, emulated_gpu

@@ -8,11 +8,11 @@ import pytest
 import torch
 from processes import process_per_program
 
-from tritongru import launch
 from tritongru.backends.eager import continuation
+from tritongru.backends.triton import scan as launch
+from tritongru.backends.triton.kernels import backward, forward, product
 from tritongru.call.errors import ExchangeError
 from tritongru.call.problem import Variant
-from tritongru.kernels import backward, forward, product
 from tritongru.tuning import configs
 from tritongru.tuning.configs import EXCHANGES, Device, LaunchConfig
 
@@ -97,14 +97,14 @@ def test_more_tiles_than_fit_at_once_go_in_waves(exchange, masked, monkeypatch):
     monkeypatch.setattr(launch, "device_limits", lambda device: five)
     assert configs.count_waves(config(exchange), 20, 35, five) == 2
     launches = []
-    whole = launch._Workspace.waves
+    whole = launch.Workspace.waves
 
     def spy(self):
         for first, grid in whole(self):
             launches.append((first, grid))
             yield first, grid
 
-    monkeypatch.setattr(launch._Workspace, "waves", spy)
+    monkeypatch.setattr(launch.Workspace, "waves", spy)
     arguments = draw(True, B=35, T=3, U=20, masked=masked)
     expected = both_scans(continuation, arguments, Variant())
     with launch.use_config(config(exchange)), process_per_program(delay=0.001):

@@ -8,10 +8,10 @@ import torch
 
 import tritongru
 from tritongru.activations import TABLE
+from tritongru.backends.triton.scan import use_config
 from tritongru.environment import is_interpreted
-from tritongru.launch import use_config
 from tritongru.reference import gru_reference
-from tritongru.tools import tolerance
+from tritongru.tools.oracle import tolerance
 from tritongru.tuning.configs import SCHEDULES, LaunchConfig, next_power_of_two
 
 ACTIVATIONS = [entry.name for entry in TABLE.values() if entry.kernel_id is not None]
@@ -147,6 +147,7 @@ def test_activations(activation, recurrent_activation):
         )  # fmt: skip
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_repeated_runs_give_the_same_bits(schedule):
     arguments = cast(draw((17, 5, 3, 33), 4, masked=True, resets="row"), torch.float32)
@@ -177,7 +178,7 @@ def test_empty(size):
 
 def test_the_triton_path_really_runs(monkeypatch):
     """A spy on the launch: a silent fallback would make every test above meaningless."""
-    from tritongru import launch
+    from tritongru.backends.triton import scan as launch
 
     calls = []
     monkeypatch.setattr(launch, "scan_forward", lambda *a, _f=launch.scan_forward: calls.append(1) or _f(*a))

@@ -8,9 +8,9 @@ import pytest
 import torch
 from processes import process_per_program
 
-from tritongru import probe
-from tritongru.kernels import probe as kernel
-from tritongru.probe import Probe
+from tritongru.backends.triton import probe
+from tritongru.backends.triton.kernels import probe as kernel
+from tritongru.backends.triton.probe import Probe
 from tritongru.tuning import configs
 
 METHODS = pytest.mark.parametrize("method", configs.EXCHANGES)

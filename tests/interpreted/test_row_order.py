@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tritongru import launch
+from tritongru.backends.triton import scan as launch
 from tritongru.call.problem import Variant
 from tritongru.environment import is_interpreted
 from tritongru.tuning.configs import SCHEDULES, LaunchConfig

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tritongru.environment import is_interpreted
-from tritongru.tools.cases import Case, make_arguments, run_case
-from tritongru.tools.compare import compare_backend
+from tritongru.tools.oracle.cases import Case, make_arguments, run_case
+from tritongru.tools.oracle.compare import compare_backend
 
 INTERPRETED = is_interpreted()
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")

@@ -14,14 +14,16 @@ from torch import Tensor
 
 from ..call.check import Signature
 from ..call.problem import Inputs, Problem, Variant
+from ..call.recording import is_exporting_to_onnx, is_recorded
 from .gradients import differentiable_gradients
+from .onnx_gru import can_record, record_gru
 from .precision import product_precision
-from .reasons import reasons_against_transforms
+from .reasons import reasons_against_cells, reasons_against_transforms
 
 
 def reasons_against(s: Signature) -> list[str]:
     """torch's own GRU runs one variant only."""
-    v, reasons = s.variant, reasons_against_transforms(s)
+    v, reasons = s.variant, reasons_against_transforms(s) + reasons_against_cells(s)
     if v.activation != "tanh":
         reasons.append(f"activation={v.activation!r} is not 'tanh'")
     if v.recurrent_activation != "sigmoid":
@@ -32,6 +34,8 @@ def reasons_against(s: Signature) -> list[str]:
         reasons.append("mask or lengths given")
     if s.has_resets:
         reasons.append("resets given")
+    if not s.has_kernel:
+        reasons.append("gates given: torch's GRU multiplies its input by a kernel")
     if s.input_dropouts > 1:
         reasons.append(f"input_dropout has {s.input_dropouts} masks")
     if s.recurrent_dropouts:
@@ -40,7 +44,10 @@ def reasons_against(s: Signature) -> list[str]:
         reasons.append("recompute=True")
     if s.precision not in ("ieee", "tf32"):
         reasons.append(f"precision={s.precision!r}")
-    if s.tracing:
+    if s.tracing and is_exporting_to_onnx() and can_record():
+        if s.dtype == torch.float64:
+            reasons.append("dtype=torch.float64: onnxruntime has no such GRU")
+    elif s.tracing and not is_recorded():
         reasons.append("torch.compile and torch.export cannot trace torch's GRU")
     elif s.shape is not None and 0 in (s.shape.time, s.shape.batch):
         reasons.append(f"an empty input: T={s.shape.time}, B={s.shape.batch}")
@@ -49,6 +56,8 @@ def reasons_against(s: Signature) -> list[str]:
 
 def run_aten(problem: Problem, precision: str, wants_gradients: bool) -> tuple[Tensor, Tensor]:
     """Return outputs (T,B,U) at the time index of the input, and the last state (B,U)."""
+    if is_exporting_to_onnx():
+        return record_gru(problem)
     a, v = problem
     assert a.w is not None
     weights = [_in_torch_order(a.w, v).t(), _in_torch_order(a.u, v).t()]
@@ -57,7 +66,10 @@ def run_aten(problem: Problem, precision: str, wants_gradients: bool) -> tuple[T
         weights += [zero if b is None else _in_torch_order(b, v) for b in (a.bias_x, a.bias_h)]
     x = a.x.flip(0) if v.reverse else a.x
     with product_precision(a.x, precision), _without_autocast(a.x.device.type):
-        if a.x.device.type == "cuda" and wants_gradients:
+        if is_recorded():
+            # One operator, and the same whether or not gradients are on: the trace is for both.
+            outputs, last = call_torch(x, a.h0, weights, train=True)
+        elif a.x.device.type == "cuda" and wants_gradients:
             outputs, last = TwiceDifferentiable.apply(x, a.h0, *weights)
         else:
             outputs, last = call_torch(x, a.h0, weights, train=False)
@@ -123,7 +135,9 @@ def _in_torch_order(value: Tensor, v: Variant) -> Tensor:
 
 def _without_autocast(device: str) -> contextlib.AbstractContextManager:
     # The arguments are in autocast's dtype already. Where it is off, its context would cost more than a step.
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
+    # The meta device, on which only shapes are worked out, knows no autocast.
+    on = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..call.arguments import LayerNorm
 from ..call.problem import Inputs, Variant
 from ..reference import gru_reference
 
@@ -49,21 +50,24 @@ def differentiable_gradients(v: Variant, a: Inputs, wanted: Inputs, d_out, d_las
 def reference_scan(a: Inputs, v: Variant) -> tuple[Tensor, Tensor]:
     """`scan` as the reference computes it: outputs (T,B,U) at the input's time index, last state (B,U)."""
     U = a.u.shape[0]
-    w = torch.eye(3 * U, dtype=a.x.dtype, device=a.x.device) if a.w is None else a.w
     zero = a.x.new_zeros(3 * U)
     pair = (zero if a.bias_x is None else a.bias_x, zero if a.bias_h is None else a.bias_h)
-    drop = a.drop
+    w, u, drop = a.w, a.u, a.drop
+    layout = "torch" if v.reset_gate_first else "keras"
     if v.reset_gate_first:
         if drop is not None and drop.shape[0] == 3:
             drop = torch.stack((drop[1], drop[0], drop[2]))
-        w, u, bias, layout = w.t(), a.u.t(), pair, "torch"
+        w, u = None if w is None else w.t(), u.t()
+    if w is None or v.reset_gate_first:
+        bias = pair
     else:
-        w, u, layout = w, a.u, "keras"
         bias = torch.stack(pair) if v.reset_after else pair[0] + pair[1]
+    norm = None if v.layer_norm is None else LayerNorm(v.layer_norm, a.scale, v.epsilon)
     outputs, last = gru_reference(
         a.x, w, u, bias, a.h0, activation=v.activation, recurrent_activation=v.recurrent_activation,
         reset_after=v.reset_after, mask=a.mask, resets=a.resets, reset_state=a.fresh,
         recurrent_dropout=None if drop is None else tuple(drop), zero_output_for_mask=v.zero_output_for_mask,
-        go_backwards=v.reverse, time_major=True, layout=layout,
+        go_backwards=v.reverse, time_major=True, layout=layout, zoneout=a.keep, gradient_clip=v.gradient_clip,
+        layer_norm=norm,
     )  # fmt: skip
     return (outputs.flip(0) if v.reverse else outputs), last

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..call.problem import Inputs, Problem, Variant
-from . import eager, gradients
+from ..call.recording import is_traced
+from . import eager, gradients, numba
 from .gradients import RECOMPUTE, SAVE_GATES, SAVE_NOTHING, Saved, Setting
 from .precision import product_precision
 from .triton import run as triton
@@ -23,14 +24,18 @@ from .triton import run as triton
 # The arguments of both operators, in the order of the fields of Inputs, Variant and Setting.
 _INPUTS = (
     "Tensor x, Tensor? w, Tensor? bias_x, Tensor u, Tensor? bias_h, Tensor h0, Tensor? mask, Tensor? resets, "
-    "Tensor? fresh, Tensor? drop"
+    "Tensor? fresh, Tensor? drop, Tensor? keep, "
+    "Tensor? scale"
 )
 _VARIANT = (
     "str activation, str recurrent_activation, bool reset_after, bool zero_output_for_mask, bool reverse, "
-    "bool reset_gate_first"
+    "bool reset_gate_first, float? gradient_clip, str? layer_norm, float epsilon"
 )
 _SETTING = "str precision, str save, str backend"
 _SAVED = "Tensor out, Tensor states, Tensor gates"
+
+# The backends that own everything between the inputs and the gradients, and save states and gates their own way.
+WHOLE = {"eager": eager, "numba": numba}
 
 _library = torch.library.Library("tritongru", "FRAGMENT")
 
@@ -50,7 +55,7 @@ def split(arguments: Sequence[Any], *kinds: type) -> list[Any]:
 
 
 def run_scan(problem: Problem, precision: str, recompute: bool, wants_gradients: bool, backend: str):
-    """Run `problem` on "triton" or "eager", or on "auto": triton, and eager where the kernels fail.
+    """Run `problem` on a backend, or on "auto": triton, and eager where the kernels fail.
 
     Args:
         precision: of float32 products, resolved. recompute: keep no gates for the backward pass.
@@ -60,17 +65,18 @@ def run_scan(problem: Problem, precision: str, recompute: bool, wants_gradients:
     """
     save = SAVE_NOTHING if not wants_gradients else RECOMPUTE if recompute else SAVE_GATES
     setting = Setting(precision, save, backend)
-    if save == SAVE_NOTHING and backend == "eager" and _is_plain(problem.inputs):
+    if save == SAVE_NOTHING and backend in WHOLE and not is_watched(problem.inputs):
         # The operator is for autograd and for tracing; it costs as much as a step.
         return _forward(problem.inputs, problem.variant, setting)[:2]
     return torch.ops.tritongru.scan.default(*problem.inputs, *problem.variant, *setting)[:2]
 
 
-def _is_plain(a: Inputs) -> bool:
-    """Return whether nothing looks at the operators of a call: no compiler, tracer, mode or subclass of Tensor."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._is_tracing():
-        return False
-    return all(t is None or type(t) in _PLAIN for t in a)
+def is_watched(tensors: Sequence[Tensor | None]) -> bool:
+    """Return whether something looks at the operators of a call: a compiler, tracer, mode or subclass of Tensor."""
+    modes = torch._C._len_torch_dispatch_stack() or torch._ops._len_torch_dispatch_stack_pre_dispatch()
+    if modes or is_traced():
+        return True
+    return not all(t is None or type(t) in _PLAIN for t in tensors)
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -79,8 +85,8 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 def _forward(a: Inputs, variant: Variant, setting: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     save_gates = setting.save == SAVE_GATES
     with product_precision(a.x, setting.precision):
-        if setting.backend == "eager":
-            return eager.run_forward(a, variant, save_gates)
+        if backend := WHOLE.get(setting.backend):
+            return backend.run_forward(a, variant, save_gates)
         return triton.run_forward(a, variant, save_gates, setting)
 
 
@@ -99,8 +105,9 @@ def _scan_shapes(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     a, variant, setting, _ = split(arguments, Inputs, Variant, Setting)
     T, B = a.x.shape[0], a.x.shape[1]
     U, width = a.u.shape[0], 4 if variant.reset_after else 3
-    separate = a.mask is not None or (a.resets is not None and setting.backend != "eager")
-    shape = (T, B, width * U) if setting.backend == "eager" else (width, T, B, U)
+    is_whole = setting.backend in WHOLE
+    separate = a.mask is not None or (a.resets is not None and not is_whole)
+    shape = (T, B, width * U) if is_whole else (width, T, B, U)
     return (
         a.x.new_empty(T, B, U),
         a.h0.new_empty(B, U),
@@ -116,10 +123,18 @@ def scan_backward(*arguments) -> tuple[Tensor, ...]:
     gradients are wanted, one bool for each of Inputs.
     """
     a, variant, setting, saved, (d_out, d_last, wanted) = split(arguments, Inputs, Variant, Setting, Saved)
-    run = eager.run_backward if setting.backend == "eager" else triton.run_backward
+    run = WHOLE.get(setting.backend, triton).run_backward
     with product_precision(a.x, setting.precision):
         found = run(a, variant, setting, saved, d_out, d_last, Inputs(*wanted))
-    return tuple(a.x.new_empty(0) if gradient is None else gradient for gradient in found)
+    return tuple(a.x.new_empty(0) if d is None else _laid_out_as(d, t) for d, t in zip(found, a, strict=True))
+
+
+def _laid_out_as(gradient: Tensor, t: Tensor) -> Tensor:
+    """Return `gradient` with the strides that `_scan_backward_shapes` tells a compiler."""
+    if gradient.stride() == t.stride():
+        return gradient
+    like = torch.empty_like(t)
+    return gradient if like.stride() == gradient.stride() else like.copy_(gradient)
 
 
 def _scan_backward_shapes(*arguments) -> tuple[Tensor, ...]:

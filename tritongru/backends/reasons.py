@@ -13,6 +13,18 @@ def reasons_against_transforms(s: Signature) -> list[str]:
     )
 
 
+def reasons_against_cells(s: Signature, of_norm: str = "") -> list[str]:
+    """What changes the cell itself runs on the eager scan and the reference alone; `of_norm` says why a norm does."""
+    reasons = []
+    if s.has_zoneout:
+        reasons.append("zoneout given")
+    if s.variant.gradient_clip is not None:
+        reasons.append(f"gradient_clip={s.variant.gradient_clip:g}")
+    if s.variant.layer_norm is not None:
+        reasons.append(f"layer_norm={s.variant.layer_norm!r}{of_norm}")
+    return reasons
+
+
 def reasons_against_activations(s: Signature, needed: str) -> list[str]:
     """What a backend needs of an activation: "derivative", a function of its output, or "kernel_id"."""
     reasons = []

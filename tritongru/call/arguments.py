@@ -1,4 +1,4 @@
-"""What a caller says: the arguments of `tritongru.gru`, with their defaults."""
+"""What a caller says: the arguments of `tritongru.gru` or `tritongru.scan`, with their defaults."""
 
 from __future__ import annotations
 
@@ -8,11 +8,34 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+class LayerNorm(NamedTuple):
+    """Layer normalisation inside of a GRU, over the 3U sums of all gates of a row.
+
+    "separate": gx = LN(x W) * scale[0] + b, gh = LN(h R) * scale[1] + c. "joint": p = LN(x W + h R) * scale, and then
+    gx = b, gh = p + c. In both z, r = g(gx + gh), n = f(gx_h + r * gh_h).
+
+    Attributes:
+        kind: "separate" or "joint".
+        scale: (2,3U) for "separate", (3U,) for "joint" and for a scan of given gates, whose input side is not
+            normalised here; in the gate order of the weights; None for ones. The shift is the biases' part.
+        epsilon: added to the variance.
+
+    Source: Ba et al. 2016 (arXiv 1607.06450); "separate" as in haste, "joint" as in the cell of DreamerV2.
+    """
+
+    kind: str
+    scale: Tensor | None = None
+    epsilon: float = 1e-5
+
+
 class Arguments(NamedTuple):
-    """The arguments of `tritongru.gru`, as they came or in plain form (`check.check`)."""
+    """The arguments of `tritongru.gru`, as they came or in plain form (`check.check`).
+
+    Those of `tritongru.scan` have no kernel: `x` are then the gates' inputs, and `bias` the recurrent one alone.
+    """
 
     x: Tensor
-    kernel: Tensor
+    kernel: Tensor | None
     recurrent_kernel: Tensor
     bias: Tensor | Sequence[Tensor] | None = None
     initial_state: Tensor | None = None
@@ -31,6 +54,9 @@ class Arguments(NamedTuple):
     layout: str = "keras"
     precision: str = "auto"
     recompute: bool = False
+    zoneout: Tensor | None = None
+    gradient_clip: float | None = None
+    layer_norm: LayerNorm | str | None = None
 
     @property
     def batch(self) -> int:

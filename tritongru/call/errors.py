@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import warnings
 
-BACKENDS = ("triton", "aten", "eager", "reference")
+BACKENDS = ("triton", "aten", "numba", "eager", "reference")
 LAYOUTS = ("keras", "torch")
+LAYER_NORMS = ("separate", "joint")
 PRECISIONS = ("auto", "ieee", "tf32", "tf32x3", "bf16x3")
 
 _lock = threading.Lock()
@@ -45,6 +46,30 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 def check_backend(backend: object) -> None:
     """Raise ValueError unless `backend` is "auto" or the name of a backend."""
     check_choice("backend", backend, ("auto", *BACKENDS))
+
+
+def check_norm_name(layer_norm: object, reset_after: bool = True) -> str | None:
+    """Return the kind of layer normalisation of a layer; ValueError unless it is None or one there is."""
+    if layer_norm is None:
+        return None
+    check_choice("layer_norm", layer_norm, LAYER_NORMS)
+    if not reset_after:
+        raise ValueError(
+            f"`layer_norm`={layer_norm!r} needs reset_after=True: the candidate has no sum of its own else"
+        )
+    return layer_norm  # type: ignore[return-value]
+
+
+def check_heads(heads: object, units: int, layer_norm: object = None) -> int:
+    """Return the number of heads; TypeError unless an integer, ValueError unless it divides `units`, or with a norm."""
+    if isinstance(heads, bool) or not hasattr(heads, "__index__"):
+        raise TypeError(f"`heads` must be a positive integer, got {heads!r}")
+    count = heads.__index__()  # type: ignore[attr-defined]
+    if count < 1 or units % count:
+        raise ValueError(f"`heads` must divide the number of units, {units}, got {heads!r}")
+    if count > 1 and layer_norm is not None:
+        raise ValueError(f"`layer_norm`={layer_norm!r} was given with heads={heads}: a norm would couple them")
+    return count
 
 
 def check_units(units: object) -> int:

@@ -10,10 +10,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .arguments import Arguments
-from .padding import is_exporting_to_onnx, valid_steps
+from .padding import valid_steps
+from .recording import is_exporting_to_onnx
 
 
 class Shape(NamedTuple):
@@ -34,6 +36,9 @@ class Variant(NamedTuple):
     zero_output_for_mask: bool = False
     reverse: bool = False
     reset_gate_first: bool = False  # gate order r, z, h (torch) in place of z, r, h (Keras)
+    gradient_clip: float | None = None  # bound of the gradient that a step passes to the state entering it
+    layer_norm: str | None = None  # "separate" or "joint"; of "separate" the input's part is done before the scan
+    epsilon: float = 1e-5
 
 
 class Inputs(NamedTuple):
@@ -45,6 +50,8 @@ class Inputs(NamedTuple):
         u, bias_h: recurrent kernel (U,3U) and recurrent bias (3U,), or None.
         h0: (B,U). mask, resets: (T,B) bool or None. fresh: state after a reset, (B,U), (T,B,U) or None for zeros.
         drop: recurrent dropout, scaled, (1,B,U) for all gates or (3,B,U) in the order of the weights' gates, or None.
+        keep: zoneout, (T,B,U), 1 where a unit takes its new state and 0 where it keeps the old, or None.
+        scale: of the normalised sums, (3U,), where there is layer normalisation.
     """
 
     x: Tensor
@@ -57,6 +64,8 @@ class Inputs(NamedTuple):
     resets: Tensor | None = None
     fresh: Tensor | None = None
     drop: Tensor | None = None
+    keep: Tensor | None = None
+    scale: Tensor | None = None
 
 
 class Problem(NamedTuple):
@@ -71,7 +80,10 @@ def canonicalize(a: Arguments, variant: Variant) -> Problem:
     x, w, u = a.by_time(a.x), a.kernel, a.recurrent_kernel
     bias_x, bias_h = a.bias, None
     if a.layout == "torch":
-        w, u = w.t(), u.t()
+        w, u = None if w is None else w.t(), u.t()
+    if w is None:
+        bias_x, bias_h = None, a.bias
+    elif a.layout == "torch":
         bias_x, bias_h = (None, None) if a.bias is None else a.bias
     elif a.bias is not None and a.reset_after:
         bias_x, bias_h = a.bias.unbind(0)  # type: ignore[union-attr]
@@ -87,6 +99,12 @@ def canonicalize(a: Arguments, variant: Variant) -> Problem:
 
     if a.input_dropout:
         x, w = _drop_input(x, w, [a.by_time(m.expand(a.x.shape)) for m in a.input_dropout], variant)
+    scale = None
+    if a.layer_norm is not None:
+        scale = _scale_of(a.layer_norm, x, u, a.kernel is not None)
+        if scale.dim() == 2:
+            x, w = F.layer_norm(x if w is None else x @ w, scale[0].shape, scale[0], None, variant.epsilon), None
+            scale = scale[1]
     drop = torch.stack(_in_order_of_weights(a.recurrent_dropout, variant)) if a.recurrent_dropout else None
 
     h0 = x.new_zeros(x.shape[1], u.shape[0]) if a.initial_state is None else a.initial_state
@@ -97,7 +115,8 @@ def canonicalize(a: Arguments, variant: Variant) -> Problem:
             fresh = h0
         elif fresh is not None and fresh.dim() == 3:
             fresh = a.by_time(fresh)
-    return Problem(Inputs(x, w, bias_x, u, bias_h, h0, mask, resets, fresh, drop), variant)  # type: ignore[arg-type]
+    keep = None if a.zoneout is None else a.by_time(a.zoneout)
+    return Problem(Inputs(x, w, bias_x, u, bias_h, h0, mask, resets, fresh, drop, keep, scale), variant)  # type: ignore[arg-type]
 
 
 def _drop_input(x: Tensor, w: Tensor, masks, variant: Variant) -> tuple[Tensor, Tensor | None]:
@@ -106,6 +125,13 @@ def _drop_input(x: Tensor, w: Tensor, masks, variant: Variant) -> tuple[Tensor, 
         return x * masks[0], w
     parts = zip(_in_order_of_weights(masks, variant), w.chunk(3, 1), strict=True)
     return torch.cat([(x * mask) @ w_gate for mask, w_gate in parts], dim=-1), None
+
+
+def _scale_of(norm, x: Tensor, u: Tensor, has_kernel: bool) -> Tensor:
+    """Return the scales of the norms, (2,3U) where the input has one of its own, else (3U,)."""
+    if norm.scale is not None:
+        return norm.scale
+    return x.new_ones((2, u.shape[1]) if norm.kind == "separate" and has_kernel else (u.shape[1],))
 
 
 def _in_order_of_weights(masks, variant: Variant):

@@ -12,7 +12,8 @@ from torch.nn.parameter import Parameter, UninitializedParameter, is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from .. import activations
-from ..call.errors import check_units
+from ..call.arguments import LayerNorm
+from ..call.errors import check_heads, check_norm_name, check_units
 from . import constraints, initializers, regularizers
 from .arguments import HALF_POLICIES, check_implementation, clamp_rate, parse_dtype, take_options
 from .dropout import DropoutMasks
@@ -29,12 +30,17 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
     kernel: Parameter
     recurrent_kernel: Parameter
     bias: Parameter | None
+    zoneout: float = 0.0
+    gradient_clip: float | None = None
+    layer_norm_scale: Parameter | None
+    layer_norm_scale_initializer = initializers.Ones()
+    layer_norm_scale_regularizer = layer_norm_scale_constraint = None
 
     def __init__(
         self, units, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer,
         bias_initializer, kernel_regularizer, recurrent_regularizer, bias_regularizer, kernel_constraint,
         recurrent_constraint, bias_constraint, dropout, recurrent_dropout, reset_after, implementation, input_size,
-        device, dtype, options,
+        device, dtype, options, layer_norm=None, heads=1,
     ):  # fmt: skip
         # torch warns of every lazy module that the feature is new; a user of this layer cannot act on it.
         with warnings.catch_warnings():
@@ -44,6 +50,8 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
         self.activation = activations.resolve(activation, "activation").function
         self.recurrent_activation = activations.resolve(recurrent_activation, "recurrent_activation").function
         self.use_bias, self.reset_after = bool(use_bias), bool(reset_after)
+        self.heads = check_heads(heads, self.units, layer_norm)
+        self.layer_norm = check_norm_name(layer_norm, self.reset_after)
         self.kernel_initializer = initializers.get(kernel_initializer)
         self.recurrent_initializer = initializers.get(recurrent_initializer)
         self.bias_initializer = initializers.get(bias_initializer)
@@ -60,9 +68,10 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
 
         self.name, trainable, self._initial_weights, input_size = take_options(options, type(self).__name__, input_size)
         self._given_input_size = input_size
-        for name in ("kernel", "recurrent_kernel", "bias"):
+        present = {"kernel": True, "recurrent_kernel": True, "bias": self.use_bias, "layer_norm_scale": self.layer_norm}
+        for name, is_there in present.items():
             empty = UninitializedParameter(requires_grad=trainable, device=device, dtype=variable_dtype)
-            self.register_parameter(name, empty if name != "bias" or self.use_bias else None)
+            self.register_parameter(name, empty if is_there else None)
         if input_size is not None:
             self.build(input_size)
             for hook in ("_initialize_hook", "_load_hook"):
@@ -87,9 +96,13 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
     def weight_shapes(self, input_size: int) -> dict[str, tuple[int, ...]]:
         """Return the shape of each weight, in Keras's order."""
         G = 3 * self.units
-        shapes = {"kernel": (input_size, G), "recurrent_kernel": (self.units, G)}
+        shapes: dict[str, tuple[int, ...]] = {"kernel": (input_size, G), "recurrent_kernel": (self.units, G)}
+        if self.heads > 1:
+            shapes["recurrent_kernel"] = (self.heads, self.units // self.heads, G // self.heads)
         if self.use_bias:
             shapes["bias"] = (2, G) if self.reset_after else (G,)
+        if self.layer_norm:
+            shapes["layer_norm_scale"] = (2, G) if self.layer_norm == "separate" else (G,)
         return shapes
 
     def build(self, input_shape) -> None:
@@ -119,7 +132,10 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
             init = getattr(self, name.replace("_kernel", "") + "_initializer")
             # Orthogonal matrices need a QR factorisation, which has no half precision form.
             dtype = torch.float32 if parameter.dtype in (torch.float16, torch.bfloat16) else parameter.dtype
-            self._write(name, initializers.draw(init, tuple(parameter.shape), dtype, parameter.device))
+            # Heads are drawn one by one: each is a GRU of its own.
+            heads, shape = parameter.shape[:-2] if parameter.dim() == 3 else (), tuple(parameter.shape[-2:])
+            values = [initializers.draw(init, shape, dtype, parameter.device) for _ in range(*heads or (1,))]
+            self._write(name, torch.stack(values) if heads else values[0])
 
     def _write(self, name: str, value: Tensor) -> None:
         """Make `value` the weight `name`, through the inverse of its parametrization where it has one."""
@@ -134,7 +150,7 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
     def _named_weights(self) -> list[tuple[str, Parameter]]:
         if not self.built:
             return []
-        return [(name, getattr(self, name)) for name in ("kernel", "recurrent_kernel", "bias")[: 2 + self.use_bias]]
+        return [(name, getattr(self, name)) for name in self.weight_shapes(self.kernel.shape[0])]
 
     @property
     def state_size(self) -> int:
@@ -164,6 +180,13 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
             "bias": None if self.bias is None else self.bias.to(dtype),
         }
 
+    def _norm(self) -> LayerNorm | str | None:
+        """Return the argument `layer_norm` of `tritongru.gru`; before the scales exist their kind alone."""
+        if self.layer_norm is None or not self.built:
+            return self.layer_norm
+        assert self.layer_norm_scale is not None
+        return LayerNorm(self.layer_norm, self.layer_norm_scale.to(self.compute_dtype))
+
     def _to_input(self, value, name: str = "inputs") -> Tensor:
         """Return `value` as a tensor of the compute dtype; TypeError unless it is floating point."""
         if not isinstance(value, Tensor):
@@ -179,7 +202,9 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
         for name, parameter in self._named_weights():
             regularizer = getattr(self, name.replace("_kernel", "") + "_regularizer")
             if regularizer is not None:
-                terms.append(torch.as_tensor(regularizer(parameter), dtype=parameter.dtype, device=parameter.device))
+                parts = parameter.unbind(0) if parameter.dim() == 3 else (parameter,)
+                term = sum(regularizer(part) for part in parts)
+                terms.append(torch.as_tensor(term, dtype=parameter.dtype, device=parameter.device))
         return terms
 
     @torch.no_grad()
@@ -188,7 +213,8 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
         for name, parameter in self._named_weights():
             constraint = getattr(self, name.replace("_kernel", "") + "_constraint")
             if constraint is not None:
-                self._write(name, constraint(parameter))
+                heads = parameter.unbind(0) if parameter.dim() == 3 else None
+                self._write(name, constraint(parameter) if heads is None else torch.stack([*map(constraint, heads)]))
 
     def get_config(self) -> dict:
         """Return the constructor's arguments in Keras's names and forms.
@@ -218,6 +244,10 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
         }
         if self._given_input_size is not None:
             config["batch_input_shape"] = (None, None, self._given_input_size)
+        if self.layer_norm:
+            config["layer_norm"] = self.layer_norm
+        if self.heads > 1:
+            config["heads"] = self.heads
         return config
 
     @classmethod

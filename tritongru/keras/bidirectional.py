@@ -9,6 +9,7 @@ from . import jagged
 from .arguments import as_steps, split_inputs
 from .layer import GRU
 from .listing import WeightedLayer
+from .state import unchanged_by_failure
 
 MERGE_MODES = ("sum", "mul", "ave", "concat", None)
 
@@ -101,6 +102,13 @@ class Bidirectional(WeightedLayer, torch.nn.Module):
                 )
             half = len(states) // 2
             states = [list(states[:half]), list(states[half:])]
+        if not self.stateful or torch.compiler.is_compiling():
+            return self._run(x, mask, training, states, resets)
+        # One layer may have gone on when the other fails.
+        with unchanged_by_failure(*self._parts):
+            return self._run(x, mask, training, states, resets)
+
+    def _run(self, x, mask, training, states, resets):
         forward, backward = self._parts
         shifted = None if resets is None else self._shift(as_steps(resets, forward.recurrent_kernel))
         y = forward(x, mask=mask, training=training, initial_state=states[0], resets=resets)
@@ -156,10 +164,22 @@ class Bidirectional(WeightedLayer, torch.nn.Module):
         """[forward, backward] kept states."""
         return [state for layer in self._parts for state in layer.states]
 
-    def reset_states(self) -> None:
-        """Set the kept states of both layers to zeros."""
-        for layer in self._parts:
-            layer.reset_states()
+    def reset_states(self, states=None) -> None:
+        """Set the kept states of both layers to zeros, or to `states`: [forward, backward], (B,U) each.
+
+        Raises:
+            AttributeError, ValueError: as of the layer; not two states. Then both states are as they were.
+        """
+        pair = [None, None] if states is None else states
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            count = len(pair) if isinstance(pair, (tuple, list)) else 1
+            raise ValueError(
+                f"Layer {self.name} expects 2 states, [forward, backward], but it received {count} state values. "
+                f"States received: `states`={states}"
+            )
+        values = [layer._check_states(state) for layer, state in zip(self._parts, pair, strict=True)]
+        for layer, value in zip(self._parts, values, strict=True):
+            layer._carried.value = value
 
     @property
     def last_decision(self):

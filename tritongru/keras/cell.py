@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import functional
-from ..call.arguments import Arguments
 from ..call.errors import check_backend
 from .arguments import parse_dtype
 from .base import RecurrentWeights
+from .step import LastStep, run_step
 
 
 class GRUCell(RecurrentWeights):
@@ -32,16 +31,17 @@ class GRUCell(RecurrentWeights):
         kernel_initializer="glorot_uniform", recurrent_initializer="orthogonal", bias_initializer="zeros",
         kernel_regularizer=None, recurrent_regularizer=None, bias_regularizer=None, kernel_constraint=None,
         recurrent_constraint=None, bias_constraint=None, dropout=0.0, recurrent_dropout=0.0, reset_after=True, *,
-        implementation=2, input_size=None, backend="auto", device=None, dtype=None, **options,
+        implementation=2, layer_norm=None, input_size=None, backend="auto", device=None, dtype=None, **options,
     ):  # fmt: skip
         super().__init__(
             units, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer,
             bias_initializer, kernel_regularizer, recurrent_regularizer, bias_regularizer, kernel_constraint,
             recurrent_constraint, bias_constraint, dropout, recurrent_dropout, reset_after, implementation, input_size,
-            device, dtype, options,
+            device, dtype, options, layer_norm,
         )  # fmt: skip
         check_backend(backend)
         self.backend = backend
+        self._last_step = LastStep()
 
     def get_initial_state(self, inputs: Tensor | None = None, batch_size: int | None = None, dtype=None) -> Tensor:
         """Return zeros (B,U), with B and the device of `inputs` if given."""
@@ -67,6 +67,11 @@ class GRUCell(RecurrentWeights):
             output (B,U); the new state (B,U), in a list if `states` was one.
         """
         training = self.training if training is None else bool(training)
+        drops = training and (self.dropout or self.recurrent_dropout)
+        if not drops and isinstance(states, Tensor):
+            new = self._last_step.again(self, inputs, states, self.backend)
+            if new is not None:
+                return new.clone(), new
         self._check_inputs(inputs)
         x = self._to_input(inputs)
         nested = isinstance(states, (tuple, list))
@@ -78,8 +83,11 @@ class GRUCell(RecurrentWeights):
         count = 3 if self.implementation == 1 else 1
         input_masks = self.get_dropout_mask_for_cell(x, training, count=count) if training else None
         state_masks = self.get_recurrent_dropout_mask_for_cell(state, training, count=count) if training else None
-        new = run_step(self, x, state, self._compute_weights(), input_masks, state_masks, self.backend)
-        return new, ([new] if nested else new)
+        new, decision = run_step(self, x, state, self._compute_weights(), input_masks, state_masks, self.backend)
+        if not drops:
+            self._last_step.remember(self, x, state, self.backend, decision)
+        # Whoever writes into the output must not change the state.
+        return new.clone(), ([new] if nested else new)
 
     def _check_inputs(self, inputs) -> None:
         if len(inputs.shape) != 2:
@@ -92,16 +100,3 @@ class GRUCell(RecurrentWeights):
         if self.backend != "auto":
             config["backend"] = self.backend
         return config
-
-
-def run_step(owner: RecurrentWeights, x: Tensor, state: Tensor, weights: dict, input_masks, state_masks, backend: str):
-    """Return the state (B,U) after one step of `owner` with input x (B,I); `weights` are in the dtype of `x`."""
-    if input_masks is not None:
-        input_masks = [input_masks] if isinstance(input_masks, Tensor) else input_masks
-        input_masks = [mask.unsqueeze(1) for mask in input_masks]
-    arguments = Arguments(
-        x.unsqueeze(1), **weights, initial_state=state, activation=owner.activation,
-        recurrent_activation=owner.recurrent_activation, reset_after=owner.reset_after, input_dropout=input_masks,
-        recurrent_dropout=state_masks,
-    )  # fmt: skip
-    return functional.run(arguments, backend)[1]

@@ -7,11 +7,14 @@ from torch import Tensor
 
 from .. import functional
 from ..call.arguments import Arguments
+from ..call.check import check_gradient_clip
 from ..call.errors import check_backend
+from ..call.zoneout import check_zoneout_rate, draw_zoneout
 from ..dispatch import Decision
 from . import jagged, regularizers
 from .arguments import as_steps, split_inputs
 from .state import KeptState
+from .step import LastStep
 
 
 class GRU(KeptState):
@@ -31,12 +34,17 @@ class GRU(KeptState):
         return_sequences: give the output of every step in place of the last.
         return_state: also give the final state.
         go_backwards: process from the last step to the first; a sequence of outputs stays in that order.
-        stateful: begin each call with the state the last one ended with; no gradient flows across.
+        stateful: begin each call with the state the last one ended with; no gradient flows across. Exporters, tracers
+            and torch.func are refused, for they would lose it.
         unroll: changes no number; asks for at least one time step and no jagged input.
         time_major: sequences, masks and resets have time first.
         reset_after: apply the reset gate after the recurrent product (True) or before it.
         implementation: 1 draws one input mask per gate, 2 one for the three; recurrent dropout forces 1.
         zero_output_for_mask: masked steps give zeros in place of the previous output.
+        zoneout: probability, for each unit and step, of keeping the old state in training; otherwise its mean is used.
+        gradient_clip: bound of the gradient that each step passes to the state entering it; see `tritongru.gru`.
+        layer_norm: None, "separate" or "joint" (`tritongru.LayerNorm`); the scales are the weight `layer_norm_scale`.
+        heads: N; the recurrent kernel is N blocks (N,U/N,3U/N), equal to N GRUs of U/N units side by side.
         input_size: I; None builds at the first call.
         backend: "auto", or the one backend to use.
         dtype: a torch.dtype or its name; "mixed_float16" and "mixed_bfloat16" keep the weights in float32.
@@ -59,14 +67,15 @@ class GRU(KeptState):
         kernel_regularizer=None, recurrent_regularizer=None, bias_regularizer=None, activity_regularizer=None,
         kernel_constraint=None, recurrent_constraint=None, bias_constraint=None, dropout=0.0, recurrent_dropout=0.0,
         return_sequences=False, return_state=False, go_backwards=False, stateful=False, unroll=False,
-        time_major=False, reset_after=True, *, implementation=2, zero_output_for_mask=False, input_size=None,
-        backend="auto", device=None, dtype=None, **options,
+        time_major=False, reset_after=True, *, implementation=2, zero_output_for_mask=False, zoneout=0.0,
+        gradient_clip=None, layer_norm=None, heads=1, input_size=None, backend="auto", device=None, dtype=None,
+        **options,
     ):  # fmt: skip
         super().__init__(
             units, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer,
             bias_initializer, kernel_regularizer, recurrent_regularizer, bias_regularizer, kernel_constraint,
             recurrent_constraint, bias_constraint, dropout, recurrent_dropout, reset_after, implementation, input_size,
-            device, dtype, options,
+            device, dtype, options, layer_norm, heads,
         )  # fmt: skip
         check_backend(backend)
         self.activity_regularizer = regularizers.get(activity_regularizer)
@@ -74,10 +83,11 @@ class GRU(KeptState):
         self.go_backwards, self.stateful = bool(go_backwards), bool(stateful)
         self.unroll, self.time_major = bool(unroll), bool(time_major)
         self.zero_output_for_mask, self.backend = bool(zero_output_for_mask), backend
+        self.zoneout, self.gradient_clip = check_zoneout_rate(zoneout), check_gradient_clip(gradient_clip)
         self.supports_masking = True
         self.last_decision: Decision | None = None
         self._activity_losses: list[Tensor] = []
-        self.register_buffer("_state", None, persistent=False)
+        self._last_step = LastStep()
         if options.get("batch_input_shape") is not None:
             self._set_batch(options["batch_input_shape"])
 
@@ -88,8 +98,8 @@ class GRU(KeptState):
     def build(self, input_shape) -> None:
         """Create the weights, and the state if `stateful` and the shape (B,T,I), (T,B,I) if `time_major`, has B."""
         super().build(input_shape)
-        # The base builds before the layer knows whether it is stateful.
-        if "_state" in self._buffers and not hasattr(input_shape, "__index__"):
+        # The base builds, from an integer, before the layer knows whether it is stateful.
+        if not hasattr(input_shape, "__index__"):
             self._set_batch(input_shape)
 
     def initialize_parameters(self, inputs, *args, **kwargs) -> None:
@@ -115,20 +125,49 @@ class GRU(KeptState):
         Raises:
             ValueError, TypeError: an argument of a wrong shape or kind.
             UnsupportedError: the named backend cannot run the call.
+            RuntimeError: a stateful layer under what cannot carry its state; the message says the way.
         """
+        if mask is None and resets is None and (new := self._step_again(inputs, training, initial_state)) is not None:
+            output = new.unsqueeze(self._time_axis) if self.return_sequences else new
+            return (output, new.clone()) if self.return_state else output
         arguments, rows = self._arguments(inputs, mask, training, initial_state, resets)
         outputs, state, decision = functional.run(arguments, self.backend)
-        if self.stateful:
-            self._state = state.detach().to(self.variable_dtype).clone()
-        if not torch.compiler.is_compiling():
-            self.last_decision = decision
+        if self.return_state and decision.backend == "reference":
+            # Without a step it gives the initial state itself, which is the caller's.
+            state = state.clone()
         output = self._select(outputs, state, arguments, rows)
         if self.activity_regularizer is not None:
             self._activity_losses = [
                 self.activity_regularizer(value.values() if jagged.is_jagged(value) else value) / value.shape[0]
                 for value in ((output, state) if self.return_state else (output,))
             ]
+        # Last, when nothing of the call can fail any more.
+        if self.stateful:
+            self._carried.keep(state, self.recurrent_kernel)
+        if not torch.compiler.is_compiling():
+            self.last_decision = decision
+            if outputs.shape[self._time_axis] == 1:
+                self._remember_step(arguments, decision)
         return (output, state) if self.return_state else output
+
+    def _step_again(self, inputs, training, initial_state) -> Tensor | None:
+        """Return the state after a call of one step that is like the last one, None for any other."""
+        plain = self._last_step.known is not None and isinstance(inputs, Tensor) and inputs.dim() == 3
+        if not plain or self.stateful or self.activity_regularizer is not None or inputs.shape[self._time_axis] != 1:
+            return None
+        training = self.training if training is None else training
+        if training and (self.dropout or self.recurrent_dropout):
+            return None
+        x = inputs.select(self._time_axis, 0)
+        state = x.new_zeros(x.shape[0], self.units) if initial_state is None else initial_state
+        return self._last_step.again(self, x, state, self.backend) if isinstance(state, Tensor) else None
+
+    def _remember_step(self, a: Arguments, decision: Decision) -> None:
+        plain = a.mask is None and a.lengths is None and a.resets is None and not self.stateful
+        if plain and a.input_dropout is None and a.recurrent_dropout is None:
+            x = a.x.select(self._time_axis, 0)
+            state = x.new_zeros(x.shape[0], self.units) if a.initial_state is None else a.initial_state
+            self._last_step.remember(self, x, state, self.backend, decision)
 
     def explain(self, inputs, mask=None, training=None, initial_state=None, resets=None) -> Decision:
         """Return which backend would run this call, and every reason against the others; runs and changes nothing."""
@@ -158,6 +197,8 @@ class GRU(KeptState):
             recurrent_activation=self.recurrent_activation, reset_after=self.reset_after, mask=as_steps(mask, x),
             lengths=lengths, resets=as_steps(resets, x), input_dropout=input_masks, recurrent_dropout=state_masks,
             zero_output_for_mask=self.zero_output_for_mask, go_backwards=self.go_backwards, time_major=self.time_major,
+            zoneout=draw_zoneout(x, self.units, self.zoneout, training and not dry), gradient_clip=self.gradient_clip,
+            layer_norm=self._norm(),
         )  # fmt: skip
         return arguments, rows
 
@@ -171,7 +212,8 @@ class GRU(KeptState):
         if steps == 0:
             return torch.zeros_like(state)
         if arguments.mask is None and arguments.lengths is None:
-            return state
+            # Whoever writes into one of the two must not change the other.
+            return state.clone() if self.return_state else state
         return outputs.select(axis, 0 if self.go_backwards else steps - 1)
 
     def _draw(self, x: Tensor, training: bool, dry: bool):
@@ -239,6 +281,7 @@ class GRU(KeptState):
             config["batch_input_shape"] = (*steps, self._given_input_size)
         if self.zero_output_for_mask:
             config["zero_output_for_mask"] = True
+        config |= {name: value for name in ("zoneout", "gradient_clip") if (value := getattr(self, name))}
         if self.backend != "auto":
             config["backend"] = self.backend
         return config

@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..keras import GRU
-from .compare import compare, has_failed, print_rows
+from . import options
 from .info import info
+from .oracle.compare import compare, has_failed, print_rows
 from .show import show_progress
 
 PAPER_ACCURACY = 0.941  # Kudo, Toyama and Shimbo 1999
@@ -154,19 +155,18 @@ def save_figure(runs: list[Run], speaker: Tensor, path: Path) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m tritongru demo`."""
-    parser.add_argument("--seeds", type=int, default=5, help="how many models to train (default: 5)")
+    parser.add_argument("--seeds", type=options.whole(1, 1000), default=5, help="how many models to train (default: 5)")
     parser.add_argument(
-        "--epochs", type=int, default=EPOCHS, help=f"passes over the 270 utterances (default: {EPOCHS})"
-    )
+        "--epochs", type=options.whole(1, 100_000), default=EPOCHS,
+        help=f"passes over the 270 utterances (default: {EPOCHS})",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("out/demo.png"), help="the figure (default: out/demo.png)")
-    parser.add_argument("--device", help="default: the GPU where there is one, else the CPU")
+    parser.add_argument("--device", type=options.device, help="default: the GPU where there is one, else the CPU")
     parser.add_argument("--no-compare", action="store_true", help="leave out the comparison with the oracle")
 
 
 def main(args: argparse.Namespace) -> int:
     """Train, report, draw, compare; 1 if a backend is outside the tolerance."""
-    if args.seeds < 1 or args.epochs < 1:
-        raise SystemExit("--seeds and --epochs must be at least 1")
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     print(info(), flush=True)
     data, test = load(device)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...call.problem import Inputs, Variant
 from ..gradients import Saved, Setting
-from .forward import last_valid, rebuild
+from .forward import last_valid, rebuild, zone_out
 from .layout import (
     Gates,
     Steps,
@@ -31,6 +31,7 @@ from .layout import (
     steps_with,
     view_gates,
 )
+from .normalized import Normalization, Norms
 from .packing import pack_inputs, pack_output_gradients, plan_packing
 from .sums import Sums
 
@@ -41,11 +42,13 @@ class Chunk(NamedTuple):
     Attributes:
         d: packed gate gradients (N,4U or 3U); first the factors of dh, then, step by step, the gradients.
         z: how much of dh goes through the mixture, (N,U). r: how much of ds goes to the state, without reset_after.
+        norms: of the rows' sums, with layer normalisation.
     """
 
     d: Tensor
     z: Tensor
     r: Tensor | None
+    norms: Norms | None = None
 
 
 def run_backward(
@@ -90,6 +93,7 @@ def run_backward(
     d = scan_back(rows, steps, entering_packed, gates, d_out, d_last[packing.order], variant, wanted)
     return d._replace(
         x=torch.zeros_like(a.x).index_put_(packing.places, d.x) if wanted.x else None,
+        keep=a.keep.new_zeros(a.keep.shape).index_put_(packing.places, d.keep) if wanted.keep else None,
         h0=torch.empty_like(d.h0).index_copy_(0, packing.order, d.h0) if wanted.h0 else None,
     )
 
@@ -111,7 +115,9 @@ def scan_back(
     """
     x, dtype, width = a.x, compute_dtype(a.x.dtype), gate_width(variant) * a.u.shape[0]
     sums = Sums(a, variant, wanted, all_steps)
-    reverse = Reverse(a.u, a.mask, a.resets, a.drop, variant, d_out, d_last, all_steps)
+    norm = None if a.scale is None else Normalization(a.u, a.drop, a.scale, variant, dtype)
+    w = a.w.to(dtype) if norm is not None and norm.joint and a.w is not None else None
+    reverse = Reverse(a.u, a.mask, a.resets, a.drop, variant, d_out, d_last, all_steps, a.keep, wanted.keep, norm)
     d_fresh = torch.zeros_like(a.fresh, dtype=dtype) if wanted.fresh else None
     bounds = list(all_steps.chunks(width, variant.reverse))
     most = max((all_steps.count(begin, end) for begin, end in bounds), default=0)
@@ -121,14 +127,18 @@ def scan_back(
         if gates.dim() == 2:
             packed = gates[all_steps.rows(begin, end)].to(dtype)
         else:
-            packed = rebuild(all_steps.read(x, begin, end), a.w, a.bias_x, a.u, a.bias_h, h, a.drop, variant)
+            packed = rebuild(a, all_steps.read(x, begin, end), h, variant)
         h, g = h.to(dtype), view_gates(packed, variant)
         chunk = reverse.fill_factors(buffer[: all_steps.count(begin, end)], g, h, begin, end)
+        if norm is not None:
+            gx = all_steps.read(x, begin, end).to(dtype) if norm.joint else None
+            chunk = chunk._replace(norms=norm.prepare(h, gx if w is None or gx is None else gx @ w))
         reverse.walk(chunk, begin, end, d_fresh)
-        sums.add(chunk.d, h, g.r, begin, end)
+        sums.add(chunk.d, h, g.r, begin, end, chunk.norms)
     return sums.finish()._replace(
         h0=reverse.finish().to(a.h0.dtype, copy=True) if wanted.h0 else None,
         fresh=None if d_fresh is None else d_fresh.to(x.dtype),
+        keep=None if reverse.d_keep is None else reverse.d_keep.view(a.keep.shape).to(x.dtype),
     )
 
 
@@ -137,19 +147,25 @@ class Reverse:
 
     Attributes:
         dh: the gradient of the state that leaves the next step, its rows those of that step.
+        d_keep: (N,U), the gradient of the zoneout mask, if it is wanted.
     """
 
-    def __init__(self, u, mask, resets, drop, variant: Variant, d_out, d_last: Tensor, all_steps: Steps):
+    def __init__(
+        self, u, mask, resets, drop, variant: Variant, d_out, d_last: Tensor, all_steps: Steps, keep=None,
+        wants_keep: bool = False, norm: Normalization | None = None,
+    ):  # fmt: skip
         """Begin after the last step: d_out (N,U) or None, d_last (B,U), both in the dtype of sums."""
         T = len(all_steps.sizes)
         self.variant, self.steps = variant, all_steps
-        self.mask = mask
+        self.mask, self.keep = mask, keep
+        self.d_keep = d_last.new_empty(all_steps.starts[-1], u.shape[0]) if wants_keep else None
+        self.d_keeps = None if self.d_keep is None else all_steps.split(self.d_keep, 0, T)
         self.drop_n = None if drop is None else split_drop(drop.to(d_last.dtype), variant)[2]
         self.f_back, self.g_back = pull_back(variant.activation), pull_back(variant.recurrent_activation)
         self.some_valid = steps_with(mask, T) if mask is not None else [True] * T
         self.some_reset = steps_with(resets, T)
         self.restarts = () if resets is None else resets[..., None].unbind(0)
-        self.select, self.step = make_step(u, drop, variant, d_last.dtype)
+        self.select, self.step = make_step(u, drop, variant, d_last.dtype) if norm is None else norm.make_step()
         self.d_after: Sequence[Tensor | None] = [None] * T if d_out is None else all_steps.split(d_out, 0, T)
         self.dh = self.d_last = d_last
         self.d_h0 = torch.empty_like(d_last)
@@ -174,7 +190,14 @@ class Reverse:
         d = view_gates(d_packed, self.variant)
         self.f_back(torch.sub(1, g.z, out=d.n), g.n)
         self.g_back(torch.sub(h, g.n, out=d.z), g.z)
-        z, r = g.z, None
+        z, r, rows = g.z, None, self.steps.rows(begin, end)
+        if self.d_keep is not None:
+            torch.mul(1 - g.z, g.n - h, out=self.d_keep[rows])
+        if self.keep is not None:
+            keep = self.steps.read(self.keep, begin, end).to(d_packed.dtype)
+            d.n.mul_(keep)
+            d.z.mul_(keep)
+            z = zone_out(z, keep)
         if d.gh_n is not None:
             torch.mul(d.n, g.r, out=d.gh_n)
             self.g_back(torch.mul(d.n, g.gh_n, out=d.r), g.r)  # type: ignore[arg-type]
@@ -186,24 +209,31 @@ class Reverse:
             # A masked step is the identity: all of dh goes on, nothing to the gates, whatever the padding holds.
             masked = ~self.mask[begin:end].flatten()[:, None]
             d_packed.masked_fill_(masked, 0.0)
+            if self.d_keep is not None:
+                self.d_keep[rows].masked_fill_(masked, 0.0)
             z, r = z.masked_fill(masked, 1.0), None if r is None else r.masked_fill(masked, 0.0)
         return Chunk(d_packed, z, r)
 
     def walk(self, chunk: Chunk, begin: int, end: int, d_fresh: Tensor | None) -> None:
         """Turn the factors of steps begin..end into gradients, from the last processed step to the first."""
         parts, step = self.steps.split_all(self.select(chunk), begin, end), self.step
-        sizes, T = self.steps.sizes, len(self.steps.sizes)
+        sizes, T, clip = self.steps.sizes, len(self.steps.sizes), self.variant.gradient_clip
         for k in range(end - begin) if self.variant.reverse else reversed(range(end - begin)):
             t = begin + k
             before = t + (1 if self.variant.reverse else -1)
             restarts = self.some_reset[t]
             # The output's gradient of the step before is added on the way where its rows are the same.
-            together = 0 <= before < T and not restarts and sizes[before] == sizes[t]
+            together = 0 <= before < T and not restarts and sizes[before] == sizes[t] and clip is None
             d_before = self.d_after[before] if together else None
             if self.some_valid[t] and sizes[t]:
+                if self.d_keeps is not None:
+                    self.d_keeps[t].mul_(self.dh)
                 self.dh = step(self.dh, d_before, *parts[k])
             elif d_before is not None:
                 self.dh = self.dh + d_before
+            if clip is not None:
+                clipped = self.dh.clamp(-clip, clip)
+                self.dh = clipped if self.mask is None else torch.where(self.mask[t, :, None], clipped, self.dh)
             if restarts:
                 restart = self.restarts[t]
                 if d_fresh is not None:

@@ -26,6 +26,7 @@ from .layout import (
     steps_with,
     view_gates,
 )
+from .normalized import Normalization
 from .packing import pack_inputs, plan_packing
 from .short import is_short, run_short
 
@@ -73,8 +74,7 @@ def scan(a: Inputs, all_steps: Steps, variant: Variant, after: Tensor, last: Ten
     """
     x, u, mask, fresh = a.x, a.u, a.mask, a.fresh
     T, U, width, dtype = len(all_steps.sizes), u.shape[0], gate_width(variant), compute_dtype(x.dtype)
-    project = make_projection(a.w, a.bias_x, a.bias_h, variant, dtype)
-    select, compute_gates = make_gates(u, a.drop, variant, dtype)
+    project, select, compute_gates = make_functions(a, variant, dtype)
     exact = x.dtype == dtype  # else the results are rounded on their way out
     some_valid, some_masked = steps_with(mask, T), steps_with(None if mask is None else ~mask, T)
     some_reset, restarts = steps_with(a.resets, T), () if a.resets is None else a.resets[..., None].unbind(0)
@@ -93,6 +93,7 @@ def scan(a: Inputs, all_steps: Steps, variant: Variant, after: Tensor, last: Ten
         project(all_steps.read(x, begin, end), packed)
         steps = all_steps.split_all(select(view_gates(packed, variant)), begin, end)
         states = all_steps.split(leaving, begin, end)
+        keeps = None if a.keep is None else all_steps.split(all_steps.read(a.keep, begin, end).to(dtype), begin, end)
         for k in reversed(range(end - begin)) if variant.reverse else range(end - begin):
             t, parts = begin + k, steps[k]
             if (size := all_steps.sizes[t]) != h.shape[0]:
@@ -109,6 +110,8 @@ def scan(a: Inputs, all_steps: Steps, variant: Variant, after: Tensor, last: Ten
                 continue
             compute_gates(h, *parts)
             n, z = parts[:2]
+            if keeps is not None:
+                z = zone_out(z, keeps[k])
             # n + z (h - n) = z h + (1 - z) n
             new = torch.lerp(n, h, z, out=states[k])
             h = torch.where(mask[t, :, None], new, h, out=new) if mask is not None and some_masked[t] else new
@@ -117,6 +120,22 @@ def scan(a: Inputs, all_steps: Steps, variant: Variant, after: Tensor, last: Ten
             if gates is not None:
                 gates[rows] = packed
     last[: h.shape[0]] = h
+
+
+def zone_out(z: Tensor, keep: Tensor) -> Tensor:
+    """Return how much of the old state stays: 1 - keep (1 - z)."""
+    return (z - 1).mul_(keep).add_(1)
+
+
+def make_functions(a: Inputs, variant: Variant, dtype: torch.dtype) -> tuple[Callable, Callable, Callable]:
+    """Return `make_projection` and both of `make_gates`, for layer normalisation too."""
+    if variant.layer_norm is None:
+        return make_projection(a.w, a.bias_x, a.bias_h, variant, dtype), *make_gates(a.u, a.drop, variant, dtype)
+    assert a.scale is not None
+    norm = Normalization(a.u, a.drop, a.scale, variant, dtype)
+    # A joint norm takes the sums without their biases, which are added after it.
+    early, late = ((None, None), (a.bias_x, a.bias_h)) if norm.joint else ((a.bias_x, a.bias_h), (None, None))
+    return make_projection(a.w, *early, variant, dtype), *norm.make_gates(*split_bias(*late, variant, dtype))
 
 
 def make_projection(w, bias_x, bias_h, variant: Variant, dtype: torch.dtype) -> Callable[[Tensor, Tensor], None]:
@@ -204,12 +223,12 @@ def make_gates(
     return lambda gates: (gates.n, gates.z, gates.r, gates.zr, gates.gh_n, gates.recurrent), compute  # type: ignore[return-value]
 
 
-def rebuild(x: Tensor, w, bias_x, u: Tensor, bias_h, entering: Tensor, drop: Tensor | None, variant: Variant) -> Tensor:
-    """Return the packed gates (N,4U or 3U) of rows (N,I) with known entering states (N,U), in the dtype of sums."""
+def rebuild(a: Inputs, x: Tensor, entering: Tensor, variant: Variant) -> Tensor:
+    """Return the packed gates (N,4U or 3U) of rows x (N,I) with known entering states (N,U), in the dtype of sums."""
     dtype = compute_dtype(x.dtype)
-    packed = x.new_empty(x.shape[0], gate_width(variant) * u.shape[0], dtype=dtype)
-    make_projection(w, bias_x, bias_h, variant, dtype)(x, packed)
-    select, compute_gates = make_gates(u, drop, variant, dtype)
+    packed = x.new_empty(x.shape[0], gate_width(variant) * a.u.shape[0], dtype=dtype)
+    project, select, compute_gates = make_functions(a, variant, dtype)
+    project(x, packed)
     compute_gates(entering.to(dtype), *select(view_gates(packed, variant)))
     return packed
 

@@ -69,8 +69,9 @@ def plan_packing(a: Inputs, variant: Variant) -> Packing | None:
 
 
 def pack_inputs(a: Inputs, packing: Packing) -> Inputs:
-    """Return the inputs with x (N,..) and the initial states (B,U) in the order of the packed rows, without a mask."""
-    return a._replace(x=a.x[packing.places], h0=a.h0[packing.order], mask=None)
+    """Return the inputs without a mask: x and keep (N,..), the initial states (B,U) in the order of the packed rows."""
+    keep = None if a.keep is None else a.keep[packing.places]
+    return a._replace(x=a.x[packing.places], h0=a.h0[packing.order], mask=None, keep=keep)
 
 
 def pack_output_gradients(d_out: Tensor, packing: Packing) -> tuple[Tensor, Tensor | None]:

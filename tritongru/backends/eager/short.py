@@ -17,30 +17,44 @@ MOST_STEPS = 8
 
 def is_short(a: Inputs, variant: Variant) -> bool:
     """Return whether `run_short` runs a call: the plain GRU over few steps, in a dtype that states are kept in."""
-    plain = a.mask is None and a.resets is None and a.drop is None and a.w is not None and variant.reset_after
+    plain = (
+        a.mask is None
+        and a.resets is None
+        and a.drop is None
+        and a.keep is None
+        and a.w is not None
+        and variant.reset_after
+    )
+    plain = plain and variant.layer_norm is None
     return plain and 0 < a.x.shape[0] <= MOST_STEPS and a.x.dtype == compute_dtype(a.x.dtype)
 
 
 def run_short(a: Inputs, variant: Variant) -> tuple[Tensor, Tensor]:
     """Return out (T,B,U) at the input's time index, and the last state (B,U)."""
     T, B, _ = a.x.shape
-    U = a.u.shape[0]
     f, g = in_place(variant.activation), in_place(variant.recurrent_activation)
-    gx = _affine(a.bias_x, a.x.reshape(T * B, -1), a.w)
-    gx_zr, gx_n = gx.split((2 * U, U), dim=1)
-    if T > 1:
-        gx_zr, gx_n = gx_zr.split(B), gx_n.split(B)
-    else:
-        gx_zr, gx_n = (gx_zr,), (gx_n,)
+    gx = _affine(a.bias_x, a.x.flatten(0, 1), a.w).split(B)
     states: list = [None] * T
     h = a.h0
     for t in reversed(range(T)) if variant.reverse else range(T):
-        gh_zr, gh_n = _affine(a.bias_h, h, a.u).split((2 * U, U), dim=1)
-        first, second = g(gh_zr.add_(gx_zr[t])).chunk(2, dim=1)
-        z, r = (second, first) if variant.reset_gate_first else (first, second)
-        h = states[t] = torch.lerp(f(gh_n.mul_(r).add_(gx_n[t])), h, z)
+        h = states[t] = _advance(gx[t], h, a.u, a.bias_h, f, g, variant.reset_gate_first)
     # The state is a tensor of its own, also where the output holds the same values.
     return torch.stack(states), h
+
+
+def run_step(a: Inputs, variant: Variant) -> Tensor:
+    """Return the state (B,U) after one step of x (B,I) from h0 (B,U): the bits of `run_short`."""
+    f, g = in_place(variant.activation), in_place(variant.recurrent_activation)
+    return _advance(_affine(a.bias_x, a.x, a.w), a.h0, a.u, a.bias_h, f, g, variant.reset_gate_first)
+
+
+def _advance(gx: Tensor, h: Tensor, u: Tensor, bias_h: Tensor | None, f, g, reset_gate_first: bool) -> Tensor:
+    sizes = (2 * h.shape[1], h.shape[1])
+    gx_zr, gx_n = torch.split_with_sizes(gx, sizes, 1)
+    gh_zr, gh_n = torch.split_with_sizes(_affine(bias_h, h, u), sizes, 1)
+    first, second = g(gh_zr.add_(gx_zr)).chunk(2, 1)
+    z, r = (second, first) if reset_gate_first else (first, second)
+    return torch.lerp(f(torch.addcmul(gx_n, r, gh_n)), h, z)
 
 
 def _affine(bias: Tensor | None, x: Tensor, weights: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...call.problem import Inputs, Variant
 from .layout import Steps, compute_dtype, drop_rows, gate_width, split_drop, split_gates, view_gates
+from .normalized import Norms, candidate_last
 
 
 class Sums:
@@ -31,34 +32,43 @@ class Sums:
         self.d_u = zeros(u, wanted.u)
         self.d_bias_h = zeros(bias_h, wanted.bias_h)
         self.d_drop = zeros(drop, wanted.drop)
+        self.d_scale = zeros(a.scale, wanted.scale)
         self.rows = u.new_zeros(gate_width(variant) * u.shape[0], dtype=self.dtype)
 
-    def add(self, d_packed: Tensor, h: Tensor, r: Tensor, begin: int, end: int) -> None:
+    def add(self, d_packed: Tensor, h: Tensor, r: Tensor, begin: int, end: int, norms: Norms | None = None) -> None:
         """Add the chunk of steps begin..end: gate gradients (N,..), entering states and reset gates (N,U)."""
         d = view_gates(d_packed, self.variant)
+        d_projected = d.projected
+        d_gates = (d.z, d.r, d.n if d.gh_n is None else d.gh_n)
+        if norms is not None:
+            if self.d_scale is not None:
+                self.d_scale += candidate_last((d.recurrent * norms.sums).sum(0))
+            # What a norm has between the product and the gate.
+            d_sums = candidate_last(norms.d_sums)
+            d_gates = split_gates(d_sums, self.variant)
+            d_projected = d_sums if self.variant.layer_norm == "joint" else d_projected
         if self.d_x is not None:
-            rows = d.projected if self.wt is None else d.projected @ self.wt
+            rows = d_projected if self.wt is None else d_projected @ self.wt
             if self.x.dim() == 2:
                 self.d_x[self.steps.rows(begin, end)] = rows
             else:
                 self.d_x[begin:end] = rows.view(end - begin, *self.x.shape[1:])
         if self.d_w is not None:
-            self.d_w.addmm_(self.steps.read(self.x, begin, end).to(self.dtype).t(), d.projected)
+            self.d_w.addmm_(self.steps.read(self.x, begin, end).to(self.dtype).t(), d_projected)
         if self.d_bias_x is not None or self.d_bias_h is not None:
             self.rows += d_packed.sum(0)
         if self.d_u is not None or self.d_drop is not None:
-            self._add_recurrent(d, h, h if self.variant.reset_after else h * r)
+            d_zr = d.zr if norms is None else d_sums[:, : 2 * h.shape[-1]]
+            self._add_recurrent(d_gates, d_zr, h, h if self.variant.reset_after else h * r)
 
-    def _add_recurrent(self, d, h: Tensor, h_n: Tensor) -> None:
+    def _add_recurrent(self, d_gates: tuple[Tensor, Tensor, Tensor], d_zr: Tensor, h: Tensor, h_n: Tensor) -> None:
         """dR_g = (h * m_g)' dgh_g per gate, and the gradient of the dropout masks m_g."""
-        d_gh_n = d.n if d.gh_n is None else d.gh_n
         if self.drop is None:
             assert self.d_u is not None
             U = h.shape[-1]
-            self.d_u[:, : 2 * U].addmm_(h.t(), d.zr)
-            self.d_u[:, 2 * U :].addmm_(h_n.t(), d_gh_n)
+            self.d_u[:, : 2 * U].addmm_(h.t(), d_zr)
+            self.d_u[:, 2 * U :].addmm_(h_n.t(), d_gates[2])
             return
-        d_gates = (d.z, d.r, d_gh_n)
         if self.d_u is not None:
             masks, places = split_drop(self.drop, self.variant), split_gates(self.d_u, self.variant)
             for side, m, d_gate, place in zip((h, h, h_n), masks, d_gates, places, strict=True):
@@ -81,5 +91,5 @@ class Sums:
 
         return Inputs(
             x=result(self.d_x), w=result(self.d_w), bias_x=result(self.d_bias_x), u=result(self.d_u),
-            bias_h=result(self.d_bias_h), h0=None, drop=result(self.d_drop),  # type: ignore[arg-type]
+            bias_h=result(self.d_bias_h), h0=None, drop=result(self.d_drop), scale=result(self.d_scale),  # type: ignore[arg-type]
         )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...call.check import Signature
-from ..reasons import reasons_against_activations, reasons_against_transforms
+from ..reasons import reasons_against_activations, reasons_against_cells, reasons_against_transforms
 
 if TYPE_CHECKING:
     from .backward import run_backward
@@ -33,7 +33,7 @@ def __getattr__(name: str):
 
 def reasons_against(s: Signature) -> list[str]:
     """It needs numba, a CPU, and derivatives that are functions of the output."""
-    reasons = [*reasons_against_numba(), *reasons_against_transforms(s)]
+    reasons = [*reasons_against_numba(), *reasons_against_transforms(s), *reasons_against_cells(s)]
     if s.device != "cpu":
         reasons.append(f"device={s.device!r} is not 'cpu'")
     if s.dtype not in DTYPES:
@@ -47,3 +47,7 @@ def reasons_against_numba() -> tuple[str, ...]:
     if importlib.util.find_spec("numba") is None:
         return ("numba is not installed",)
     return ()
+
+
+# Dynamo cannot trace it; it gives one answer per process. See torch.compiler.assume_constant_result.
+reasons_against_numba._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -11,7 +11,8 @@ from ...tuning import choices
 from ...tuning.devices import device_limits
 from ...tuning.tables import Key
 from .. import aten
-from ..reasons import reasons_against_activations, reasons_against_transforms
+from ..reasons import reasons_against_activations, reasons_against_cells, reasons_against_transforms
+from . import tilings
 
 
 def reasons_against(s: Signature) -> list[str]:
@@ -23,7 +24,11 @@ def reasons_against(s: Signature) -> list[str]:
         reasons.append(f"device={s.device!r} is not 'cuda'")
     if s.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         reasons.append(f"dtype={s.dtype} is not float32, float16 or bfloat16")
-    return reasons + reasons_against_activations(s, "kernel_id")
+    return (
+        reasons
+        + reasons_against_activations(s, "kernel_id")
+        + reasons_against_cells(s, ": a further exchange per step")
+    )
 
 
 def reasons_against_trying(s: Signature) -> list[str]:
@@ -40,8 +45,17 @@ def describe_launches(s: Signature) -> tuple[str, ...]:
     device = device_limits(torch.device(s.device, s.index))
     lines = []
     for kernel in ("forward", "backward") if s.wants_gradients else ("forward",):
-        choice = choices.choose(key_of(s, kernel), s.shape.batch, device)
-        lines.append(f"{kernel}: {choice.config} ({choice.source}): {choice.reason}")
+        key = key_of(s, kernel)
+        problem = kernel, s.units, key.dtype, s.precision, s.shape.batch, device, s.recurrent_dropouts
+        reasons = tilings.reasons_against(*problem)
+        if not reasons:
+            tiling = tilings.choose(kernel, s.units, s.dtype.itemsize, *problem[4:])
+            lines.append(f"{kernel}: resident {tiling}: the recurrent weights stay in registers")
+            continue
+        choice = choices.choose(key, s.shape.batch, device)
+        lines.append(
+            f"{kernel}: {choice.config} ({choice.source}): {choice.reason}; not resident: {'; '.join(reasons)}"
+        )
     return tuple(lines)
 
 

@@ -84,8 +84,8 @@ def _run(direction: str, arguments: tuple, a: Inputs, variant: Variant, setting:
 
     def run_kernels():
         # Imports triton, which need not be installed for the other backends.
-        launch = importlib.import_module("tritongru.launch")
-        return getattr(launch, f"scan_{direction}")(*arguments, setting.precision)
+        families = importlib.import_module("tritongru.backends.triton.families")
+        return families.run_scan(direction, arguments, a, variant, setting.precision)
 
     if setting.backend == "triton":
         return run_kernels()
@@ -96,7 +96,7 @@ def _run(direction: str, arguments: tuple, a: Inputs, variant: Variant, setting:
 
 def _rebuild_gates(a: Inputs, entering: Tensor, variant: Variant) -> Tensor:
     """Return the gates (4 or 3,T,B,U) that `run_forward` did not save, by one product over all steps."""
-    rows = rebuild(a.x.flatten(0, 1), a.w, a.bias_x, a.u, a.bias_h, entering.flatten(0, 1), a.drop, variant)
+    rows = rebuild(a, a.x.flatten(0, 1), entering.flatten(0, 1), variant)
     return continuation.unpack_gates(rows.unflatten(0, entering.shape[:2]), variant).to(a.x.dtype)
 
 

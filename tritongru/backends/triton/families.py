@@ -1,0 +1,46 @@
+"""Which family of kernels runs a scan: the one with the weights in registers where it serves, else the plain one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ... import faults
+from ...call.problem import Inputs, Variant
+from ...tuning.devices import device_limits
+from ...tuning.tables import name_dtype
+from . import resident, scan, tilings
+
+RESIDENT = "resident"
+
+
+def run_scan(direction: str, arguments: tuple[Any, ...], a: Inputs, variant: Variant, precision: str) -> tuple:
+    """Run the scan of a direction on the kernels of the family for it, and on the plain ones where those fail.
+
+    Args:
+        direction: "forward" or "backward". arguments: those of `scan.scan_forward` or `scan.scan_backward`, which give
+            the same results, but for `precision`. a, variant: the inputs they come from.
+    """
+
+    def run_plain() -> tuple[Tensor, ...]:
+        return getattr(scan, f"scan_{direction}")(*arguments, precision)
+
+    def run_resident() -> tuple[Tensor, ...]:
+        # Asked again: a device that refused a grid of waiting programs is one that no longer runs them.
+        if not is_for_resident(direction, a, precision):
+            return run_plain()
+        return getattr(resident, f"run_{direction}")(*arguments, precision)
+
+    if scan.is_forced() or not is_for_resident(direction, a, precision):
+        return run_plain()
+    known_by = faults.Scan.of(a, variant, precision)._replace(family=RESIDENT)
+    return faults.run_or_continue(known_by, direction, run_resident, run_plain)
+
+
+def is_for_resident(direction: str, a: Inputs, precision: str) -> bool:
+    """Return whether the kernels with weights in registers serve a scan on its device."""
+    drops = 0 if a.drop is None else a.drop.shape[0]
+    batch, device = a.h0.shape[0], device_limits(a.u.device)
+    kind = name_dtype(a.u.dtype)
+    return not tilings.reasons_against(direction, a.u.shape[0], kind, precision, batch, device, drops)

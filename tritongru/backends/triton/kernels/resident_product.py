@@ -1,0 +1,94 @@
+"""Products of the resident kernels: weights that stay in registers or in shared memory, rows in the product's layout.
+
+s_g[w] = sum over parts i of  rows_g[i][w] @ weights_g[i][w],     g = z, r, n;  w: the warps along the sum
+a_g    = sum over w of s_g[w]                                     they meet in shared memory
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import mma_v2
+
+
+@gluon.jit
+def cube(a, b, c):
+    """Return (len(a), len(b), len(c)) numbers a + b + c, of slices of one layout."""
+    return (
+        gl.expand_dims(gl.expand_dims(a, 1), 2)
+        + gl.expand_dims(gl.expand_dims(b, 0), 2)
+        + gl.expand_dims(gl.expand_dims(c, 0), 1)
+    )
+
+
+@gluon.jit
+def load_weights(u, first, S_K: gl.constexpr, S_N: gl.constexpr, SHARED: gl.constexpr, C: gl.constexpr):
+    """Return the parts (WARPS_K, PART, BLOCK_H) of a matrix (U,U), strides S_K, S_N, from column `first` on.
+
+    A tuple of NK of them in registers, or one array of shared memory.
+    """
+    w = gl.arange(0, C.WARPS_K, gl.SliceLayout(1, gl.SliceLayout(2, C.right)))
+    k = gl.arange(0, C.PART, gl.SliceLayout(0, gl.SliceLayout(2, C.right)))
+    n = first + gl.arange(0, C.BLOCK_H, gl.SliceLayout(0, gl.SliceLayout(1, C.right)))
+    place = cube(w * (C.PART * S_K), k * S_K, n * S_N)
+    k_all = cube(w * C.PART, k, n * 0)
+    n_all = cube(w * 0, k * 0, n)
+    SPAN: gl.constexpr = C.WARPS_K * C.PART
+    parts = ()
+    if SHARED:
+        parts = gl.allocate_shared_memory(u.dtype.element_ty, [C.NK, C.WARPS_K, C.PART, C.BLOCK_H], C.stay)
+    for i in gl.static_range(C.NK):
+        if C.HAS_TAIL or not C.WHOLE:
+            part = gl.load(u + place + i * SPAN * S_K, mask=(k_all + i * SPAN < C.U) & (n_all < C.U), other=0.0)
+        else:
+            part = gl.load(u + place + i * SPAN * S_K)
+        if SHARED:
+            parts.index(i).store(part)
+        else:
+            parts = parts + (part,)
+    return parts
+
+
+@gluon.jit
+def load_gates(u, first, S_K: gl.constexpr, S_N: gl.constexpr, S_GATE: gl.constexpr, C: gl.constexpr):
+    """Return the parts of gates z, r, n of a matrix (U,3U) whose gates are S_GATE apart."""
+    w_z = load_weights(u + C.GATE_Z * S_GATE, first, S_K, S_N, C.SHARED_Z, C)
+    w_r = load_weights(u + C.GATE_R * S_GATE, first, S_K, S_N, C.SHARED_R, C)
+    w_n = load_weights(u + 2 * S_GATE, first, S_K, S_N, C.SHARED_N, C)
+    return w_z, w_r, w_n
+
+
+@gluon.jit
+def load_rows(p, place, k_all, C: gl.constexpr):
+    """Return NK parts (WARPS_K, BLOCK_B, PART) of rows that other programs have written: past the first-level cache."""
+    parts = ()
+    SPAN: gl.constexpr = C.WARPS_K * C.PART
+    for i in gl.static_range(C.NK):
+        if C.HAS_TAIL:
+            parts = parts + (
+                gl.load(p + place + i * SPAN, mask=k_all + i * SPAN < C.U, other=0.0, cache_modifier=".cg"),
+            )
+        else:
+            parts = parts + (gl.load(p + place + i * SPAN, cache_modifier=".cg"),)
+    return parts
+
+
+@gluon.jit
+def add_part(rows, weights, i: gl.constexpr, sum, SHARED: gl.constexpr, C: gl.constexpr):
+    """Return `sum` and the product of rows (WARPS_K, BLOCK_B, PART) with part `i` of one gate's weights.
+
+    Called for one gate after the other, part by part: products of different sums need not wait for each other.
+    """
+    if SHARED:
+        sum = mma_v2(rows, weights.index(i).load(C.right), sum, input_precision=C.PRECISION)
+    else:
+        sum = mma_v2(rows, weights[i], sum, input_precision=C.PRECISION)
+    return sum
+
+
+@gluon.jit
+def meet(place, sum, C: gl.constexpr):
+    """Return (BLOCK_B, BLOCK_H): the warps' sums added, those that `place` got."""
+    if C.WARPS_K > 1:
+        met = gl.sum(place.load(C.sums), 0)
+    else:
+        met = gl.sum(sum, 0)
+    return met

@@ -1,0 +1,275 @@
+"""Allocate, choose a grid, launch the resident kernels: the functions of `scan`, and the same for several scans.
+
+Where `tilings.reasons_against` names no reason, `run_forward` and `run_backward` take the arguments of
+`scan.scan_forward` and `scan.scan_backward` and give the same results. `run_members_forward` and
+`run_members_backward` run M scans of the same shape in one launch, each with weights, inputs and states of its own, and
+in a direction of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ...activations import TABLE
+from ...call.problem import Variant
+from ...tuning.devices import device_limits
+from . import tilings
+from .kernels.resident_backward import resident_backward_kernel
+from .kernels.resident_forward import resident_forward_kernel
+from .kernels.resident_layout import EACH, Constants, board_width, make_constants
+from .rows import plan_rows
+from .tilings import COUNTER, NO_EXCHANGE, TAGGED, Tiling
+from .waits import check_faults
+
+# Polls before a fault: seconds on a GPU, where a healthy exchange takes microseconds.
+PATIENCE = 1 << 22
+# 32-bit words from one tile's counter to the next: a cache line.
+COUNTER_STRIDE = 32
+
+
+def run_forward(
+    gx: Tensor, u: Tensor, bias_n: Tensor | None, h0: Tensor, mask: Tensor | None, resets: Tensor | None,
+    fresh: Tensor | None, drop: Tensor | None, variant: Variant, save_gates: bool, precision: str = "tf32",
+    tiling: Tiling | None = None, approximate: bool | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Run the recurrence; arguments and results as `scan.scan_forward`.
+
+    Args:
+        tiling: in place of the chosen one. approximate: whether gates are the hardware's own tanh, exact to 11 bits;
+            None: in half precision.
+    """
+    one = [None if value is None else value[None] for value in (gx, u, bias_n, h0, fresh, drop)]
+    found = run_members_forward(
+        *one[:4], mask, resets, *one[4:], variant, [variant.reverse], save_gates, precision, tiling, approximate
+    )
+    return tuple(value[0] if value.dim() > 1 else value for value in found)  # type: ignore[return-value]
+
+
+def run_backward(
+    d_out: Tensor | None, d_last: Tensor | None, gates: Tensor, entering: Tensor, u: Tensor, mask: Tensor | None,
+    resets: Tensor | None, drop: Tensor | None, variant: Variant, fresh_gradient: bool, precision: str = "tf32",
+    tiling: Tiling | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Run the reverse scan; arguments and results as `scan.scan_backward`."""
+    one = [None if value is None else value[None] for value in (d_out, d_last, gates, entering, u, drop)]
+    found = run_members_backward(
+        *one[:5], mask, resets, one[5], variant, [variant.reverse], fresh_gradient, precision, tiling
+    )
+    return tuple(value[0] if value.dim() > 1 else value for value in found)  # type: ignore[return-value]
+
+
+def run_members_forward(
+    gx: Tensor, u: Tensor, bias_n: Tensor | None, h0: Tensor, mask: Tensor | None, resets: Tensor | None,
+    fresh: Tensor | None, drop: Tensor | None, variant: Variant, reverse: Sequence[bool], save_gates: bool,
+    precision: str = "tf32", tiling: Tiling | None = None, approximate: bool | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Run M recurrences of the same shape at once.
+
+    Args:
+        gx, u, bias_n, h0, fresh, drop: those of `run_forward`, stacked: (M,T,B,3U), (M,U,3U), .. mask, resets: (T,B),
+            the same for all. reverse: of each member, in place of `variant`'s.
+
+    Returns:
+        out (M,T,B,U), last (M,B,U), entering (M,T,B,U) or empty, gates (M,4 or 3,T,B,U) or empty.
+    """
+    M, T, B, _ = gx.shape
+    U = u.shape[1]
+    separate = mask is not None or resets is not None
+    out = gx.new_empty(M, T, B, U)
+    gates = gx.new_empty((M, 4 if variant.reset_after else 3, T, B, U) if save_gates else (0,))
+    if T == 0 or B == 0:
+        return out, h0.clone(), gx.new_empty((M, T, B, U) if separate else (0,)), gates
+    gx, bias_n, fresh, drop = gx.contiguous(), _contiguous(bias_n), _contiguous(fresh), _contiguous(drop)
+    mask, resets = _as_bytes(mask), _as_bytes(resets)
+
+    start = h0
+    if resets is not None:
+        firsts = [T - 1 if backwards else 0 for backwards in reverse]
+        restart = torch.stack([resets[first] for first in firsts]).bool()[:, :, None]
+        if fresh is None:
+            start = h0.masked_fill(restart, 0)
+        else:
+            given = fresh if fresh.dim() == 3 else torch.stack([fresh[m, first] for m, first in enumerate(firsts)])
+            start = torch.where(restart, given, h0)
+    start = start.contiguous()
+    carry = start.to(torch.float32, copy=True)
+    states = None
+    if separate:
+        states = gx.new_empty(M, T + 1, B, U)
+        for m, backwards in enumerate(reverse):
+            states[m, T if backwards else 0] = start[m]
+
+    scan = _Scan("forward", gx, u, B, tiling, mask, resets, drop, reverse)
+    if approximate is None:
+        approximate = gx.element_size() == 2
+    constants = scan.constants(
+        variant, precision, APPROXIMATE=approximate, HAS_FRESH=fresh is not None, HAS_BIAS=bias_n is not None,
+        SAVE_GATES=save_gates, SEPARATE=separate,
+    )  # fmt: skip
+    passed = None
+    drops = 0 if drop is None else drop.shape[1]
+    if scan.tiling.exchange == COUNTER and (drops or not variant.reset_after):
+        passed = gx.new_empty(M, 2 * drops + (not variant.reset_after), B, U)
+    h_first = start.to(gx.dtype) if scan.tiling.exchange == COUNTER else None
+    s_fresh_t = B * U if fresh is not None and fresh.dim() == 4 else 0
+    with _on(gx.device):
+        for tile, grid in scan.waves():
+            resident_forward_kernel[grid](
+                gx, scan.u, bias_n, h_first, states, out, gates if save_gates else None, carry, passed, mask, resets,
+                fresh, drop, scan.rows, scan.stops, scan.board, scan.faults, scan.directions, T, B, tile, PATIENCE,
+                s_fresh_t, C=constants, **scan.options(),
+            )  # fmt: skip
+        check_faults(scan.faults)
+    entering = gx.new_empty(0) if states is None else _entering(states, reverse)
+    return out, carry.to(h0.dtype, copy=True), entering, gates
+
+
+def run_members_backward(
+    d_out: Tensor | None, d_last: Tensor | None, gates: Tensor, entering: Tensor, u: Tensor, mask: Tensor | None,
+    resets: Tensor | None, drop: Tensor | None, variant: Variant, reverse: Sequence[bool], fresh_gradient: bool,
+    precision: str = "tf32", tiling: Tiling | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Run M reverse scans of the same shape at once; tensors of `run_backward`, stacked, as in `run_members_forward`.
+
+    Returns:
+        d_gx (M,T,B,3U), d_gh_n (M,T,B,U) or empty, d_h0 (M,B,U), d_fresh (M,T,B,U) or empty.
+    """
+    M, T, B, U = entering.shape
+    d_gx = entering.new_empty(M, T, B, 3 * U)
+    d_gh_n = entering.new_empty((M, T, B, U) if variant.reset_after else (0,))
+    d_fresh = entering.new_empty((M, T, B, U) if fresh_gradient else (0,))
+    if d_last is None:
+        carry = torch.zeros(M, B, U, device=u.device)
+    else:
+        carry = d_last.to(torch.float32, copy=True).contiguous()
+    if T == 0 or B == 0:
+        return d_gx, d_gh_n, carry.to(entering.dtype, copy=True), d_fresh
+    d_out, drop = _contiguous(d_out), _contiguous(drop)
+    gates, entering = gates.contiguous(), entering.contiguous()
+    mask, resets = _as_bytes(mask), _as_bytes(resets)
+    y_carry = None if mask is None else torch.zeros_like(carry)
+
+    scan = _Scan("backward", entering, u, B, tiling, mask, resets, drop, reverse)
+    constants = scan.constants(variant, precision, HAS_OUT=d_out is not None, FRESH_GRADIENT=fresh_gradient)
+    with _on(u.device):
+        for tile, grid in scan.waves():
+            resident_backward_kernel[grid](
+                d_out, gates, entering, scan.u, mask, resets, drop, d_gx, d_gh_n if variant.reset_after else None,
+                d_fresh if fresh_gradient else None, carry, y_carry, scan.rows, scan.stops, scan.board, scan.faults,
+                scan.directions, T, B, tile, PATIENCE, C=constants, **scan.options(),
+            )  # fmt: skip
+        check_faults(scan.faults)
+    return d_gx, d_gh_n, carry.to(entering.dtype, copy=True), d_fresh
+
+
+def _entering(states: Tensor, reverse: Sequence[bool]) -> Tensor:
+    """Return the states entering each step, (M,T,B,U), of all states (M,T+1,B,U): a view unless directions differ."""
+    if len(set(map(bool, reverse))) == 1:
+        return states[:, 1:] if reverse[0] else states[:, :-1]
+    return torch.stack([one[1:] if backwards else one[:-1] for one, backwards in zip(states, reverse, strict=True)])
+
+
+class _Scan:
+    """A launch: its tiling and grid, and what its programs share.
+
+    Attributes:
+        u: the weights in one of the two layouts the kernels read. rows, stops: see `rows.plan_rows`.
+        board, faults: see kernels/resident_exchange.py. directions: (M,) where members differ in it.
+    """
+
+    def __init__(
+        self, kernel: str, like: Tensor, u: Tensor, batch: int, tiling: Tiling | None, mask: Tensor | None,
+        resets: Tensor | None, drop: Tensor | None, reverse: Sequence[bool],
+    ):  # fmt: skip
+        self.kernel, self.batch, self.members, self.reverse = kernel, batch, u.shape[0], tuple(map(bool, reverse))
+        self.mask, self.resets, self.drop = mask, resets, drop
+        units, size = u.shape[1], u.element_size()
+        self.device = device_limits(u.device)
+        asked = self.device, 0 if drop is None else drop.shape[1], self.members
+        chosen = tiling or tilings.choose(kernel, units, size, batch, *asked)
+        if chosen is None:
+            raise ValueError(f"no tiling of the {kernel} kernel serves units={units}, see `tilings.reasons_against`")
+        self.tiling = chosen
+        if reasons := tilings.reasons_against_tiling(chosen, kernel, units, size, *asked):
+            raise ValueError(f"`tiling` {chosen} does not serve units={units}: {'; '.join(reasons)}")
+        self.keys_first = u.stride(2) == 1 and u.stride(1) == 3 * units
+        if not self.keys_first and not (u.stride(1) == 1 and u.stride(2) == units):
+            u, self.keys_first = u.contiguous(), True
+        if self.members > 1 and u.stride(0) != 3 * units * units:
+            u = u.contiguous() if self.keys_first else u.transpose(1, 2).contiguous().transpose(1, 2)
+        self.u = u
+        tiles = -(-batch // chosen.block_b)
+        self.grid = chosen.programs(units), tiles, self.members
+        self.rows, self.stops = self._plan_rows()
+        self.board = self.faults = self.directions = None
+        if len(set(self.reverse)) > 1:
+            self.directions = torch.tensor(self.reverse, dtype=torch.uint8, device=u.device)
+        if chosen.exchange != NO_EXCHANGE:
+            self.faults = torch.zeros(self.members, tiles, dtype=torch.int32, device=u.device)
+        # Cleared at each launch: a graph may replay it, and then no round number of the host's would be new.
+        if chosen.exchange == COUNTER:
+            self.board = torch.zeros(self.members, tiles, COUNTER_STRIDE, dtype=torch.int32, device=u.device)
+        elif chosen.exchange == TAGGED:
+            wide = kernel == "backward" or (drop is not None and drop.shape[1] == 3)
+            self.board = torch.zeros(
+                self.members, 2, tiles * chosen.block_b, board_width(units), device=u.device,
+                dtype=torch.int64 if wide else torch.int32,
+            )  # fmt: skip
+
+    def _plan_rows(self) -> tuple[Tensor | None, Tensor | None]:
+        if len(set(self.reverse)) > 1 and self.mask is not None:
+            # Rows end at different steps in the two directions: none ends early.
+            T, B = self.mask.shape
+            return None, torch.full((B,), T, dtype=torch.int32, device=self.mask.device)
+        programs = self.grid[0] * self.members
+        return plan_rows(self.mask, self.resets, self.reverse[0], (programs, self.grid[1]), self.device.processors)
+
+    def constants(self, variant: Variant, precision: str, **asked) -> Constants:
+        """Return what the kernel is compiled for."""
+        return make_constants(
+            self.kernel, self.tiling, self.u.shape[1], self.u.element_size(), precision, KEYS_FIRST=self.keys_first,
+            ACT=TABLE[variant.activation].kernel_id, REC_ACT=TABLE[variant.recurrent_activation].kernel_id,
+            RESET_AFTER=variant.reset_after, ZERO_MASKED=variant.zero_output_for_mask,
+            REVERSE=self.reverse[0] if self.directions is None else EACH,
+            GATE_Z=int(variant.reset_gate_first), GATE_R=1 - int(variant.reset_gate_first),
+            DROPS=0 if self.drop is None else self.drop.shape[1], HAS_MASK=self.mask is not None,
+            HAS_RESET=self.resets is not None, HAS_ROWS=self.rows is not None, MEMBERS=self.members > 1, **asked,
+        )  # fmt: skip
+
+    def waves(self) -> Iterator[tuple[int | None, tuple[int, int, int]]]:
+        """Yield the first tile and the grid of each launch: programs that wait for each other must run at once.
+
+        None in place of 0 where there is one launch: the kernel then is compiled without the argument.
+        """
+        programs, tiles, members = self.grid
+        at_once = tiles
+        if self.tiling.exchange != NO_EXCHANGE:
+            at_once = self.device.processors // (programs * members)
+        if at_once >= tiles:
+            yield None, self.grid
+            return
+        for tile in range(0, tiles, at_once):
+            yield tile, (programs, min(at_once, tiles - tile), members)
+
+    def options(self) -> dict:
+        """Return the launch options; a cooperative launch fails where its grid cannot be resident at once."""
+        return dict(
+            num_warps=self.tiling.num_warps, maxnreg=self.tiling.max_registers(),
+            launch_cooperative_grid=self.tiling.exchange != NO_EXCHANGE,
+        )  # fmt: skip
+
+
+def _contiguous(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.contiguous()
+
+
+def _as_bytes(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.contiguous().view(torch.uint8)
+
+
+def _on(device: torch.device):
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

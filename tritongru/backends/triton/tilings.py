@@ -1,0 +1,209 @@
+"""Tilings of the resident kernels: which are right for a problem, and what stands against them.
+
+Plain arithmetic, so it can be asked for any device without one, and without Triton.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...environment import triton_release
+from ...tuning.configs import Device, next_power_of_two
+
+EXCHANGES = NO_EXCHANGE, COUNTER, TAGGED = "none", "counter", "tagged"
+# What the kernels' language needs: triton.experimental.gluon with these products.
+FIRST_RELEASE = (3, 6)
+# Registers of a thread, of the 255 that it can have, that weights and sums may take, and the rows that are multiplied:
+# by what compiled without spills in the time loop, tests/test_resident_budgets.py. The first for one array of rows, the
+# second for three.
+KEPT_REGISTERS, ROW_REGISTERS = (168, 150), (64, 192)
+# Where words are tagged, they are all there at once, beside weights and sums.
+TAGGED_REGISTERS = (200, 230)
+# Tagged words are twice the bytes: with more units they cost more than the fence they save.
+MOST_TAGGED_UNITS = 512
+# Offsets within one step are 32 bits.
+MOST_ELEMENTS = 2**31
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How the work of one scan is spread.
+
+    Attributes:
+        block_b, block_h: rows and units of a program. warps_k, warps_n: warps along the sum, and across the units.
+        exchange: how the programs of a batch tile hand each other their part: "counter", "tagged", or "none" where one
+            program has all units. shared_gates: of how many gates the weights lie in shared memory, and not in
+            registers.
+    """
+
+    block_b: int
+    block_h: int
+    warps_k: int
+    warps_n: int
+    exchange: str
+    shared_gates: int = 0
+
+    def __str__(self) -> str:
+        shared = f", weights of {self.shared_gates} gates in shared memory" if self.shared_gates else ""
+        return f"{self.exchange} {self.block_b}x{self.block_h}, {self.warps_k}x{self.warps_n} warps{shared}"
+
+    @property
+    def num_warps(self) -> int:
+        """Warps of a program."""
+        return self.warps_k * self.warps_n
+
+    def parts(self, units: int, itemsize: int) -> tuple[int, int]:
+        """Return NK and PART: how many parts of how many units each warp multiplies."""
+        if self.exchange == NO_EXCHANGE:
+            return 1, next_power_of_two(units)
+        # With fewer units than this the fragments of a product would silently take each other's values.
+        least = 4 * (16 // itemsize)
+        if self.exchange == TAGGED:
+            # One wait for all that a warp multiplies.
+            return 1, max(least, _power_of_two(-(-units // self.warps_k)))
+        return -(-units // (self.warps_k * least)), least
+
+    def depth(self, units: int, itemsize: int) -> int:
+        """Return the units that are summed over, those of the padding among them."""
+        count, part = self.parts(units, itemsize)
+        return count * part * self.warps_k
+
+    def weight_registers(self, units: int, itemsize: int) -> int:
+        """Return the registers of a thread that the weights take."""
+        kept = (3 - self.shared_gates) * self.block_h * self.depth(units, itemsize) * itemsize
+        return -(-kept // (4 * 32 * self.num_warps))
+
+    def sum_registers(self) -> int:
+        """Return the registers of a thread that three products' sums take."""
+        return 3 * self.block_b * self.block_h // (32 * self.warps_n)
+
+    def row_registers(self, units: int, itemsize: int, arrays: int) -> int:
+        """Return the registers of a thread that the rows take which it multiplies, of so many arrays."""
+        return arrays * self.block_b * (self.depth(units, itemsize) // self.warps_k) * itemsize // 128
+
+    def shared_bytes(self, units: int, itemsize: int, sums: int) -> int:
+        """Return the bytes of shared memory; `sums`: how many products meet there at once."""
+        weights = self.shared_gates * self.block_h * self.depth(units, itemsize) * itemsize
+        if self.exchange == NO_EXCHANGE:
+            return weights + sums * self.block_b * self.depth(units, itemsize) * itemsize
+        meeting = sums * self.warps_k * self.block_b * self.block_h * 4 if self.warps_k > 1 else 0
+        return weights + meeting
+
+    def programs(self, units: int) -> int:
+        """Return the programs of a batch tile."""
+        return 1 if self.exchange == NO_EXCHANGE else -(-units // self.block_h)
+
+    def max_registers(self) -> int:
+        """Return the registers that a thread may have: all, for a program alone on its multiprocessor.
+
+        Without saying so the assembler saves registers, and puts loads of the state between the products, where each
+        costs a full latency.
+        """
+        return min(255, 65536 // (32 * self.num_warps))
+
+
+def _power_of_two(value: int) -> int:
+    return 1 << (value - 1).bit_length()
+
+
+def choose(
+    kernel: str, units: int, itemsize: int, batch: int, device: Device, drops: int = 0, members: int = 1
+) -> Tiling | None:
+    """Return the tiling for a problem, or None where none of them serves it.
+
+    The first of `candidates` with which the batch takes the fewest turns: a tile of twice as many rows takes less than
+    twice as long.
+    """
+    able = [
+        tiling
+        for tiling in candidates(kernel, units, itemsize)
+        if not reasons_against_tiling(tiling, kernel, units, itemsize, device, drops, members)
+    ]
+    return min(able, key=lambda tiling: count_waves(tiling, units, batch, device, members), default=None)
+
+
+def candidates(kernel: str, units: int, itemsize: int) -> list[Tiling]:
+    """Return the tilings worth a try, the fastest for few rows first: ranked by replayed cycles, docs/tuning.md."""
+    found = []
+    if units <= 64:
+        whole = next_power_of_two(units)
+        # So many warps that no instruction budget is broken.
+        warps = whole // 8 if kernel == "backward" else min(4, whole // 8)
+        found.append(Tiling(16, whole, 1, warps, NO_EXCHANGE))
+    warps = 8 if units > 256 or (kernel == "backward" and units > 128) else 4 if units > 64 else 2
+    exchanges = (TAGGED, COUNTER) if itemsize == 2 and units <= MOST_TAGGED_UNITS else (COUNTER,)
+    for block_b in (16, 32, 64):
+        for shared_gates in (0, 1, 2, 3):
+            found += [Tiling(block_b, 16, warps, 1, exchange, shared_gates) for exchange in exchanges]
+    return found
+
+
+def count_waves(tiling: Tiling, units: int, batch: int, device: Device, members: int = 1) -> int:
+    """Return how many launches a batch takes, or turns on the multiprocessors where programs do not wait."""
+    tiles = -(-max(batch, 1) // tiling.block_b)
+    return -(-tiles // max(1, device.processors // (tiling.programs(units) * members)))
+
+
+def reasons_against(
+    kernel: str, units: int, dtype: str, precision: str, batch: int, device: Device, drops: int = 0,
+    members: int = 1,
+) -> list[str]:  # fmt: skip
+    """Return why no resident kernel serves a call; empty: `choose` has a tiling for it.
+
+    Args:
+        dtype: "float32", "float16" or "bfloat16". precision: of float32 products. drops: recurrent dropout masks.
+        members: scans in one launch.
+    """
+    reasons = []
+    release = triton_release()
+    if release is None or release < FIRST_RELEASE:
+        found = "none" if release is None else ".".join(map(str, release))
+        reasons.append(f"the kernels with weights in registers need triton 3.6 or newer, found {found}")
+    if not device.target.startswith("sm_"):
+        reasons.append(
+            f"the kernels with weights in registers are for NVIDIA devices, not for {device.target or 'this'}"
+        )
+    elif int(device.target.removeprefix("sm_")) < 80:
+        reasons.append(f"the kernels with weights in registers need compute capability 8.0, not {device.target}")
+    if dtype == "float32" and precision != "tf32":
+        reasons.append(f"their products of float32 are in TF32, and precision is {precision!r}")
+    if 3 * units * batch >= MOST_ELEMENTS:
+        reasons.append(f"{batch} rows of {units} units have more elements in a step than 32 bits count")
+    size = 4 if dtype == "float32" else 2
+    if not reasons and choose(kernel, units, size, batch, device, drops, members) is None:
+        if members > 1 and choose(kernel, units, size, batch, device, drops) is not None:
+            reasons.append(f"{members} scans of units={units} cannot run at once")
+        else:
+            reasons.append(f"the recurrent weights of units={units} fit neither registers nor shared memory")
+    return reasons
+
+
+def reasons_against_tiling(
+    tiling: Tiling, kernel: str, units: int, itemsize: int, device: Device, drops: int = 0, members: int = 1
+) -> list[str]:
+    """Return why a tiling cannot run a problem on `device`; the limits are those known without compiling."""
+    reasons = []
+    if tiling.exchange == TAGGED and itemsize != 2:
+        reasons.append("tagged words hold values of 16 bits")
+    if tiling.exchange == NO_EXCHANGE and (tiling.block_h < units or tiling.warps_k > 1):
+        reasons.append(f"block_h={tiling.block_h}, warps_k={tiling.warps_k}: no one program for units={units}")
+    several = kernel == "backward" or drops == 3
+    kept = tiling.weight_registers(units, itemsize) + tiling.sum_registers()
+    rows = tiling.row_registers(units, itemsize, 3 if several else 1)
+    there = tiling.max_registers() / 255
+    if tiling.exchange == TAGGED:
+        # Two registers for each value, or four for each three.
+        kept, limits = kept + rows * 4 // 3 if several else kept + 2 * rows, (TAGGED_REGISTERS[several], rows)
+    else:
+        limits = KEPT_REGISTERS[several], ROW_REGISTERS[several]
+    if kept > there * limits[0] or rows > there * limits[1]:
+        reasons.append(f"{kept} and {rows} registers of a thread for weights, sums and rows: some would be spilled")
+    sums = 3 if kernel == "forward" or tiling.exchange == NO_EXCHANGE or drops == 3 else 1
+    if (needed := tiling.shared_bytes(units, itemsize, sums)) > device.shared_memory:
+        reasons.append(f"{needed} bytes of shared memory per program, {device.shared_memory} are there")
+    if tiling.exchange != NO_EXCHANGE:
+        if not device.cooperative:
+            reasons.append("the device cannot run programs that wait for each other")
+        if (programs := members * tiling.programs(units)) > device.processors:
+            reasons.append(f"{programs} programs must run at once on {device.processors} multiprocessors")
+    return reasons

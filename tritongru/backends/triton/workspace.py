@@ -1,0 +1,104 @@
+"""The grid of one scan, what its programs share, and how they are launched.
+
+Beside `launch.py`, its one user but for `ahead`. A wait that was too long is told by `check`: of a GPU's scan by a
+later call, so that no call waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...call.problem import Variant
+from ...environment import is_interpreted
+from ...tuning import configs
+from ...tuning.configs import SINGLE, Device, LaunchConfig
+from .constants import PLANES, Constants, current_backend, make_constants
+from .rows import plan_rows
+from .waits import check_faults
+
+
+class Workspace:
+    """The grid of one scan, what its programs share, and how they are launched."""
+
+    def __init__(self, direction: str, config: LaunchConfig, u: Tensor, batch: int, device: Device):
+        """Args: direction: "forward" or "backward". u: recurrent weights (U,3U). device: to run on."""
+        self.config, self.u, self.planes, self.processors = config, u, PLANES[direction], device.processors
+        U = u.shape[0]
+        tiles = -(-batch // config.block_b)
+        self.grid = (1 if config.schedule == SINGLE else -(-U // config.block_h), tiles)
+        if config.schedule == SINGLE and (config.block_h < U or config.block_k != config.block_h):
+            raise ValueError(f"`config` {config} does not hold all of units={U} in one program")
+        self.board = self.faults = None
+        self.tiles_at_once = tiles
+        self.s_tile = configs.signals_per_tile(self.grid[0])
+        if config.waits:
+            self._check_exchange()
+            # Where not even one tile's programs are resident together, the launch has to tell: the driver, or the
+            # interpreter's harness.
+            self.tiles_at_once = configs.tiles_at_once(config, U, device) or tiles
+            # Cleared at each launch: a graph may replay it, and then no round number of the host's would be new.
+            self.faults = torch.zeros(tiles, dtype=torch.int32, device=u.device)
+            if config.exchange == "tagged":
+                words = torch.int64 if u.element_size() == 4 else torch.int32
+                self.board = torch.zeros(2, self.planes, batch, U, dtype=words, device=u.device)
+            else:
+                self.board = torch.zeros(tiles, self.s_tile, dtype=torch.int32, device=u.device)
+
+    def arguments(
+        self, steps: int, batch: int, mask: Tensor | None, resets: Tensor | None, variant: Variant
+    ) -> dict[str, Any]:
+        """Return the arguments both kernels take for all steps in one launch; `mask` and `resets` as bytes or None."""
+        rows, stops = plan_rows(mask, resets, variant.reverse, self.grid, self.processors)
+        return dict(
+            mask=mask, resets=resets, rows=rows, stops=stops, board=self.board, faults=self.faults,
+            T=steps, B=batch, U=self.u.shape[0], step_begin=0, step_end=steps,
+            s_u_k=self.u.stride(0), s_u_g=self.u.stride(1), s_tile=self.s_tile,
+        )  # fmt: skip
+
+    def waves(self) -> Iterator[tuple[int | None, tuple[int, int]]]:
+        """Yield the first tile and the grid of each launch: programs that wait for each other must run at once.
+
+        None in place of 0 where there is one launch: the kernel then is compiled without the argument.
+        """
+        programs, tiles = self.grid
+        if self.tiles_at_once >= tiles:
+            yield None, self.grid
+            return
+        for tile in range(0, tiles, self.tiles_at_once):
+            yield tile, (programs, min(self.tiles_at_once, tiles - tile))
+
+    def launcher(self, kernel, variant: Variant, drop: Tensor | None, precision: str) -> Callable[..., None]:
+        """Return a function that launches `kernel` with its arguments by name, for one phase of a step or all."""
+        options: dict[str, Any] = {}
+        if not is_interpreted():
+            # A cooperative launch fails where its grid cannot be resident at once.
+            options = dict(num_warps=self.config.num_warps, launch_cooperative_grid=self.config.waits)
+
+        def launch(given: Mapping[str, Any], phase: int = 0) -> None:
+            C = self.constants(current_backend(), variant, drop, precision, phase)
+            for tile, grid in self.waves():
+                kernel[grid](**given, first_tile=tile, C=C, **options)
+
+        return launch
+
+    def constants(
+        self, backend: str, variant: Variant, drop: Tensor | None, precision: str, phase: int = 0
+    ) -> Constants:
+        """Return what the kernel is compiled for."""
+        drops = 0 if drop is None else drop.shape[0]
+        units, dtype = self.u.shape[0], self.u.dtype
+        return make_constants(self.config, units, dtype, backend, self.planes, variant, drops, precision, phase)
+
+    def _check_exchange(self) -> None:
+        if torch.version.hip is not None and self.config.exchange not in configs.exchanges("hip"):
+            raise ValueError(
+                f"`config.exchange` {self.config.exchange!r} is not sound on AMD devices, see docs/design.md"
+            )
+
+    def check(self) -> None:
+        """Raise ExchangeError for a fault of this scan (CPU) or an earlier one (GPU, without waiting for it)."""
+        check_faults(self.faults)

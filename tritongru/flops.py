@@ -1,0 +1,63 @@
+"""What `torch.utils.flop_counter.FlopCounterMode` counts for this package's operators: 2 m n k for a product.
+
+That module imports Triton, so this one registers with it only where it has been imported already, or when asked to.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .backends import operators  # noqa: F401  (registers the operators)
+from .backends.gradients import RECOMPUTE
+from .call.problem import Inputs
+
+
+def register() -> None:
+    """Make every `FlopCounterMode` that is made from now on count this package's operators."""
+    from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+    for name, count in _COUNTS.items():
+        operator = getattr(torch.ops.tritongru, name)
+        if operator not in flop_registry:
+            register_flop_formula(operator)(_by_name(operator, count))
+
+
+def register_where_loaded() -> None:
+    """`register`, where the program counts operations at all."""
+    if "torch.utils.flop_counter" in sys.modules:
+        register()
+
+
+def _by_name(operator: Any, count: Callable[[dict], int]) -> Callable[..., int]:
+    """Return a formula as torch calls it: with the operator's arguments, shapes in place of tensors."""
+    names = [argument.name for argument in operator.default._schema.arguments]
+    return lambda *args, out_shape=None, **kwargs: count(dict(zip(names, args, strict=False)) | kwargs)
+
+
+def _project(a: dict) -> int:
+    """The input's product with its kernel; none where the input came projected."""
+    return 0 if a["w"] is None else 2 * math.prod(a["x"]) * a["w"][1]
+
+
+def _recur(a: dict) -> int:
+    """The state's product with the recurrent kernel, over all steps."""
+    time, batch = a["x"][:2]
+    return 2 * time * batch * math.prod(a["u"])
+
+
+def _scan(a: dict) -> int:
+    return _project(a) + _recur(a)
+
+
+def _scan_backward(a: dict) -> int:
+    wanted = Inputs(*a["wanted"])
+    rebuilt = _scan(a) if a["save"] == RECOMPUTE else 0
+    return rebuilt + _project(a) * (wanted.x + wanted.w) + _recur(a) * (1 + wanted.u)  # type: ignore[operator]
+
+
+_COUNTS = {"scan": _scan, "scan_backward": _scan_backward}

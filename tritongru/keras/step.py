@@ -1,0 +1,116 @@
+"""One step of a layer's weights, and what the step before it decided.
+
+A step is a few small products, and as much time again goes into checking what is the same at every step. What is
+remembered are kinds and sizes, never values: weights are read anew at each step.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import activations, environment, functional
+from ..backends.eager import short
+from ..backends.operators import is_watched
+from ..call.arguments import Arguments
+from ..call.check import is_transformed
+from ..call.problem import Inputs, Variant
+from ..call.zoneout import draw_zoneout
+from ..dispatch import Decision
+
+if TYPE_CHECKING:
+    from .base import RecurrentWeights
+
+
+def run_step(
+    owner: RecurrentWeights, x: Tensor, state: Tensor, weights: dict, input_masks, state_masks, backend: str
+) -> tuple[Tensor, Decision]:
+    """Return the state (B,U) after one step of `owner` with input x (B,I), and the decision.
+
+    Args:
+        weights: of `owner`, in the dtype of `x`. input_masks, state_masks: of dropout, as the layer drew them.
+    """
+    if input_masks is not None:
+        input_masks = [input_masks] if isinstance(input_masks, Tensor) else input_masks
+        input_masks = [mask.unsqueeze(1) for mask in input_masks]
+    x = x.unsqueeze(1)
+    arguments = Arguments(
+        x, **weights, initial_state=state, activation=owner.activation,
+        recurrent_activation=owner.recurrent_activation, reset_after=owner.reset_after, input_dropout=input_masks,
+        recurrent_dropout=state_masks, zoneout=draw_zoneout(x, owner.units, owner.zoneout, owner.training),
+        gradient_clip=owner.gradient_clip, layer_norm=owner._norm(),
+    )  # fmt: skip
+    _, new, decision = functional.run(arguments, backend)
+    return new, decision
+
+
+class LastStep:
+    """What the last step depended on but for the values of its tensors: a step alike is not checked and decided again.
+
+    Attributes:
+        known: that, the decision, and the function that takes the step, as one value, since another thread may be
+            reading it; None where the next step has to go the whole way.
+    """
+
+    __slots__ = ("known",)
+
+    def __init__(self) -> None:
+        self.known: tuple[tuple, Decision, Callable[[Inputs], Tensor]] | None = None
+
+    def __reduce__(self):
+        return LastStep, ()  # a copy remembers nothing
+
+    def remember(self, owner: RecurrentWeights, x: Tensor, state: Tensor, backend: str, decision: Decision) -> None:
+        """Remember a step without dropout that went the whole way."""
+        kind = _kind(owner, x, state, backend) if decision.backend in ("eager", "numba") else None
+        self.known = None if kind is None else (kind, decision, _make_step(owner, x.shape[0], decision.backend))
+
+    def again(self, owner: RecurrentWeights, x: Any, state: Tensor, backend: str) -> Tensor | None:
+        """Return the state (B,U) after a step that is like the last one, None for any other."""
+        known = self.known
+        if known is None or known[0] != _kind(owner, x, state, backend):
+            return None
+        weights: Any = owner._parameters
+        bias = weights["bias"]
+        bias_x, bias_h = (None, None) if bias is None else bias.unbind(0)
+        return known[2](Inputs(x, weights["kernel"], bias_x, weights["recurrent_kernel"], bias_h, state))
+
+
+def _make_step(owner: RecurrentWeights, rows: int, backend: str) -> Callable[[Inputs], Tensor]:
+    """Return the function from x (B,I), weights in Keras's layout and the state (B,U) to the state after a step."""
+    f, g = (activations.resolve(one).name for one in (owner.activation, owner.recurrent_activation))
+    variant = Variant(f, g)
+    if backend == "numba":
+        numba = importlib.import_module("tritongru.backends.numba.short")  # imports numba
+        if rows <= numba.MOST_ROWS:
+            return lambda inputs: numba.run_step(inputs, variant)
+    return lambda inputs: short.run_step(inputs, variant)
+
+
+def _kind(owner: RecurrentWeights, x: Any, state: Tensor, backend: str) -> tuple | None:
+    """Return what a step depends on but for values; None for one that has to go the whole way.
+
+    That is: one with gradients, one that a tracer, a mode or autocast watches, weights behind a parametrization,
+    another cell, the other reset convention, and half precision, whose sums are kept in float32.
+    """
+    if not isinstance(x, Tensor) or x.dtype not in _EXACT or x.device.type != "cpu" or not owner.reset_after:
+        return None
+    weights: Any = owner._parameters
+    if owner.zoneout or owner.layer_norm is not None or owner.heads > 1:
+        return None
+    if "kernel" not in weights or "recurrent_kernel" not in weights or "bias" not in weights:
+        return None
+    tensors = (x, state, weights["kernel"], weights["recurrent_kernel"], weights["bias"])
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return None
+    if is_watched(tensors) or is_transformed() or torch.is_autocast_enabled("cpu"):
+        return None
+    kinds = [None if t is None else (t.shape, t.dtype, t.device) for t in tensors]
+    return *kinds, owner.activation, owner.recurrent_activation, backend, environment.changes()
+
+
+_EXACT = (torch.float32, torch.float64)

@@ -1,0 +1,231 @@
+"""docs/performance.md, written from the committed tables: the same tables give the same text, losses included."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from .goals import GOALS, Cell, geometric_mean, judge
+from .memory import kept_bytes, kept_bytes_of_torch
+from .results import FIELDS, Result, read_results
+from .workloads import NAMED
+
+RESULTS, NOTES, PAGE = Path("bench/results"), Path("docs/performance_notes.md"), Path("docs/performance.md")
+PLOTS = Path("docs/plots")
+HEADER = """# Performance
+
+<!-- Written by `python -m tritongru bench --report` from bench/results/*.csv and docs/performance_notes.md. -->
+"""
+MOST_LINES = 60
+
+
+def write_report(root: Path = Path(".")) -> Path:
+    """Draw the plots, where matplotlib is installed, write docs/performance.md below `root` and return its path.
+
+    Raises:
+        FileNotFoundError: the notes are not there: not the root of the repository.
+        ValueError: a damaged table; the message names file and line.
+    """
+    from ..files import replace_file
+
+    rows, _ = read_tables(root / RESULTS)
+    if rows and importlib.util.find_spec("matplotlib") is not None:
+        from .plots import draw
+
+        draw(rows, root / PLOTS)
+    page = root / PAGE
+    replace_file(page, render(root))
+    return page
+
+
+def render(root: Path = Path(".")) -> str:
+    """Return the page for the tables below `root`."""
+    notes = (root / NOTES).read_text(encoding="utf-8").strip()
+    rows, others = read_tables(root / RESULTS)
+    cells = latest_cells(rows)
+    parts = [HEADER, notes, "", *_goals(cells)]
+    for kind, title in (("cuda", "GPU"), ("cpu", "CPU")):
+        parts += _device_section(title, [cell for cell in cells if next(iter(cell.values())).kind == kind])
+    parts += _memory_section(cells)
+    for path in others:
+        parts += _plain_table(path)
+    drawn = sorted(path.name for path in (root / PLOTS).glob("*.svg"))
+    parts += ["## Plots", "", *(f"![{name}]({PLOTS.name}/{name})" for name in drawn)] if drawn else []
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def read_tables(folder: Path) -> tuple[list[Result], list[Path]]:
+    """Return all rows of the benchmark's tables in `folder`, and the paths of the other tables there."""
+    rows: list[Result] = []
+    others = []
+    for path in sorted(folder.glob("*.csv")):
+        with path.open(encoding="utf-8", newline="") as file:
+            header = tuple(next(csv.reader(file), ()))
+        if header == FIELDS:
+            rows += read_results(path)
+        else:
+            others.append(path)
+    return rows, others
+
+
+def latest_cells(rows: Iterable[Result]) -> list[Cell]:
+    """Return one cell, a dict from backend to row, for each workload, dtype, direction and device: of the last run."""
+    cells: dict[tuple, tuple[tuple, Cell]] = {}
+    for row in rows:
+        place = (row.kind, row.device, *row.cell[1:])
+        if place not in cells or cells[place][0] != row.cell:
+            cells[place] = (row.cell, {})
+        cells[place][1][row.backend] = row
+    return [cell for _, cell in cells.values()]
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table and an empty one; nothing for no rows."""
+    lines = ["| " + " | ".join(str(cell).replace("|", "/").replace("\n", " ") for cell in row) + " |" for row in rows]
+    if not lines:
+        return []
+    return ["| " + " | ".join(headers) + " |", "|" + "---|" * len(headers), *lines, ""]
+
+
+def _goals(cells: list[Cell]) -> list[str]:
+    rows = [(goal.text, *judge(goal, cells)) for goal in GOALS]
+    return ["## Goals and what was measured", "", *table(("goal", "measured", "verdict"), rows)]
+
+
+def _device_section(title: str, cells: list[Cell]) -> list[str]:
+    lines = [f"## {title}", ""]
+    if not cells:
+        return [*lines, f"Nothing has been measured on a {title} so far.", ""]
+    places: dict[tuple, list[Cell]] = {}
+    for cell in cells:
+        row = next(iter(cell.values()))
+        places.setdefault((row.device, row.torch, row.triton, row.python, row.threads, row.date), []).append(cell)
+    for (device, torch, triton, python, threads, date), found in places.items():
+        conditions = f"torch {torch}, triton {triton}, Python {python}, {threads} threads, {date}"
+        lines += [f"### {device}", "", conditions + ".", ""]
+        lines += _against_torch(found) + _against_loops(found) + _against_packed(found)
+    return lines
+
+
+def _against_torch(cells: list[Cell]) -> list[str]:
+    rows, ratios = [], {}
+    for cell in cells:
+        ours, torch = cell.get("auto"), cell.get("nn.GRU")
+        if not (ours and torch and ours.p50_ms and torch.p50_ms and ours.ratio_to_nn_gru) or ours.features:
+            continue
+        ratios.setdefault((ours.dtype, ours.direction), []).append(ours.ratio_to_nn_gru)
+        rows.append(
+            (*_place(ours), _ms(torch), _ms(ours), ours.notes.removeprefix("is ").removesuffix(" here"),
+             _times(ours.ratio_to_nn_gru), _short(ours.us_per_step), _fraction(ours), _rest(cell))
+        )  # fmt: skip
+    if not rows:
+        return []
+    headers = ("workload", "T, B, I, U", "dtype", "direction", "nn.GRU ms", "auto ms", "auto is", "nn.GRU / auto",
+               "us a step", "of the floor", "others, ms")  # fmt: skip
+    sums = [
+        f"- {dtype}, {direction}: nn.GRU / auto is {geometric_mean(found):.2f} in the geometric mean, from "
+        f"{min(found):.2f} to {max(found):.2f}; slower than torch (below 1) in {sum(r < 1 for r in found)} of "
+        f"{len(found)}."
+        for (dtype, direction), found in ratios.items()
+    ]
+    return ["Against torch.nn.GRU:", "", *table(headers, rows), *sums, ""]
+
+
+def _against_loops(cells: list[Cell]) -> list[str]:
+    rows = []
+    for cell in cells:
+        ours = cell.get("auto")
+        if not ours or not ours.p50_ms or not ours.features:
+            continue
+        found = [cell.get(name) for name in ("reference", "loop", "keras")]
+        quotients = [_times(row.p50_ms / ours.p50_ms) if row and row.p50_ms else "" for row in found]
+        rows.append((*_place(ours), _ms(ours), *quotients))
+    headers = ("workload", "T, B, I, U", "dtype", "direction", "auto ms", "reference / auto", "loop / auto",
+               "Keras 3 / auto")  # fmt: skip
+    lines = table(headers, rows)
+    return ["What torch.nn.GRU lacks, against loops of torch operations:", "", *lines] if lines else []
+
+
+def _against_packed(cells: list[Cell]) -> list[str]:
+    rows = []
+    for cell in cells:
+        ours, packed, padded = (cell.get(name) for name in ("auto", "nn.GRU-packed", "nn.GRU"))
+        if ours and packed and ours.p50_ms and packed.p50_ms:
+            quotient = padded.p50_ms / ours.p50_ms if padded and padded.p50_ms else None
+            rows.append((*_place(ours), _ms(packed), _ms(ours), _times(packed.p50_ms / ours.p50_ms), _times(quotient)))
+    headers = ("workload", "T, B, I, U", "dtype", "direction", "packed ms", "auto ms", "packed / auto",
+               "padded, lengths ignored / auto")  # fmt: skip
+    lines = table(headers, rows)
+    return ["Rows of different length, against torch.nn.GRU with packed sequences:", "", *lines] if lines else []
+
+
+def _memory_section(cells: list[Cell]) -> list[str]:
+    lines = [
+        "## Memory of a training step", "",
+        "What is kept between forward and backward, computed by the formulas of `tritongru.tools.benchmark.memory`.",
+        "Tests hold them to the bytes that autograd really keeps. What cuDNN keeps for torch.nn.GRU on a GPU can",
+        "only be measured.", "",
+    ]  # fmt: skip
+    rows = [
+        (w.name, f"{w.time}, {w.batch}, {w.input_size}, {w.units}", dtype, *(
+            _mebibytes(sum(kept_bytes(w, dtype, recompute).values())) for recompute in (False, True)),
+            _mebibytes(kept_bytes_of_torch(w, dtype)) if not w.features else "")
+        for w in NAMED for dtype in ("float32", "bfloat16")
+    ]  # fmt: skip
+    lines += table(("workload", "T, B, I, U", "dtype", "triton and eager, MiB", "recompute=True, MiB",
+                    "torch.nn.GRU on a CPU, MiB"), rows)  # fmt: skip
+    measured = []
+    for cell in cells:
+        for row in cell.values():
+            if row.saved_bytes or row.peak_bytes:
+                saved = "" if row.saved_bytes is None else _mebibytes(row.saved_bytes)
+                peak = "" if row.peak_bytes is None else _mebibytes(row.peak_bytes)
+                measured.append((*_place(row), row.backend, saved, peak))
+    if measured:
+        lines += ["Measured: what autograd keeps, and on a GPU the peak beside inputs and weights. Torch's cuDNN call",
+                  "keeps a buffer that autograd does not see; only the peak shows it.", ""]  # fmt: skip
+        headers = ("workload", "T, B, I, U", "dtype", "direction", "backend", "kept, MiB", "peak, MiB")
+        lines += table(headers, measured)
+    return lines
+
+
+def _plain_table(path: Path) -> list[str]:
+    """A table of another tool, as it is."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    if len(rows) < 2:
+        return []
+    more = [f"The first {MOST_LINES} of {len(rows) - 1} rows.", ""] if len(rows) - 1 > MOST_LINES else []
+    return [f"## bench/results/{path.name}", "", *table(rows[0], rows[1 : MOST_LINES + 1]), *more]
+
+
+def _place(row: Result) -> tuple[str, ...]:
+    return row.workload, f"{row.T}, {row.B}, {row.I}, {row.U}", row.dtype, row.direction
+
+
+def _rest(cell: Cell) -> str:
+    """The backends that have no column, without the loops."""
+    found = [row for name, row in cell.items() if name not in ("auto", "nn.GRU", "loop", "reference")]
+    return ", ".join(f"{row.backend} {_ms(row)}" for row in found if row.p50_ms)
+
+
+def _ms(row: Result) -> str:
+    return "" if row.p50_ms is None else _short(row.p50_ms)
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _fraction(row: Result) -> str:
+    return f"{row.floor_us / row.us_per_step:.0%}" if row.floor_us and row.us_per_step else ""
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:.3g}"

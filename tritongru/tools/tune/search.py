@@ -1,0 +1,124 @@
+"""Search for a configuration without a GPU: compile, in the order of the model, what the rules allow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ...tuning.configs import EXCHANGES, Device
+from ...tuning.tables import Entry, bucket
+from ..benchmark.timing import Timing
+from .model import Machine
+from .space import Candidate, Problem, list_candidates
+from .workers import Compiled, Compilers, Job
+
+NOT_COMPILED = "not compiled"
+
+
+@dataclass
+class Tried:
+    """A candidate and what is known of it: compiled or not, timed or not.
+
+    Attributes:
+        compiled: None: not compiled. timing: of a step, ms; None: not timed. fault: why it may not win; "": it may.
+    """
+
+    candidate: Candidate
+    compiled: Compiled | None = None
+    timing: Timing | None = None
+    fault: str = NOT_COMPILED
+
+    @property
+    def microseconds(self) -> float:
+        """Of a step: measured where it was, else modelled."""
+        return self.candidate.step.total if self.timing is None else self.timing.p50 * 1e3
+
+
+@dataclass
+class Found:
+    """All candidates of a problem, in the order of the model."""
+
+    problem: Problem
+    tried: list[Tried] = field(default_factory=list)
+
+    @property
+    def winner(self) -> Tried | None:
+        """The best that may win: by time where any was timed, else the first in the model's order."""
+        able = [one for one in self.tried if not one.fault]
+        timed = [one for one in able if one.timing is not None]
+        return min(timed, key=lambda one: one.microseconds) if timed else next(iter(able), None)
+
+
+def open_problems(
+    problems: Iterable[Problem], device: Device, machine: Machine, exchanges: Sequence[str] = EXCHANGES
+) -> list[Found]:
+    """Return every problem with all its candidates, those against a rule marked with it."""
+    found = []
+    for problem in dict.fromkeys(problems):
+        candidates = list_candidates(problem, device, machine, exchanges)
+        tried = [Tried(one, fault="; ".join(one.against) or NOT_COMPILED) for one in candidates]
+        found.append(Found(problem, tried))
+    return found
+
+
+def compile_candidates(
+    found: Sequence[Found], target: str, compilers: Compilers, depth: int, report: Callable[[int, int, str], None]
+) -> None:
+    """Compile the candidates of every problem and mark what may win.
+
+    Args:
+        found: changed in place, result by result, so that an interruption keeps what was found.
+        depth: stop at this many that may win, in the order of the model; 0: compile all.
+        report: told how many compilations are done, how many are known to come, and what was last.
+    """
+    known: dict[Job, Compiled] = {}
+    while True:
+        jobs: dict[Job, list[Tried]] = {}
+        for problem in found:
+            able = sum(not one.fault for one in problem.tried)
+            for one in problem.tried:
+                if one.fault != NOT_COMPILED:
+                    continue
+                if depth and able >= depth:
+                    break
+                job = Job(target, one.candidate.problem.key, one.candidate.config)
+                if job in known:
+                    able += _settle(one, known[job])
+                    continue
+                jobs.setdefault(job, []).append(one)
+                if depth:
+                    able += 1  # until the compiler says otherwise
+        if not jobs:
+            return
+        begun = len(known)
+        for job, result in compilers.run(jobs):
+            known[job] = result
+            for one in jobs[job]:
+                _settle(one, result)
+            report(len(known), begun + len(jobs), f"{job.key.kernel} {job.key.dtype} U={job.key.units}")
+
+
+def make_entries(found: Iterable[Found], provenance: str) -> list[Entry]:
+    """Return the winners as entries; neighbouring batch buckets that share one become one entry."""
+    entries: list[Entry] = []
+    ordered = sorted(found, key=lambda one: (*one.problem.key.group, one.problem.key.units, bucket(one.problem.batch)))
+    for problem in ordered:
+        if (best := problem.winner) is None:
+            continue
+        key, here, low = problem.problem.key, bucket(problem.problem.batch), bucket(problem.problem.batch)
+        last = entries[-1] if entries else None
+        if last and last.key == key and last.batches[1] * 2 == here and last.config == best.candidate.config:
+            low = entries.pop().batches[0]
+        compiled = best.compiled or Compiled()
+        entries.append(
+            Entry(
+                key, (low, here), best.candidate.config, round(best.microseconds, 4), provenance, compiled.shared,
+                compiled.registers,
+            )
+        )  # fmt: skip
+    return entries
+
+
+def _settle(one: Tried, compiled: Compiled) -> int:
+    one.compiled, one.fault = compiled, "; ".join(compiled.wrong)
+    return int(not one.fault)

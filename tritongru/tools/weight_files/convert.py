@@ -1,0 +1,246 @@
+"""Convert GRU layers between Keras files, torch modules and safetensors; neither Keras nor pickle ever runs.
+
+Keras .h5, .weights.h5, .keras  <->  tritongru.GRU  <->  torch.nn.GRU, .pt, .pth, .safetensors; .ckpt and .bin are read
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...keras import GRU, Bidirectional
+from ...layouts import keras_to_torch, torch_to_keras
+from .entries import select_entry, select_layers
+from .keras_read import read_entries
+from .keras_write import write_entries
+from .layers import build_layer, describe_layers, fill_layer
+from .state_files import READ_SUFFIXES, SUFFIXES, keras_tensors, read_states, write_states
+from .untrusted import naming
+
+
+def from_torch(module: nn.RNNBase, **options: Any) -> GRU | Bidirectional | list[GRU | Bidirectional]:
+    """Return a `torch.nn.GRU` as a layer, or as the list of its layers where it has several.
+
+    Args:
+        module: `nn.GRU` or `tritongru.compat.GRU`; its dtype and device are kept, `batch_first=False` is `time_major`.
+        options: further arguments of `tritongru.GRU`; `return_sequences=True` unless given.
+
+    Returns:
+        `GRU`, or `Bidirectional` with `merge_mode="concat"` if `bidirectional=True`; the weights are copies.
+
+    Raises:
+        TypeError: `module` is not a GRU.
+
+    >>> from_torch(nn.GRU(3, 4)).kernel.shape
+    torch.Size([3, 12])
+    """
+    if not isinstance(module, nn.RNNBase) or module.mode != "GRU":
+        raise TypeError(f"`module` must be a torch.nn.GRU, got {type(module).__name__}")
+    if getattr(module, "heads", 1) > 1:
+        raise ValueError(f"`module` has heads={module.heads}, which `from_torch` does not convert")
+    if getattr(module, "layer_norm", None):
+        raise ValueError(f"`module` has layer_norm={module.layer_norm!r}, which `from_torch` does not convert")
+    if module.dropout and module.num_layers > 1:
+        warnings.warn(f"`dropout={module.dropout}` between the layers of `module` is left out: no single layer has it")
+    layers: list[GRU | Bidirectional] = []
+    for number in range(module.num_layers):
+        halves = []
+        for suffix in ("", "_reverse") if module.bidirectional else ("",):
+            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if module.bias else 2]
+            weights = torch_to_keras(*(getattr(module, f"{name}_l{number}{suffix}").detach() for name in names))
+            halves.append([weight for weight in weights if weight is not None])
+        kernel = halves[0][0]
+        arguments = {"return_sequences": True, "time_major": not module.batch_first, "use_bias": module.bias} | options
+        layer = GRU(
+            module.hidden_size, input_size=kernel.shape[0], device=kernel.device, dtype=kernel.dtype, **arguments
+        )
+        result = Bidirectional(layer, merge_mode="concat") if module.bidirectional else layer
+        result.set_weights([weight for half in halves for weight in half])
+        layers.append(result.to(kernel.device))
+    return layers if len(layers) > 1 else layers[0]
+
+
+def to_torch(layers: GRU | Bidirectional | Sequence[GRU | Bidirectional]) -> nn.GRU:
+    """Return one layer, or a stack of layers of equal size, as a `torch.nn.GRU` with copies of the weights.
+
+    Args:
+        layers: built layers, first to last; `time_major=False` is `batch_first=True`.
+
+    Raises:
+        ValueError: a layer that `torch.nn.GRU` cannot compute (another activation, `reset_after=False`,
+            `go_backwards=True`, sizes that do not stack), or one that is not built.
+        TypeError: something that is not such a layer.
+    """
+    stack = list(layers) if isinstance(layers, Sequence) else [layers]
+    if not stack:
+        raise ValueError("`layers` is empty")
+    pairs = [_directions(layer) for layer in stack]
+    for pair in pairs:
+        for half in pair:
+            _check_torch_can(half)
+    first = pairs[0][0]
+    width = first.units * len(pairs[0])
+    for number, pair in enumerate(pairs):
+        expected = first.input_size if number == 0 else width
+        if len(pair) != len(pairs[0]):
+            raise ValueError(f"`layers[{number}]` and `layers[0]` differ in being bidirectional")
+        for half in pair:
+            if (half.units, half.input_size, half.use_bias) != (first.units, expected, first.use_bias):
+                raise ValueError(
+                    f"`layers[{number}]` has units={half.units}, input_size={half.input_size}, "
+                    f"use_bias={half.use_bias}; torch.nn.GRU needs units={first.units}, "
+                    f"input_size={expected}, use_bias={first.use_bias}"
+                )
+    module = nn.GRU(
+        first.input_size, first.units, len(pairs), first.use_bias, not first.time_major, 0.0, len(pairs[0]) == 2,
+        device=first.kernel.device, dtype=first.kernel.dtype,
+    )  # fmt: skip
+    with torch.no_grad():
+        for number, pair in enumerate(pairs):
+            for suffix, half in zip(("", "_reverse"), pair, strict=False):
+                weights = keras_to_torch(half.kernel, half.recurrent_kernel, half.bias)
+                for name, weight in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), weights, strict=True):
+                    if weight is not None:
+                        getattr(module, f"{name}_l{number}{suffix}").copy_(weight)
+    return module
+
+
+def _directions(layer: Any) -> list[GRU]:
+    if isinstance(layer, Bidirectional):
+        if layer.merge_mode != "concat":
+            raise ValueError(f"`merge_mode={layer.merge_mode!r}` of {layer.name}: torch.nn.GRU only concatenates")
+        return [layer.forward_layer, layer.backward_layer]
+    if not isinstance(layer, GRU):
+        raise TypeError(f"`layers` must hold tritongru.GRU or Bidirectional, got {type(layer).__name__}")
+    if layer.go_backwards:
+        raise ValueError(f"`go_backwards=True` of {layer.name}: torch.nn.GRU runs backwards only beside a forward half")
+    return [layer]
+
+
+def _check_torch_can(layer: GRU) -> None:
+    if not layer.built:
+        raise ValueError(f"the layer {layer.name} is not built: it has no weights yet")
+    if layer.heads > 1:
+        raise ValueError(f"heads={layer.heads} of {layer.name}: torch.nn.GRU has one")
+    if layer.layer_norm:
+        raise ValueError(f"layer_norm={layer.layer_norm!r} of {layer.name}: torch.nn.GRU has none")
+    config = layer.get_config()
+    for name, needed in (("activation", "tanh"), ("recurrent_activation", "sigmoid"), ("reset_after", True)):
+        if config[name] != needed:
+            raise ValueError(f"`{name}={config[name]!r}` of {layer.name}: torch.nn.GRU has {needed!r} alone")
+
+
+def load_keras(path: str | Path, layer: str | GRU | Bidirectional | None = None) -> GRU | Bidirectional:
+    """Return a GRU or Bidirectional layer of a Keras `.h5`, `.weights.h5` or `.keras` file.
+
+    Args:
+        path: the file. Without a config in it, the layer has Keras's defaults, and the sizes and bias of the arrays.
+        layer: the layer's name in the file (also of one half of a Bidirectional), or None where it has one; or a
+            `GRU` or `Bidirectional` whose weights are to be replaced.
+
+    Returns:
+        The layer, `layer` itself where it is one.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a malformed or hostile file, no such layer, several without a name, or weights that do not fit.
+    """
+    entries = read_entries(path)
+    with naming(Path(path)):
+        if layer is None or isinstance(layer, str):
+            return build_layer(select_entry(entries, layer))
+        halves = [half for entry in entries for half in entry.halves or ()]
+        named = any(layer.name in (entry.name, *entry.aliases) for entry in [*entries, *halves])
+        fill_layer(select_entry(entries, layer.name if named else None), layer)
+        return layer
+
+
+def save_keras(layer: GRU | Bidirectional | Sequence[GRU | Bidirectional], path: str | Path) -> None:
+    """Save a built layer, or a stack of them, as a Keras Sequential model: `.h5`, `.weights.h5` or `.keras`.
+
+    Raises:
+        ValueError: another suffix, a layer that is not built, or a configuration that the format cannot hold.
+    """
+    write_entries(path, describe_layers(layer))
+
+
+def load_layers(path: str | Path, layer: str | None = None) -> list[GRU | Bidirectional]:
+    """Return all layers of a file of any known format, or the one that `layer` names.
+
+    Of a checkpoint that holds its `state_dict` under a key, `layer` may also be that key, for all layers there, or
+    begin with it: "ema", "ema.gru_l0". Without one the first of "state_dict", "model_state_dict", "model" and "net" is
+    taken, or the only one there is.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_keras`; the message lists what the file has.
+    """
+    if Path(path).suffix in READ_SUFFIXES:
+        entries, layer = read_states(path, layer)
+    else:
+        entries = read_entries(path)
+    with naming(Path(path)):
+        if layer is None:
+            return [build_layer(entry) for entry in select_layers(entries)]
+        return [build_layer(select_entry(entries, layer))]
+
+
+def save_layers(
+    layers: GRU | Bidirectional | Sequence[GRU | Bidirectional], path: str | Path, layout: str | None = None
+) -> None:
+    """Save built layers in the format that the suffix of `path` names.
+
+    Args:
+        layout: of `.pt`, `.pth`, `.safetensors`: "torch" (`torch.nn.GRU`'s names, the default of the first two) or
+            "keras" (`tritongru.GRU`'s names, with the configuration in safetensors' metadata, the default there).
+    """
+    suffix = Path(path).suffix
+    if layout not in (None, "torch", "keras"):
+        raise ValueError(f"`layout` must be 'torch' or 'keras', got {layout!r}")
+    if suffix not in SUFFIXES:
+        if layout is not None:
+            raise ValueError(f"`layout={layout!r}` does not apply to {suffix!r}: only to {', '.join(SUFFIXES)}")
+        save_keras(layers, path)
+    elif (layout or ("keras" if suffix == ".safetensors" else "torch")) == "torch":
+        write_states(path, to_torch(layers).state_dict())
+    else:
+        stack = list(layers) if isinstance(layers, Sequence) else [layers]
+        entries = describe_layers(stack)
+        names = [entry.name if i == 0 else f"{entry.name}_{i}" for i, entry in enumerate(entries)]
+        names = names if len(stack) > 1 else [""]
+        configs = {name: entry.config for name, entry in zip(names, entries, strict=True)}
+        write_states(path, keras_tensors(names, stack), configs)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `python -m tritongru convert`."""
+    parser.add_argument("source", help="a file to read: .h5, .weights.h5, .keras, .pt, .pth, .ckpt, .bin, .safetensors")
+    parser.add_argument("target", help="the file to write, in the format its suffix names")
+    parser.add_argument(
+        "--layer",
+        metavar="NAME",
+        help="take this GRU layer of the source, or this key of a checkpoint; default: all layers",
+    )
+    parser.add_argument("--layout", choices=("torch", "keras"), help="names of the tensors in .pt, .pth, .safetensors")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Convert `args.source` to `args.target`; return 0, or 1 after a message on what went wrong."""
+    try:
+        layers = load_layers(args.source, args.layer)
+        save_layers(layers, args.target, args.layout)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"convert: {error}", file=sys.stderr)
+        return 1
+    for layer in layers:
+        half = layer.forward_layer if isinstance(layer, Bidirectional) else layer
+        kind = f", merge_mode={layer.merge_mode!r}" if isinstance(layer, Bidirectional) else ""
+        print(f"{layer.name}: input_size={half.input_size}, units={half.units}, reset_after={half.reset_after}{kind}")
+    print(f"wrote {args.target}")
+    return 0

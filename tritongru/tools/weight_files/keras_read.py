@@ -1,0 +1,267 @@
+"""Read the GRU layers of a Keras file without Keras: arrays and JSON only, nothing in the file is ever executed.
+
+Three layouts: the whole-model or weights-only `.h5` of Keras 2 (attributes `layer_names` and `weight_names`), the
+`.weights.h5` of Keras 3 (`layers/<layer>/cell/vars/0..2`), and the `.keras` zip that holds the latter and a config.
+A file is untrusted: links out of it, arrays larger than it could hold, and zip paths that climb are refused.
+
+Source: `keras/saving/hdf5_format.py` (v2.9), `keras/src/saving/saving_lib.py` (v3).
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ...layouts import check_keras_shapes
+from .entries import Entry, half_configs, join_halves
+from .hdf5 import Source, to_text
+from .keras_old import CUDNN, convert_cudnn, cudnn_config, default_config, is_cudnn
+from .untrusted import (
+    FAULTS,
+    MAX_JSON_BYTES,
+    check_file,
+    check_heaps,
+    list_members,
+    naming,
+    parse_json,
+    read_member,
+)
+
+MAX_DEPTH = 32
+SIDES = ("forward", "backward")
+# Columns of a recurrent kernel, in units.
+OTHERS = {1: "SimpleRNN", 4: "LSTM"}
+_CELL = re.compile(r"(gru|lstm|simple_rnn)_cell(_\d+)?")
+
+
+def read_entries(path: str | Path) -> list[Entry]:
+    """Return the GRU layers of a Keras file, in the file's order; a malformed one carries its `problem`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that is truncated, malformed or hostile; the message names it and what is wrong.
+        ImportError: h5py is not installed.
+    """
+    path = check_file(path)
+    with naming(path):
+        if path.suffix == ".keras" or zipfile.is_zipfile(path):
+            return _read_zip(path)
+        if path.stat().st_size == 0:
+            raise ValueError("the file is empty")
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _read_h5(file, data, None)
+
+
+def _read_zip(path: Path) -> list[Entry]:
+    with zipfile.ZipFile(path) as archive:
+        members = list_members(archive)
+        for name in ("config.json", "model.weights.h5"):
+            if name not in members:
+                raise ValueError(f"the zip member {name!r} is missing")
+        config = parse_json(read_member(archive, members["config.json"], MAX_JSON_BYTES), "config.json")
+        version = "3"
+        if "metadata.json" in members:
+            metadata = parse_json(read_member(archive, members["metadata.json"], MAX_JSON_BYTES), "metadata.json")
+            version = str(metadata.get("keras_version", version)) if isinstance(metadata, dict) else version
+        weights = read_member(archive, members["model.weights.h5"], None)
+    return _read_h5(io.BytesIO(weights), weights, (config, version))
+
+
+def _read_h5(file: IO[bytes], data: bytes | mmap.mmap, described: tuple[Any, str] | None) -> list[Entry]:
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError("reading Keras files needs h5py: pip install 'tritongru[convert]'") from error
+    check_heaps(data)
+    with h5py.File(file, "r") as root:
+        source = Source(root, data)
+        top = source.child(root, "model_weights") if "model_weights" in root else root
+        own = next((g for g in (root, top) if "keras_version" in g.attrs), None)
+        version = "" if own is None else to_text(source.attribute(own, "keras_version"))
+        if described is None and "model_config" in root.attrs:
+            text = to_text(source.attribute(root, "model_config"))
+            model = parse_json(text, "the attribute 'model_config'")
+            described = model, version or _version_of(model)
+        if described is not None:
+            version = described[1]
+        if "layer_names" in top.attrs or "layer_names0" in top.attrs:
+            entries = _read_legacy(source, top)
+        elif "layers" in root or "_layer_checkpoint_dependencies" in root or "vars" in root or "cell" in root:
+            version = version or "3.0"
+            entries = _read_v3(source)
+        else:
+            raise ValueError("it has neither the attribute 'layer_names' nor the group 'layers' of Keras weights")
+    configs = {} if described is None else collect_configs(described[0])
+    for entry in entries:
+        _describe(entry, configs, version)
+    wrappers = {} if described is None else collect_wrappers(described[0])
+    return join_halves(entries, {name: {**wrapper, "keras_version": version} for name, wrapper in wrappers.items()})
+
+
+def _version_of(model: Any) -> str:
+    """Return the Keras version that a model's JSON tells, "" for none; a module is told from Keras 2.12 on."""
+    if not isinstance(model, dict):
+        return ""
+    told = model.get("keras_version")
+    return told if isinstance(told, str) else "2.12" if str(model.get("module", "")).startswith("keras") else ""
+
+
+def _describe(entry: Entry, configs: dict[str, dict[str, Any]], version: str) -> None:
+    """Give an entry its config, or what to assume where the file has none."""
+    was_cudnn = entry.config.get("class_name") == CUDNN
+    # The backward half of a Bidirectional is known by its name where no config tells.
+    if any(name.rpartition("/")[2].startswith("backward_") for name in (entry.name, *entry.aliases)):
+        entry.config["go_backwards"] = True
+    known = next((configs[name] for name in (entry.name, *entry.aliases) if name in configs), None)
+    if known is None:
+        entry.assumed = default_config(version, entry.arrays[2].ndim == 2 if len(entry.arrays) == 3 else None)
+        return
+    entry.config = {**known, "keras_version": version}
+    if known.get("class_name") == CUDNN and not was_cudnn:
+        entry.problem = entry.problem or f"its class is {CUDNN}, whose bias has shape (6 * units,)"
+
+
+def _read_legacy(source: Source, top: Any) -> list[Entry]:
+    entries = []
+    for layer in _read_names(source, top, "layer_names"):
+        group = source.child(top, layer)
+        cells: dict[str, list[str]] = {}
+        for name in _read_names(source, group, "weight_names"):
+            cells.setdefault(name.rpartition("/")[0], []).append(name)
+        recurrent = {cell: names for cell, names in cells.items() if any("recurrent_kernel" in n for n in names)}
+        for cell, names in recurrent.items():
+            # `layer/forward_gru/gru_cell/kernel:0`: the part before the cell, which Keras writes since 2.3, tells the
+            # two directions apart.
+            parts = cell.split("/")
+            *outer, inner = ["", "", *(parts[:-1] if _CELL.fullmatch(parts[-1]) else parts)][-2:]
+            name = f"{layer}/{inner}" if len(recurrent) > 1 and inner else layer
+            entry = _read_entry(source, name, [lambda n=n, g=group: source.child(g, n) for n in names])
+            entry.aliases = (inner,) if inner else ()
+            # Of a layer within a model within the model, the group has the name of the outer one.
+            entry.owner = tuple(dict.fromkeys((outer[0] or layer, layer))) if len(recurrent) > 1 else ()
+            entry.side = next((side for side in SIDES if inner.startswith(f"{side}_")), "")
+            entries.append(entry)
+    return entries
+
+
+def _read_v3(source: Source) -> list[Entry]:
+    entries = []
+    stack: list[tuple[str, Any, tuple[str, ...], int]] = [("", source.root, (), 0)]
+    while stack:
+        path, group, names, depth = stack.pop()
+        if depth > MAX_DEPTH:
+            raise ValueError(f"the group {path!r} is nested more than {MAX_DEPTH} deep")
+        variables = source.child(group, "vars") if "vars" in group else None
+        named = variables is not None and "name" in variables.attrs
+        name = to_text(source.attribute(variables, "name")) if named else ""
+        if path.rpartition("/")[2] == "cell" and variables is not None:
+            # A directory listing sorts 10 before 2; a GRU has three.
+            keys = sorted(variables, key=lambda k: (len(k), k))
+            short = path.rpartition("/")[0].removeprefix("layers/") or "gru"
+            entry = _read_entry(source, names[-1] or short, [lambda k=k, v=variables: source.child(v, k) for k in keys])
+            entry.aliases = (short,)
+            owner, _, last = short.rpartition("/")
+            entry.side = last.removesuffix("_layer")
+            if entry.side in SIDES:
+                entry.owner = tuple(name for name in (names[-2], owner or "bidirectional") if name)
+            entries.append(entry)
+        # Keras numbers the layers of one class: gru, gru_1, ... gru_10, which the file sorts as text.
+        for key in sorted(group, key=_natural, reverse=True):
+            if key != "vars" and not source.is_array(group, key):
+                stack.append((f"{path}/{key}".strip("/"), source.child(group, key), (*names, name), depth + 1))
+    return entries
+
+
+def _read_entry(source: Source, name: str, openers: list[Any]) -> Entry:
+    # A GRU that is damaged is kept, so that its error can be told.
+    entry = Entry(name, [])
+    try:
+        datasets = [opener() for opener in openers]
+        shapes = [tuple(getattr(dataset, "shape", None) or ()) for dataset in datasets]
+        if len(shapes) >= 2 and len(shapes[1]) == 2 and shapes[1][0] and not shapes[1][1] % shapes[1][0]:
+            entry.kind = OTHERS.get(shapes[1][1] // shapes[1][0], "GRU")
+            if entry.kind != "GRU":
+                return entry
+        if len(shapes) not in (2, 3):
+            raise ValueError(f"{len(shapes)} arrays, expected kernel, recurrent_kernel and an optional bias")
+        from_cudnn = is_cudnn(shapes)
+        check_keras_shapes(shapes[0], shapes[1], shapes[2] if len(shapes) == 3 and not from_cudnn else None)
+        entry.arrays = [source.array(dataset) for dataset in datasets]
+        if from_cudnn:
+            entry.arrays, entry.config = convert_cudnn(*entry.arrays), cudnn_config({})
+    except (ValueError, *FAULTS) as error:
+        entry.problem = str(error) or type(error).__name__
+    return entry
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _read_names(source: Source, group: Any, attribute: str) -> list[str]:
+    # HDF5 limits an attribute to 64 KiB, so Keras splits a long list into attribute0, attribute1, ...
+    if attribute in group.attrs:
+        return _to_names(source.attribute(group, attribute))
+    names: list[str] = []
+    chunk = 0
+    while f"{attribute}{chunk}" in group.attrs:
+        names += _to_names(source.attribute(group, f"{attribute}{chunk}"))
+        chunk += 1
+    if chunk == 0:
+        raise ValueError(f"the group {group.name!r} has no attribute {attribute!r}")
+    return names
+
+
+def _to_names(values: Any) -> list[str]:
+    return [to_text(name) for name in np.ravel(values)]
+
+
+def collect_configs(model: Any) -> dict[str, dict[str, Any]]:
+    """Return the config of every GRU in a model's config, by name; both halves of a Bidirectional by theirs."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind, config in _walk(model):
+        if kind in ("GRU", CUDNN):
+            found.setdefault(str(config.get("name", "gru")), cudnn_config(config) if kind == CUDNN else config)
+    halves: dict[str, dict[str, Any]] = {}
+    for wrapper in collect_wrappers(model).values():
+        for half in half_configs(wrapper):
+            halves[str(half["name"])] = half
+    return {**halves, **found}
+
+
+def collect_wrappers(model: Any) -> dict[str, dict[str, Any]]:
+    """Return the config of every Bidirectional of a GRU in a model's config, by name."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind, config in _walk(model):
+        inner = config.get("layer")
+        if kind == "Bidirectional" and isinstance(inner, dict) and inner.get("class_name") in ("GRU", CUDNN):
+            if isinstance(inner.get("config"), dict):
+                wrapper = {**config, "layer": _as_gru(inner), "backward_layer": _as_gru(config.get("backward_layer"))}
+                found.setdefault(str(config.get("name", "bidirectional")), wrapper)
+    return found
+
+
+def _as_gru(node: Any) -> Any:
+    if isinstance(node, dict) and node.get("class_name") == CUDNN and isinstance(node.get("config"), dict):
+        return {"class_name": "GRU", "config": cudnn_config(node["config"])}
+    return node
+
+
+def _walk(model: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Yield (class name, config) of everything in a model's config that has both."""
+    stack = [model]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, list):
+            stack.extend(node)
+        elif isinstance(node, dict):
+            if isinstance(node.get("config"), dict):
+                yield node.get("class_name"), node["config"]
+            stack.extend(node.values())
