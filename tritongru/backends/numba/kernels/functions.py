@@ -4,7 +4,7 @@
     tanh x = e / (e + 2)       e = expm1 2x = 2^n q + (2^n - 1), exact near zero
 
 The largest relative errors seen beside float64 (float128 for float64) are in tests/numba/test_functions.py: 2 units in
-the last place for exp and sigmoid, 4 for tanh. NaN gives NaN. Numbers below the smallest normal number are kept.
+the last place for exp and sigmoid, 3 for tanh. NaN gives NaN. Numbers below the smallest normal number are kept.
 
 Source of the polynomials: Cephes (Moshier), expf and exp.
 """
@@ -132,10 +132,29 @@ def sigmoid(x):
     return 1.0 / (1.0 + exp(0.0 - x))
 
 
-@helper
 def tanh(x):
-    e = expm1(x + x)
-    return e / (e + 2.0)
+    """Return e / (e + 2); in float64, whose slopes are held to the last digits, 1 - 2 / (e + 2) where that is nearer."""
+    raise NotImplementedError("compiled code alone")
+
+
+@overload(tanh)
+def _tanh(x):
+    if is_single(x):
+
+        def single(x):
+            e = expm1(x + x)
+            return e / (e + 2.0)
+
+        return single
+
+    def double(x):
+        size = absolute(x)
+        e = expm1(size + size)
+        part = where_above(size, 0.5, 2.0, e) / (e + 2.0)
+        positive = where_above(size, 0.5, 1.0 - part, part)
+        return where_above(0.0, x, 0.0 - positive, positive)
+
+    return double
 
 
 def log1p(y):
