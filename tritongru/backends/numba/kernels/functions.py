@@ -133,7 +133,7 @@ def sigmoid(x):
 
 
 def tanh(x):
-    """Return e / (e + 2); in float64, whose slopes are held to the last digits, 1 - 2 / (e + 2) where that is nearer."""
+    """Return e / (e + 2); in float64, whose slopes are held to the last digits, 1 - 2 / (e + 2) where nearer."""
     raise NotImplementedError("compiled code alone")
 
 
