@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
+from tritongru.tools.cases import Case, make_arguments, run_case
 
 from tritongru import gru
 from tritongru.backends.numba import backward, problem, threads
-from tritongru.tools.cases import Case, make_arguments, run_case
 
 CASE = Case(12, 9, 5, 17)
 
@@ -219,8 +219,11 @@ def test_gru_is_reached_through_its_operator() -> None:
 
 
 def test_warm_compiles_what_calls_need(tmp_path: Path) -> None:
-    tool = "import argparse, sys; from tritongru.tools import warm; p = argparse.ArgumentParser(); warm.add_arguments(p)"
-    done = run_script(f"{tool}; sys.exit(warm.main(p.parse_args(['--inference'])))", TRITONGRU_CACHE=str(tmp_path))
+    tool = "import argparse, sys; from tritongru.tools import warm; p = argparse.ArgumentParser()"
+    done = run_script(
+        f"{tool}; warm.add_arguments(p); sys.exit(warm.main(p.parse_args(['--inference'])))",
+        TRITONGRU_CACHE=str(tmp_path),
+    )
     assert done.returncode == 0 and str(tmp_path) in done.stdout
     assert [line.split()[0] for line in done.stdout.splitlines()[:-1]] == ["pack", "scan", "short"]
     files = set(tmp_path.rglob("*.nbc"))
@@ -228,5 +231,7 @@ def test_warm_compiles_what_calls_need(tmp_path: Path) -> None:
     assert set(tmp_path.rglob("*.nbc")) == files
     blocked = tmp_path / "file"
     blocked.write_text("")
-    done = run_script(f"{tool}; sys.exit(warm.main(p.parse_args([])))", TRITONGRU_CACHE=str(blocked))
+    done = run_script(
+        f"{tool}; warm.add_arguments(p); sys.exit(warm.main(p.parse_args([])))", TRITONGRU_CACHE=str(blocked)
+    )
     assert done.returncode == 1 and "not kept" in done.stderr

@@ -111,7 +111,7 @@ class GRU(keras.layers.GRU):
 
 def is_exporting() -> bool:
     """Return whether the call is recorded for other programs, which do not have our operators."""
-    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore
 
 
 def reason_against_cell(cell) -> str:
@@ -129,7 +129,7 @@ def _as_mask(mask) -> Tensor | None:
     """Return a mask (B,T) or (B,T,1) of any dtype as (B,T) bool."""
     if mask is None:
         return None
-    mask = ops.convert_to_tensor(mask).bool()
+    mask = ops.convert_to_tensor(mask).bool()  # type: ignore
     return mask.squeeze(-1) if mask.ndim == 3 and mask.shape[-1] == 1 else mask
 
 
@@ -142,10 +142,10 @@ def _weights(cell, factor: float, recurrent_factor: float) -> tuple[Tensor, Tens
     weights = [cell.kernel, cell.recurrent_kernel, cell.bias if cell.use_bias else None]
     weights = [None if weight is None else ops.convert_to_tensor(weight) for weight in weights]
     if factor != 1 or recurrent_factor != 1:
-        factors = weights[0].new_full((3 * cell.units,), recurrent_factor)
+        factors = weights[0].new_full((3 * cell.units,), recurrent_factor)  # type: ignore
         factors[2 * cell.units :] = factor
         weights = [None if weight is None else weight * factors for weight in weights]
-    return tuple(weights)
+    return tuple(weights)  # type: ignore
 
 
 def _input_dropout(layer: GRU, sequences: Tensor, mask: Tensor | None, training: bool):

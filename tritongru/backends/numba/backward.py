@@ -97,9 +97,7 @@ class Reverse:
         P, N = round_up(U, problem.lanes), round_up(U, problem.lanes * PANEL)
         self.d_h0 = a.h0.new_zeros(B, U) if d_last is None else d_last.clone()  # what it is without steps
         self.d_fresh = a.x.new_zeros(a.fresh.shape) if wanted.fresh else None
-        problem.fields |= dict(
-            PADDED=P, COLUMNS=N, TRANSPOSED=1, STATES=after.data_ptr(), D_H0=self.d_h0.data_ptr()
-        )
+        problem.fields |= dict(PADDED=P, COLUMNS=N, TRANSPOSED=1, STATES=after.data_ptr(), D_H0=self.d_h0.data_ptr())
         if d_out is not None:
             out = dict(D_OUT=problem.keep(d_out), D_OUT_STEP=d_out.stride(0), D_OUT_ROW=d_out.stride(1))
             problem.fields |= out

@@ -1,7 +1,7 @@
 """The places of a plan: the array of int64 that every kernel is called with. Addresses are 0 where there is nothing.
 
-Shapes: T steps, B rows of the batch, I inputs, U units; P is U rounded up to whole vectors (whole panels where gates are
-multiplied apart). A part of the batch has `ROWS` rows in groups of `SIZE`, R with the last group filled up. Strides
+Shapes: T steps, B rows of the batch, I inputs, U units; P is U rounded up to whole vectors (whole panels where gates
+are multiplied apart). A part of the batch has `ROWS` rows in groups of `SIZE`, R with the last group filled up. Strides
 count numbers, not bytes; the last axis of every tensor but the weights is contiguous. Packed matrices: see products.py;
 inside, the gates' order is z, r, n.
 """

@@ -1,7 +1,7 @@
 """Few steps without gradients: weights are read where they lie, in one call of compiled code.
 
-Packing them would cost as much as the steps. Nothing is kept between calls, so nothing can be out of date: a weight that
-was written to by any way, `.data` among them, takes effect in the next call.
+Packing them would cost as much as the steps. Nothing is kept between calls, so nothing can be out of date: a weight
+that was written to by any way, `.data` among them, takes effect in the next call.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def _run(a: Inputs, variant: Variant, steps: int, rows: int, x_step: int, x_row:
     bias_x, bias_h = _side_by_side(bias_x), _side_by_side(bias_h)
     plan = np.array((
         steps, rows, x.shape[-1], u.shape[0], x.data_ptr(), x_step, x_row, w.data_ptr(), *w.stride(),  # type: ignore[union-attr]
-        u.data_ptr(), *u.stride(), 0 if bias_x is None else bias_x.data_ptr(), 0 if bias_h is None else bias_h.data_ptr(),
+        u.data_ptr(), *u.stride(),
+        0 if bias_x is None else bias_x.data_ptr(), 0 if bias_h is None else bias_h.data_ptr(),
         h0.data_ptr(), h0.stride(0), out.data_ptr(), last, KERNEL_ID[variant.activation],
         KERNEL_ID[variant.recurrent_activation], variant.reset_after, variant.reverse, variant.reset_gate_first,
     ))  # fmt: skip
