@@ -119,7 +119,7 @@ def test_auto_on_a_cpu_takes_numba_first() -> None:
     for wants_gradients in (False, True):
         decision = decide(facts("cpu", wants_gradients=wants_gradients, has_mask=True, recurrent_dropouts=3))
         assert decision.backend == "numba" and "eager" in decision.rejected
-    assert "device='cuda' is not 'cpu'" in decide(facts("cuda")).rejected["numba"]
+    assert "device='mps' is not 'cpu'" in decide(facts("mps")).rejected["numba"]
     assert decide(facts("cpu", activation="gelu")).backend == "reference"
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tritongru.tools.cases import Case, make_arguments, run_case
 
 from tritongru import gru
 from tritongru.backends.numba import problem, threads
+from tritongru.tools.oracle.cases import Case, make_arguments, run_case
 
 CASES = [
     Case(1, 20, 6, 24),

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tritongru.tools.cases import Case, make_arguments, run_case
 
 from tritongru import gru
 from tritongru.backends.numba import backward, problem, threads
+from tritongru.tools.oracle.cases import Case, make_arguments, run_case
 
 CASE = Case(12, 9, 5, 17)
 
