@@ -29,7 +29,7 @@ BAD = [float("nan"), float("inf"), -1e38]
 def test_sizes_of_inputs_and_states(dtype: str, scales: tuple[float, float]) -> None:
     for reset_after in (True, False):
         for use_bias in (True, False):
-            check_scale("eager", replace(SMALL, dtype=dtype, reset_after=reset_after), *scales, use_bias)
+            check_scale("numba", replace(SMALL, dtype=dtype, reset_after=reset_after), *scales, use_bias)
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -38,7 +38,7 @@ def test_rows_are_apart(case: Case, bad: float) -> None:
     for changes in (case, replace(case, recompute=True), replace(case, recurrent_dropouts=3, resets=True),
                     replace(case, batch=9)):  # fmt: skip
         for argument in ("x", "initial_state"):
-            check_rows_are_apart("eager", changes, argument, bad)
+            check_rows_are_apart("numba", changes, argument, bad)
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -46,20 +46,20 @@ def test_rows_are_apart(case: Case, bad: float) -> None:
 def test_padding_does_not_matter(case: Case, bad: float) -> None:
     for drops in (0, 1, 3):
         changed = replace(case, recurrent_dropouts=drops, input_dropouts=drops, recompute=drops == 3)
-        check_padding_does_not_matter("eager", changed, bad)
-    check_padding_does_not_matter("eager", replace(case, go_backwards=True, zero_output_for_mask=True), bad)
+        check_padding_does_not_matter("numba", changed, bad)
+    check_padding_does_not_matter("numba", replace(case, go_backwards=True, zero_output_for_mask=True), bad)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("case", VARIANTS, ids=str)
 def test_a_reset_ends_it(case: Case, bad: float) -> None:
-    check_a_reset_ends_it("eager", case, bad)
+    check_a_reset_ends_it("numba", case, bad)
 
 
 @pytest.mark.parametrize("case", VARIANTS, ids=str)
 def test_rows_without_steps(case: Case) -> None:
-    check_rows_without_steps("eager", case)
-    check_length_is_a_shorter_call("eager", case)
+    check_rows_without_steps("numba", case)
+    check_length_is_a_shorter_call("numba", case)
 
 
 @pytest.mark.parametrize("reset_after", [True, False])
@@ -70,5 +70,5 @@ def test_a_closed_gate_holds_its_state_bit_by_bit(reset_after: bool) -> None:
     bias = torch.cat((torch.full((U,), 200.0), torch.zeros(2 * U)))
     bias = torch.stack((bias, bias * 0)) if reset_after else bias
     weights = torch.randn(4, 3 * U), torch.randn(U, 3 * U)
-    outputs, last = gru(torch.randn(3, T, 4), *weights, bias, h0, reset_after=reset_after, backend="eager")
+    outputs, last = gru(torch.randn(3, T, 4), *weights, bias, h0, reset_after=reset_after, backend="numba")
     assert torch.equal(last, h0) and torch.equal(outputs, h0[:, None].expand(-1, T, -1))

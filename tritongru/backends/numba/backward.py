@@ -11,11 +11,11 @@ from ...call.problem import Inputs, Variant
 from ..eager.layout import Steps, entering_states, view_gates
 from ..eager.sums import Sums
 from ..gradients import Saved, Setting
-from . import fields as at
+from .kernels import fields as at
+from .kernels.reverse import reverse_scan
+from .kernels.vectors import PANEL
 from .problem import Problem, in_compute_dtype, round_up, with_rows
-from .reverse import reverse_scan
 from .threads import run_parts
-from .vectors import PANEL
 
 # Numbers of a chunk's gate gradients, and its least rows: fewer make the products of the weights' gradients slow.
 CHUNK = 1 << 20

@@ -17,13 +17,17 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numba
 import numpy as np
+from numba.core import config as numba_config
 from numba.core.caching import UserProvidedCacheLocator
 
 from ...tuning.choices import user_folder
 
+# numba's, read from the environment: NUMBA_CACHE_DIR and others.
+SETTINGS: Any = numba_config
 LOG = logging.getLogger("tritongru")
 # Compiling for longer is mentioned, so that nobody looks for the cause of a slow first call.
 NOTICE_SECONDS = 1.0
@@ -36,9 +40,9 @@ helper = numba.njit(error_model="numpy")
 def cache_folder() -> str | None:
     """Return the folder of the compiled kernels, or None where there is none and none can be made."""
     digest = hashlib.sha256(numba.__version__.encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
-    given = numba.config.CACHE_DIR  # NUMBA_CACHE_DIR
+    given = SETTINGS.CACHE_DIR
     folder = (Path(given) if given else user_folder() / "numba") / f"tritongru-{digest.hexdigest()[:16]}"
     try:
         os.makedirs(folder, exist_ok=True)
@@ -52,7 +56,7 @@ class Locator(UserProvidedCacheLocator):
 
     def __init__(self, py_func, py_file: str):
         super().__init__(py_func, py_file)
-        self._cache_path = numba.config.CACHE_DIR
+        self._cache_path = SETTINGS.CACHE_DIR
 
     def ensure_cache_path(self) -> None:
         """Take a folder that can only be read as well."""
@@ -68,13 +72,13 @@ class Kernel:
     _lock = threading.Lock()
 
     def __init__(self, function):
-        folder, config = cache_folder(), numba.config
-        before = config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES
+        folder = cache_folder()
+        before = SETTINGS.CACHE_DIR, SETTINGS.CACHE_LOCATOR_CLASSES
         try:
-            config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = folder or "", f"{__name__}.{Locator.__name__}"
+            SETTINGS.CACHE_DIR, SETTINGS.CACHE_LOCATOR_CLASSES = folder or "", f"{__name__}.{Locator.__name__}"
             self.dispatcher = numba.njit(nogil=True, error_model="numpy", cache=folder is not None)(function)
         finally:
-            config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = before
+            SETTINGS.CACHE_DIR, SETTINGS.CACHE_LOCATOR_CLASSES = before
         self._compiled: dict[np.dtype, Callable[[np.ndarray], None]] = {}
 
     def for_dtype(self, dtype: np.dtype) -> Callable[[np.ndarray], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +12,11 @@ from torch import Tensor
 from ...activations import TABLE
 from ...call.problem import Inputs, Variant
 from ..eager.layout import compute_dtype
-from . import fields as at
-from .packing import pack
-from .scan import scan
+from .kernels import fields as at
+from .kernels.packing import pack
+from .kernels.scan import scan
+from .kernels.vectors import PANEL, count_lanes
 from .threads import group_size, run_parts, share_rows
-from .vectors import PANEL, count_lanes
 
 # Bytes of projected input that are kept at a time: a part of every current core's second cache.
 CHUNK = 1 << 17
@@ -65,7 +66,7 @@ class Problem:
         first, width = (U, 4) if variant.reset_after else (0, 3)
         z, r = (U, 0) if variant.reset_gate_first else (0, U)
         self.kept: list[Tensor] = []
-        self.fields = dict(
+        self.fields: dict[str, Any] = dict(
             STEPS=T, BATCH=B, INPUT=I, UNITS=U, REVERSE=variant.reverse, RESET_AFTER=variant.reset_after,
             ZERO_OUTPUT=variant.zero_output_for_mask, ACTIVATION=TABLE[variant.activation].kernel_id,
             RECURRENT_ACTIVATION=TABLE[variant.recurrent_activation].kernel_id,
@@ -163,6 +164,6 @@ class Problem:
         run_parts(scan.for_dtype(self.dtype), self.make_parts(scratch, chunk))
 
 
-def make_plan(fields: dict[str, int]) -> np.ndarray:
+def make_plan(fields: dict[str, Any]) -> np.ndarray:
     """Return the fields in their places, zero where there is none."""
     return np.array([fields.get(name, 0) for name in at.NAMES], np.int64)

@@ -11,6 +11,7 @@ import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
 
-def run_parts(function: Callable[[object], None], parts: Sequence) -> None:
+def run_parts(function: Callable[[Any], object], parts: Sequence[Any]) -> None:
     """Call `function` with each part, the first in this thread; return when all are done."""
     global _pool
     if len(parts) < 2:

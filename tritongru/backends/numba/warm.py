@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .packing import pack
-from .reverse import reverse_scan
-from .scan import scan
-from .short import short
+from .kernels.packing import pack
+from .kernels.reverse import reverse_scan
+from .kernels.scan import scan
+from .kernels.short import short
 
 KERNELS = {"pack": pack, "scan": scan, "short": short, "reverse_scan": reverse_scan}
 

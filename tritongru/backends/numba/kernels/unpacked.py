@@ -8,7 +8,7 @@ Columns that do not fill the last group are computed with those before them once
 
 from __future__ import annotations
 
-from .compile import helper
+from ..compile import helper
 from .vectors import add_pairs, fma, full, lanes, load, load_first, pick, spread, store
 
 COLUMNS, PAIR = 8, 2  # of the dot products of one row, and of four

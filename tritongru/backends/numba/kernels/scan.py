@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..compile import Kernel, helper
 from . import fields as at
-from .compile import Kernel, helper
 from .functions import activate
 from .products import multiply, project_rows
 from .vectors import advance, fma, full, lanes, load, load_first, pointer, store, store_first

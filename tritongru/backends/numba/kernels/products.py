@@ -13,7 +13,7 @@ other rows nor on the number of threads.
 
 from __future__ import annotations
 
-from .compile import helper
+from ..compile import helper
 from .vectors import fma, full, lanes, load, spread, store
 
 # Rows of a panel, of 96 bytes each, that stay in a processor's first cache while several tiles use it.

@@ -26,7 +26,7 @@ def assert_equals_oracle(case: Case, **changes) -> None:
     arguments = make_arguments(case) | changes
     truth = run_case(in_dtype(arguments, torch.float64), "reference", case.seed)
     oracle = run_case(arguments, "reference", case.seed)
-    for name, value in run_case(arguments, "eager", case.seed).items():
+    for name, value in run_case(arguments, "numba", case.seed).items():
         check(f"{case}: {name}", value, oracle[name], truth[name])
 
 
@@ -64,10 +64,10 @@ def test_activations(name: str, reset_after: bool) -> None:
         case = Configuration(
             units=4, input_size=3, dtype=dtype, spread=0.5, reset_after=reset_after, activation=name, batch=9
         )
-        assert check_against_oracle(case, ("eager",)), "nothing compared"
+        assert check_against_oracle(case, ("numba",)), "nothing compared"
         if name != "exponential":
             case = replace(case, activation="tanh", recurrent_activation=name)
-            assert check_against_oracle(case, ("eager",)), "nothing compared"
+            assert check_against_oracle(case, ("numba",)), "nothing compared"
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_any_configuration(strategy) -> None:
     )  # fmt: skip
     @given(strategy)
     def draw(configuration) -> None:
-        check_against_oracle(configuration, ("eager",))
+        check_against_oracle(configuration, ("numba",))
 
     draw()
 
@@ -114,6 +114,6 @@ def test_the_state_of_a_half_precision_scan_is_kept_in_float32() -> None:
     U, T = 2, 400
     bias = torch.cat((torch.full((U,), 5.0), torch.zeros(U), torch.ones(U))).bfloat16()
     weights = torch.zeros(1, 3 * U).bfloat16(), torch.zeros(U, 3 * U).bfloat16()
-    outputs, _ = gru(torch.zeros(1, T, 1).bfloat16(), *weights, torch.stack((bias, bias * 0)), backend="eager")
+    outputs, _ = gru(torch.zeros(1, T, 1).bfloat16(), *weights, torch.stack((bias, bias * 0)), backend="numba")
     end = torch.tensor(1.0).tanh() * (1 - torch.tensor(5.0).sigmoid().pow(T))
     torch.testing.assert_close(outputs[0, -1].float(), end.expand(U), rtol=4e-3, atol=0)

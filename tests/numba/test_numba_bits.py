@@ -25,7 +25,7 @@ BY_ROW = ("outputs", "state", "d x", "d initial_state", "d reset_state")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_same_call_same_bits(case: Case) -> None:
     arguments = make_arguments(case)
-    first, second = run_case(arguments, "eager"), run_case(arguments, "eager")
+    first, second = run_case(arguments, "numba"), run_case(arguments, "numba")
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
 
@@ -33,11 +33,11 @@ def test_same_call_same_bits(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_any_number_of_threads_gives_the_same_bits(monkeypatch, case: Case) -> None:
     arguments = make_arguments(case)
-    alone = run_case(arguments, "eager")
+    alone = run_case(arguments, "numba")
     monkeypatch.setattr(threads, "LEAST_WORK", 1)
     for count in (2, 3, 5):
         monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
-        together = run_case(arguments, "eager")
+        together = run_case(arguments, "numba")
         for name in BY_ROW:
             if name in alone:
                 assert torch.equal(alone[name], together[name]), (count, name)
@@ -46,9 +46,9 @@ def test_any_number_of_threads_gives_the_same_bits(monkeypatch, case: Case) -> N
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_steps_taken_at_a_time_make_no_difference(monkeypatch, case: Case) -> None:
     arguments = make_arguments(case)
-    whole = run_case(arguments, "eager")
+    whole = run_case(arguments, "numba")
     monkeypatch.setattr(problem, "CHUNK", 1)
-    for name, value in run_case(arguments, "eager").items():
+    for name, value in run_case(arguments, "numba").items():
         assert torch.equal(value, whole[name]), name
 
 
@@ -59,8 +59,8 @@ def test_rows_in_another_order_give_the_same_rows(batch: int) -> None:
     size = threads.group_size(batch)
     whole = batch // size * size
     order = torch.cat((torch.randperm(whole), torch.arange(whole, batch)))
-    outputs, state = gru(**arguments, backend="eager")
-    moved, last = gru(**(arguments | {"x": arguments["x"][order]}), backend="eager")
+    outputs, state = gru(**arguments, backend="numba")
+    moved, last = gru(**(arguments | {"x": arguments["x"][order]}), backend="numba")
     assert torch.equal(moved, outputs[order]) and torch.equal(last, state[order])
 
 

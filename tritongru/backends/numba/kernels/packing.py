@@ -5,8 +5,8 @@ A call packs its weights anew. That costs about what reading them costs, and no 
 
 from __future__ import annotations
 
+from ..compile import Kernel, helper
 from . import fields as at
-from .compile import Kernel, helper
 from .vectors import full, lanes, load, load_first, pointer, store
 
 

@@ -10,8 +10,8 @@ the step that it repeats.
 
 from __future__ import annotations
 
+from ..compile import Kernel, helper
 from . import fields as at
-from .compile import Kernel, helper
 from .functions import slope
 from .products import multiply
 from .scan import BYTE, copy_row, fill_row, get, place_rows, put, show_row

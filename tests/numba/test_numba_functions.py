@@ -8,8 +8,8 @@ import torch
 
 from tritongru.activations import TABLE
 from tritongru.backends.numba.compile import Kernel
-from tritongru.backends.numba.functions import activate, slope
-from tritongru.backends.numba.vectors import lanes, load, pointer, store
+from tritongru.backends.numba.kernels.functions import activate, slope
+from tritongru.backends.numba.kernels.vectors import lanes, load, pointer, store
 
 NAMES = [name for name, entry in TABLE.items() if entry.kernel_id is not None]
 # Units in the last place beyond which no result was seen, on the numbers below; torch's own stay within 1.5.

@@ -45,7 +45,7 @@ class Encoded(Dataset):
         return 4
 
     def __getitem__(self, row: int) -> torch.Tensor:
-        results = run_case(make_arguments(Case(12, 9, 5, 17, seed=row)), "eager")
+        results = run_case(make_arguments(Case(12, 9, 5, 17, seed=row)), "numba")
         return torch.cat([value.flatten() for value in results.values()])
 
 
@@ -91,13 +91,13 @@ def test_several_threads_at_once(monkeypatch) -> None:
     monkeypatch.setattr(threads, "LEAST_WORK", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     arguments = [make_arguments(Case(9 + number, 7, 4, 8 + number, seed=number)) for number in range(6)]
-    expected = [run_case(given, "eager") for given in arguments]
+    expected = [run_case(given, "numba") for given in arguments]
     found: list = [None] * 6
     together = threading.Barrier(6)
 
     def work(number: int) -> None:
         together.wait()
-        found[number] = [run_case(arguments[number], "eager") for _ in range(8)]
+        found[number] = [run_case(arguments[number], "numba") for _ in range(8)]
 
     running = [threading.Thread(target=work, args=(number,)) for number in range(6)]
     for thread in running:
@@ -124,7 +124,7 @@ def test_no_more_threads_than_torch_has(monkeypatch) -> None:
     for count in (1, 2, 3):
         most.clear()
         monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
-        run_case(make_arguments(CASE), "eager")
+        run_case(make_arguments(CASE), "numba")
         assert most == [count, count]  # the scan and the reverse scan
 
 
@@ -214,16 +214,15 @@ def test_the_interpreter_ends_quietly() -> None:
 
 def test_gru_is_reached_through_its_operator() -> None:
     arguments = make_arguments(CASE)
-    compiled = torch.compile(lambda x: gru(**(arguments | {"x": x}), backend="eager")[0], backend="eager")
-    torch.testing.assert_close(compiled(arguments["x"]), gru(**arguments, backend="eager")[0])
+    compiled = torch.compile(lambda x: gru(**(arguments | {"x": x}), backend="numba")[0], backend="eager")
+    torch.testing.assert_close(compiled(arguments["x"]), gru(**arguments, backend="numba")[0])
 
 
 def test_warm_compiles_what_calls_need(tmp_path: Path) -> None:
-    tool = "import argparse, sys; from tritongru.tools import warm; p = argparse.ArgumentParser()"
-    done = run_script(
-        f"{tool}; warm.add_arguments(p); sys.exit(warm.main(p.parse_args(['--inference'])))",
-        TRITONGRU_CACHE=str(tmp_path),
+    tool = (
+        "import argparse, sys; from tritongru.tools import warm; p = argparse.ArgumentParser(); warm.add_arguments(p)"
     )
+    done = run_script(f"{tool}; sys.exit(warm.main(p.parse_args(['--inference'])))", TRITONGRU_CACHE=str(tmp_path))
     assert done.returncode == 0 and str(tmp_path) in done.stdout
     assert [line.split()[0] for line in done.stdout.splitlines()[:-1]] == ["pack", "scan", "short"]
     files = set(tmp_path.rglob("*.nbc"))
