@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 import sys
 import time
 import warnings
@@ -35,9 +36,15 @@ def run(name: str, gru: str) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
             values = {key: np.asarray(torch.as_tensor(value).detach()) for key, value in check().items()}
             arrays |= {f"{check.__name__}/{key}": value for key, value in values.items()}
         except Exception as failure:  # Whatever a library raises is what this run is to report.
-            error = f"{type(failure).__name__}: {failure}"
+            error = name_failure(failure)
         report[check.__name__] = {"what": check.__doc__, "seconds": time.perf_counter() - begin, "error": error}
     return arrays, report
+
+
+def name_failure(failure: Exception) -> str:
+    """Return the class and the first line of a failure, without colours."""
+    first = re.sub(r"\x1b\[[0-9;]*m", "", str(failure)).strip().splitlines()[:1]
+    return ": ".join([type(failure).__name__, *(line.strip().rstrip(":") for line in first)])
 
 
 def main() -> None:

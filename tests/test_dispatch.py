@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import tritongru
 from tritongru import UnsupportedError, environment, functional
+from tritongru.backends import numba
 from tritongru.backends.triton import reasons
 from tritongru.call.arguments import Arguments
 from tritongru.call.check import Signature
@@ -108,7 +109,21 @@ def test_auto_never_raises_and_accounts_for_every_backend(**description) -> None
     assert decide(facts(**description), decision.backend).backend == decision.backend
 
 
-def test_auto_on_a_cpu_takes_the_faster_of_eager_and_aten() -> None:
+@pytest.fixture
+def without_numba(monkeypatch) -> None:
+    monkeypatch.setattr(numba, "reasons_against_numba", lambda: ("numba is not installed",))
+
+
+def test_auto_on_a_cpu_takes_numba_first() -> None:
+    pytest.importorskip("numba")
+    for wants_gradients in (False, True):
+        decision = decide(facts("cpu", wants_gradients=wants_gradients, has_mask=True, recurrent_dropouts=3))
+        assert decision.backend == "numba" and "eager" in decision.rejected
+    assert "device='mps' is not 'cpu'" in decide(facts("mps")).rejected["numba"]
+    assert decide(facts("cpu", activation="gelu")).backend == "reference"
+
+
+def test_auto_on_a_cpu_takes_the_faster_of_eager_and_aten(without_numba) -> None:
     def chosen(time: int, batch: int, units: int, wants_gradients: bool, device: str = "cpu") -> str:
         shape = Shape(batch, time, 8, units)
         return decide(facts(device, units=units, shape=shape, wants_gradients=wants_gradients)).backend
@@ -123,7 +138,7 @@ def test_auto_on_a_cpu_takes_the_faster_of_eager_and_aten() -> None:
     assert chosen(100, 32, 128, False, "mps") == "aten"
 
 
-def test_a_call_that_wants_gradients_says_so() -> None:
+def test_a_call_that_wants_gradients_says_so(without_numba) -> None:
     arguments = make_arguments(Case(2, 64, 3, 4, layout="torch"))
     assert gru_decision(arguments) == "aten"
     biases = tuple(b.requires_grad_() for b in arguments["bias"])
@@ -136,7 +151,7 @@ def gru_decision(arguments: dict) -> str:
     return functional.explain_call(Arguments(**arguments)).backend
 
 
-def test_decision_reads_well() -> None:
+def test_decision_reads_well(without_numba) -> None:
     text = str(decide(facts("cpu", has_mask=True)))
     assert text.splitlines()[0] == "backend: eager"
     assert "not aten: mask or lengths given" in text

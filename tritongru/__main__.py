@@ -1,4 +1,4 @@
-"""The command line: `python -m tritongru info | compare | tune | bench | convert | demo`."""
+"""The command line: `python -m tritongru info | compare | tune | bench | convert | warm | demo`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ COMMANDS = {
     "tune": ("tune.sweep", "sweep launch configurations"),
     "bench": ("benchmark.bench", "named workloads, all backends side by side"),
     "convert": ("weight_files.convert", "Keras files, torch state_dicts and safetensors, both ways"),
+    "warm": ("warm", "compile the CPU backend's functions ahead of the first call"),
     "demo": ("demo", "train on the Japanese Vowels recordings, then compare"),
 }
 

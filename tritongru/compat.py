@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from . import flops, tracing
+from .backends.operators import WHOLE, is_watched, run_plain
 from .call.arguments import Arguments, LayerNorm
 from .call.check import Signature, check_gradient_clip, check_lengths, is_transformed, resolve_precision
 from .call.errors import check_backend, check_heads, check_norm_name
 from .call.padding import valid_steps
-from .call.problem import Shape, Variant
+from .call.problem import Inputs, Shape, Variant
 from .call.recording import is_recorded
 from .call.zoneout import check_zoneout_rate, draw_zoneout
 from .dispatch import Decision, decide
@@ -171,12 +172,14 @@ class GRU(NamedWeights):
         if isinstance(input, PackedSequence):
             _refuse_with_packed(lengths, resets)
             return self._forward_packed(input, hx, backend)
-        if lengths is None and resets is None and (decision := self._decide_for_all(input, backend)) is not None:
+        decision = self._decide_for_all(input, backend) if lengths is None and resets is None else None
+        if decision is not None:
             if decision is not self.last_decision:
                 self.last_decision = decision
-            return tracing.TorchGRU.forward(self, input, hx)  # type: ignore[arg-type]
+            if decision.backend == "aten":
+                return tracing.TorchGRU.forward(self, input, hx)  # type: ignore[arg-type]
         x, hx, lengths, resets = self._prepare(input, hx, lengths, resets)
-        output, h_n = self._run_layers(x, hx, _valid_steps(lengths, x), resets, backend)
+        output, h_n = self._run_layers(x, hx, _valid_steps(lengths, x), resets, backend, decision)
         if input.dim() == 2:
             return output.squeeze(1), h_n.squeeze(1)
         return (output.transpose(0, 1) if self.batch_first else output), h_n
@@ -295,7 +298,9 @@ class GRU(NamedWeights):
             raise ValueError(f"GRU: hx must have the dtype of the input, {x.dtype}, got {hx.dtype}")
 
     def _decide_for_all(self, x: Tensor, backend: str | None) -> Decision | None:
-        """Return the decision for a call whose layers torch's own GRU is to run all at once; None for any other.
+        """Return the decision for a call whose layers need no further checks each; None for any other.
+
+        That is: torch's own GRU is to run all at once, or another backend of a CPU without gradients.
 
         On a CPU alone: on a GPU that GRU has conditions of its own, see `backends/aten.py`.
         """
@@ -317,10 +322,19 @@ class GRU(NamedWeights):
             and (x.requires_grad or any(p.requires_grad for p in self._flat_weights)),
         )  # fmt: skip
         decision = decide(signature, self.backend if backend is None else backend)
-        return decision if decision.backend == "aten" else None
+        if decision.backend == "aten":
+            return decision
+        plain = decision.backend in WHOLE and not signature.wants_gradients and not signature.transformed
+        return decision if plain and not is_watched((x, *self._flat_weights)) else None
 
-    def _run_layers(self, x: Tensor, hx, valid, resets, backend: str | None) -> tuple[Tensor, Tensor]:
-        """Run all layers on time-major x: output (T,B,D*U), h_n (L*D,B,U)."""
+    def _run_layers(
+        self, x: Tensor, hx, valid, resets, backend: str | None, decided: Decision | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run all layers on time-major x: output (T,B,D*U), h_n (L*D,B,U).
+
+        Args:
+            decided: the decision for every layer, where it was made beforehand (`_decide_for_all`).
+        """
         directions = 2 if self.bidirectional else 1
         backend = self.backend if backend is None else backend
         states, decision = [], None
@@ -331,14 +345,17 @@ class GRU(NamedWeights):
             for direction in range(directions):
                 h0 = None if hx is None else hx[layer * directions + direction]
                 arguments = self._arguments(layer, direction, x, h0, valid, resets)
-                output, state, made = run(arguments, backend)
-                decision = made if decision is None else decision
+                if decided is None:
+                    output, state, made = run(arguments, backend)
+                    decision = made if decision is None else decision
+                else:
+                    output, state = _run_plainly(arguments, decided.backend)
                 outputs.append(output)
                 states.append(state)
             x = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
             if self.dropout and self.training and layer + 1 < self.num_layers:
                 x = F.dropout(x, self.dropout)
-        if not torch.compiler.is_compiling():
+        if decided is None and not torch.compiler.is_compiling():
             self.last_decision = decision
         return x, torch.stack(states)
 
@@ -362,6 +379,15 @@ class GRU(NamedWeights):
             zoneout=draw_zoneout(x, self.hidden_size, self.zoneout, self.training), gradient_clip=self.gradient_clip,
             layer_norm=norm,
         )  # fmt: skip
+
+
+def _run_plainly(a: Arguments, backend: str) -> tuple[Tensor, Tensor]:
+    """Run one layer and direction that neither needs checks nor is masked, reset, dropped or recorded."""
+    h0 = a.x.new_zeros(a.batch, a.recurrent_kernel.shape[1]) if a.initial_state is None else a.initial_state
+    bias_x, bias_h = a.bias or (None, None)
+    inputs = Inputs(a.x, a.kernel.t(), bias_x, a.recurrent_kernel.t(), bias_h, h0)  # type: ignore[union-attr, arg-type]
+    variant = Variant(zero_output_for_mask=True, reverse=a.go_backwards, reset_gate_first=True)
+    return run_plain(inputs, variant, resolve_precision("auto"), backend)
 
 
 def _refuse_with_packed(lengths, resets) -> None:

@@ -149,6 +149,9 @@ def preference(signature: Signature) -> tuple[str, ...]:
     if signature.device == "cpu" and shape is not None:
         # One step of Keras's weights, which torch's GRU would have to be given in another order.
         is_step = shape.time == 1 and not signature.wants_gradients and not signature.variant.reset_gate_first
+        if shape.time == 1 and signature.variant.reset_gate_first and not signature.wants_gradients:
+            # One step of torch's weights is one call of torch's GRU.
+            return ("triton", "aten", "numba", "eager", "reference")
         rest = ("eager", "aten") if is_step or prefers_eager(shape, signature.wants_gradients) else ("aten", "eager")
         return ("triton", "numba", *rest, "reference")
     # torch's own GRU is one call where it applies, ahead of a loop of torch operations.

@@ -66,7 +66,7 @@ def gru_reference(
     f = activations.get(activation)
     g = activations.get(recurrent_activation)
     if kernel is None:
-        x, u, b, c = _keras_gates(x, recurrent_kernel, bias, layout)
+        x, u, b, c = _keras_gates(x, recurrent_kernel, bias, layout)  # type: ignore
         w = None
     else:
         w, u, b, c = _keras_layout(kernel, recurrent_kernel, bias, layout, reset_after)
@@ -129,7 +129,7 @@ def gru_reference(
             gx_z, gx_r, gx_n = inputs[t].split(units, dim=1)
         else:
             x_z, x_r, x_n = (dropped(inputs[t], m if m is None else m[t]) for m in drop_x)
-            gx_z, gx_r, gx_n = x_z @ w_z, x_r @ w_r, x_n @ w_n
+            gx_z, gx_r, gx_n = x_z @ w_z, x_r @ w_r, x_n @ w_n  # type: ignore
         if norm_x is not None:
             gx_z, gx_r, gx_n = norm_x(torch.cat((gx_z, gx_r, gx_n), dim=1)).split(units, dim=1)
         if not is_joint:

@@ -74,7 +74,7 @@ def _run_program(executor, args, kwargs, grid, x, y, delay, seed, on_start):
         inner = interpreter.GridExecutor
         one = inner(executor.fn, executor.arg_names, grid)
         arguments = inspect.getcallargs(one.fn, *args, **kwargs)
-        scope = interpreter._patch_lang(one.fn)
+        interpreter._patch_lang(one.fn)
         arguments = {
             name: value if name in one.constexprs else interpreter._implicit_cvt(value)
             for name, value in arguments.items()
@@ -82,7 +82,6 @@ def _run_program(executor, args, kwargs, grid, x, y, delay, seed, on_start):
         interpreter.interpreter_builder.set_grid_dim(*grid)
         interpreter.interpreter_builder.set_grid_idx(x, y, 0)
         one.fn(**arguments)
-        scope.restore()
         status = 0
     except BaseException as error:
         print(f"program ({x}, {y}): {error!r}", flush=True)

@@ -71,10 +71,14 @@ def run_scan(problem: Problem, precision: str, recompute: bool, wants_gradients:
     return torch.ops.tritongru.scan.default(*problem.inputs, *problem.variant, *setting)[:2]
 
 
+def run_plain(a: Inputs, variant: Variant, precision: str, backend: str) -> tuple[Tensor, Tensor]:
+    """Run a scan that nothing watches (`is_watched`), without gradients, on one of `WHOLE`; returns as `run_scan`."""
+    return _forward(a, variant, Setting(precision, SAVE_NOTHING, backend))[:2]
+
+
 def is_watched(tensors: Sequence[Tensor | None]) -> bool:
     """Return whether something looks at the operators of a call: a compiler, tracer, mode or subclass of Tensor."""
-    modes = torch._C._len_torch_dispatch_stack() or torch._ops._len_torch_dispatch_stack_pre_dispatch()
-    if modes or is_traced():
+    if is_traced() or torch._C._len_torch_dispatch_stack() or torch._ops._len_torch_dispatch_stack_pre_dispatch():
         return True
     return not all(t is None or type(t) in _PLAIN for t in tensors)
 

@@ -73,7 +73,7 @@ def check(a: Arguments) -> Call:
     units = a.recurrent_kernel.shape[0 if a.layout == "keras" else 1]
     variant = Variant(
         f.name, g.name, bool(a.reset_after), bool(a.zero_output_for_mask), bool(a.go_backwards), a.layout == "torch",
-        a.gradient_clip, *(() if a.layer_norm is None else (a.layer_norm.kind, a.layer_norm.epsilon)),
+        a.gradient_clip, *(() if a.layer_norm is None else (a.layer_norm.kind, a.layer_norm.epsilon)),  # type: ignore[union-attr]
     )  # fmt: skip
     signature = Signature(
         device=x.device.type,
@@ -127,7 +127,7 @@ def _wants_gradients(a: Arguments) -> bool:
     if not torch.is_grad_enabled():
         return False
     values: list[Any] = [a.x, a.kernel, a.recurrent_kernel, a.initial_state, a.reset_state, a.zoneout]
-    values.append(None if a.layer_norm is None else a.layer_norm.scale)
+    values.append(None if a.layer_norm is None else a.layer_norm.scale)  # type: ignore[union-attr]
     values += a.bias if isinstance(a.bias, tuple) else (a.bias,)
     return any(value.requires_grad for value in values if isinstance(value, Tensor))
 

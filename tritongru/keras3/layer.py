@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import keras
 import torch
 from keras import ops
@@ -111,7 +113,9 @@ class GRU(keras.layers.GRU):
 
 def is_exporting() -> bool:
     """Return whether the call is recorded for other programs, which do not have our operators."""
-    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+    # torch 2.6 cannot say that it exports.
+    is_exporting_program = getattr(torch.compiler, "is_exporting", bool)
+    return torch.jit.is_tracing() or is_exporting_program()  # type: ignore[reportPrivateImportUsage]
 
 
 def reason_against_cell(cell) -> str:
@@ -119,6 +123,11 @@ def reason_against_cell(cell) -> str:
     if type(cell) is keras.layers.GRUCell:
         return ""
     return f"the cell is a {type(cell).__name__}, not a keras.layers.GRUCell, and only that one's formula is known here"
+
+
+def _tensor(value) -> Tensor:
+    """Return a Keras variable, in the dtype of the call, or an array as a tensor."""
+    return cast(Tensor, ops.convert_to_tensor(value))
 
 
 def _first(value):
@@ -129,7 +138,7 @@ def _as_mask(mask) -> Tensor | None:
     """Return a mask (B,T) or (B,T,1) of any dtype as (B,T) bool."""
     if mask is None:
         return None
-    mask = ops.convert_to_tensor(mask).bool()
+    mask = _tensor(mask).bool()
     return mask.squeeze(-1) if mask.ndim == 3 and mask.shape[-1] == 1 else mask
 
 
@@ -139,13 +148,13 @@ def _weights(cell, factor: float, recurrent_factor: float) -> tuple[Tensor, Tens
     Args:
         factor, recurrent_factor: what the arguments of the activation and of the gates' activation are multiplied by.
     """
-    weights = [cell.kernel, cell.recurrent_kernel, cell.bias if cell.use_bias else None]
-    weights = [None if weight is None else ops.convert_to_tensor(weight) for weight in weights]
-    if factor != 1 or recurrent_factor != 1:
-        factors = weights[0].new_full((3 * cell.units,), recurrent_factor)
-        factors[2 * cell.units :] = factor
-        weights = [None if weight is None else weight * factors for weight in weights]
-    return tuple(weights)
+    kernel, recurrent_kernel = _tensor(cell.kernel), _tensor(cell.recurrent_kernel)
+    bias = _tensor(cell.bias) if cell.use_bias else None
+    if factor == 1 and recurrent_factor == 1:
+        return kernel, recurrent_kernel, bias
+    factors = kernel.new_full((3 * cell.units,), recurrent_factor)
+    factors[2 * cell.units :] = factor
+    return kernel * factors, recurrent_kernel * factors, None if bias is None else bias * factors
 
 
 def _input_dropout(layer: GRU, sequences: Tensor, mask: Tensor | None, training: bool):

@@ -59,7 +59,7 @@ class Normalization:
             d_h = d_sums @ self.ut
             return d_h if self.masks[0] is None else d_h * self.masks[0]
         parts = zip(self.masks, d_sums.chunk(3, dim=1), self.ut.chunk(3, dim=0), strict=True)
-        return sum((d @ part * m for m, d, part in parts), start=torch.zeros_like(d_sums[:, : self.ut.shape[1]]))
+        return sum((d @ part * m for m, d, part in parts), start=torch.zeros_like(d_sums[:, : self.ut.shape[1]]))  # type: ignore[operator]
 
     def normalize(self, sums: Tensor) -> tuple[Tensor, Tensor]:
         """Return the normalised rows, and one over their spread."""

@@ -95,7 +95,7 @@ def compile_scan(
     dtype: torch.dtype = torch.bfloat16,
     precision: str = "tf32",
     variant: Variant = Variant(),  # noqa: B008 - frozen
-    **features: bool | int,
+    **features: Any,
 ) -> Report:
     """Compile the "forward" or "backward" kernel for `target` and report on it.
 
