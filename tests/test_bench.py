@@ -54,8 +54,9 @@ def test_keras_computes_the_same(workload):
 
 
 def test_what_auto_is_depends_on_the_direction():
-    rows = bench.bench([replace(PLAIN, time=40)], backends=["auto"], seconds=0)
-    assert {row.direction: row.notes for row in rows} == {INFERENCE: "is aten here", TRAINING: "is eager here"}
+    pytest.importorskip("numba")
+    rows = bench.bench([replace(PLAIN, time=4)], backends=["auto"], seconds=0)
+    assert {row.direction: row.notes for row in rows} == {INFERENCE: "is numba here", TRAINING: "is aten here"}
 
 
 def test_a_contender_with_wrong_numbers_is_not_timed(monkeypatch):

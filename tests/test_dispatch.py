@@ -121,6 +121,22 @@ def test_auto_on_a_cpu_takes_numba_first() -> None:
         assert decision.backend == "numba" and "eager" in decision.rejected
     assert "device='mps' is not 'cpu'" in decide(facts("mps")).rejected["numba"]
     assert decide(facts("cpu", activation="gelu")).backend == "reference"
+    assert decide(facts("cpu", wants_gradients=True)).backend == "aten", "few steps"
+    assert decide(facts("cpu", wants_gradients=True, shape=Shape(3, 8, 5, 9))).backend == "numba"
+
+
+def test_a_numba_that_cannot_be_imported_is_passed_over(monkeypatch) -> None:
+    def broken(name: str):
+        raise ImportError("Numba needs NumPy 2.3 or less")
+
+    numba.reasons_against_numba.cache_clear()
+    monkeypatch.setattr(numba.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(numba.importlib, "import_module", broken)
+    try:
+        decision = decide(facts("cpu", has_mask=True))
+        assert decision.backend == "eager" and "Numba needs NumPy" in decision.rejected["numba"][0]
+    finally:
+        numba.reasons_against_numba.cache_clear()
 
 
 def test_auto_on_a_cpu_takes_the_faster_of_eager_and_aten(without_numba) -> None:

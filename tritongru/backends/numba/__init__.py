@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 from typing import TYPE_CHECKING
 
 import torch
 
 from ...call.check import Signature
+from ...environment import in_one_line
 from ..reasons import reasons_against_activations, reasons_against_cells, reasons_against_transforms
 
 if TYPE_CHECKING:
@@ -46,6 +48,10 @@ def reasons_against_numba() -> tuple[str, ...]:
     """Return why numba cannot be used: it is not installed, or cannot be imported with what else is."""
     if importlib.util.find_spec("numba") is None:
         return ("numba is not installed",)
+    try:
+        importlib.import_module("numba")
+    except Exception as error:  # whatever a numba raises that does not fit the rest, on its own import
+        return (f"numba cannot be imported ({in_one_line(error)})",)
     return ()
 
 
