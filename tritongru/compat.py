@@ -172,7 +172,7 @@ class GRU(NamedWeights):
         if isinstance(input, PackedSequence):
             _refuse_with_packed(lengths, resets)
             return self._forward_packed(input, hx, backend)
-        decision = self._decide_for_all(input, backend) if lengths is None and resets is None else None
+        decision = self._decide_for_all(input, hx, backend) if lengths is None and resets is None else None
         if decision is not None:
             if decision is not self.last_decision:
                 self.last_decision = decision
@@ -297,7 +297,7 @@ class GRU(NamedWeights):
         if hx.dtype != x.dtype and not autocast:
             raise ValueError(f"GRU: hx must have the dtype of the input, {x.dtype}, got {hx.dtype}")
 
-    def _decide_for_all(self, x: Tensor, backend: str | None) -> Decision | None:
+    def _decide_for_all(self, x: Tensor, hx: Tensor | None, backend: str | None) -> Decision | None:
         """Return the decision for a call whose layers need no further checks each; None for any other.
 
         That is: torch's own GRU is to run all at once, or another backend of a CPU without gradients.
@@ -311,6 +311,8 @@ class GRU(NamedWeights):
             or x.dim() not in (2, 3)
         ):
             return None
+        if x.dtype != self._flat_weights[0].dtype or (hx is not None and (hx.dtype, hx.device) != (x.dtype, x.device)):
+            return None  # refused by name
         if (self.recurrent_dropout and self.training) or torch.is_autocast_enabled("cpu") or not self._is_plain_cell():
             return None
         time, batch = (x.shape[0], 1) if x.dim() == 2 else x.shape[1::-1] if self.batch_first else x.shape[:2]

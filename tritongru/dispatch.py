@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from . import environment, faults
 from .backends import aten, eager, numba
+from .backends.operators import WHOLE
 from .backends.triton import reasons as triton
 from .call.check import Signature
 from .call.errors import BACKENDS, UnsupportedError, check_backend, warn_once
@@ -113,14 +114,16 @@ def _choose(signature: Signature) -> Decision:
 
 
 def _without_operators(decision: Decision, signature: Signature) -> Decision:
-    """Take the reference where "auto" chose an operator and none can run."""
-    if signature.tracing or decision.backend not in ("triton", "numba", "eager"):
+    """Take torch's own GRU, or the reference, where "auto" chose an operator and none can run."""
+    needs_operators = decision.backend == "triton" or (decision.backend in WHOLE and signature.wants_gradients)
+    if signature.tracing or not needs_operators:
         return decision
     reasons = environment.reasons_against_operators()
     if not reasons:
         return decision
-    rejected = decision.rejected | {name: reasons for name in ("triton", "numba", "eager")}
-    return Decision("reference", {name: why for name, why in rejected.items() if name != "reference"})
+    chosen = "reference" if aten.reasons_against(signature) else "aten"
+    rejected = decision.rejected | {name: reasons for name in ("triton", *WHOLE)}
+    return Decision(chosen, {name: why for name, why in rejected.items() if name != chosen})
 
 
 def warn_of_fallback(decision: Decision, signature: Signature) -> None:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tritongru.backends.triton import resident
+from tritongru.backends.triton import families, resident
 from tritongru.backends.triton import scan as launch
 from tritongru.backends.triton.tilings import Tiling
 from tritongru.tools.oracle import cases, tolerance
@@ -44,14 +44,16 @@ class ResidentScan:
 @contextlib.contextmanager
 def resident_kernels(scan: ResidentScan):
     """Inside the block the backend "triton" runs the resident kernels."""
-    before = launch.scan_forward, launch.scan_backward
+    before = launch.scan_forward, launch.scan_backward, families.is_for_resident
     backward = scan.backward or scan.forward
     launch.scan_forward = lambda *a: resident.run_forward(*a, tiling=scan.forward, approximate=scan.approximate)
     launch.scan_backward = lambda *a: resident.run_backward(*a, tiling=backward)
+    # These are called with the tilings of `scan`, in the place of the plain kernels.
+    families.is_for_resident = lambda *_: False
     try:
         yield
     finally:
-        launch.scan_forward, launch.scan_backward = before
+        launch.scan_forward, launch.scan_backward, families.is_for_resident = before
 
 
 def run_resident(

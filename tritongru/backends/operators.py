@@ -134,11 +134,12 @@ def scan_backward(*arguments) -> tuple[Tensor, ...]:
 
 
 def _laid_out_as(gradient: Tensor, t: Tensor) -> Tensor:
-    """Return `gradient` with the strides that `_scan_backward_shapes` tells a compiler."""
-    if gradient.stride() == t.stride():
+    """Return `gradient` with the strides that `_scan_backward_shapes` tells a compiler, in memory of its own."""
+    alone = gradient.untyped_storage().nbytes() == gradient.numel() * gradient.element_size()
+    if alone and gradient.stride() == t.stride():
         return gradient
     like = torch.empty_like(t)
-    return gradient if like.stride() == gradient.stride() else like.copy_(gradient)
+    return gradient if alone and like.stride() == gradient.stride() else like.copy_(gradient)
 
 
 def _scan_backward_shapes(*arguments) -> tuple[Tensor, ...]:

@@ -43,9 +43,17 @@ def reasons_against(s: Signature) -> list[str]:
     return reasons + reasons_against_activations(s, "kernel_id")
 
 
-@functools.cache
 def reasons_against_numba() -> tuple[str, ...]:
     """Return why numba cannot be used: it is not installed, or cannot be imported with what else is."""
+    return _import_reasons()
+
+
+# Dynamo cannot trace it; it gives one answer per process. See torch.compiler.assume_constant_result.
+reasons_against_numba._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _import_reasons() -> tuple[str, ...]:
     if importlib.util.find_spec("numba") is None:
         return ("numba is not installed",)
     try:
@@ -53,7 +61,3 @@ def reasons_against_numba() -> tuple[str, ...]:
     except Exception as error:  # whatever a numba raises that does not fit the rest, on its own import
         return (f"numba cannot be imported ({in_one_line(error)})",)
     return ()
-
-
-# Dynamo cannot trace it; it gives one answer per process. See torch.compiler.assume_constant_result.
-reasons_against_numba._dynamo_marked_constant = True  # type: ignore[attr-defined]

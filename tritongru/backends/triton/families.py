@@ -9,8 +9,9 @@ from torch import Tensor
 from ... import faults
 from ...call.problem import Inputs, Variant
 from ...tuning.devices import device_limits
-from ...tuning.tables import name_dtype
-from . import resident, scan, tilings
+from ...tuning.tables import Key
+from . import resident, scan
+from .reasons import reasons_against_resident
 
 RESIDENT = "resident"
 
@@ -28,19 +29,19 @@ def run_scan(direction: str, arguments: tuple[Any, ...], a: Inputs, variant: Var
 
     def run_resident() -> tuple[Tensor, ...]:
         # Asked again: a device that refused a grid of waiting programs is one that no longer runs them.
-        if not is_for_resident(direction, a, precision):
+        if not is_for_resident(direction, a, precision, variant):
             return run_plain()
         return getattr(resident, f"run_{direction}")(*arguments, precision)
 
-    if scan.is_forced() or not is_for_resident(direction, a, precision):
+    if scan.is_forced() or not is_for_resident(direction, a, precision, variant):
         return run_plain()
     known_by = faults.Scan.of(a, variant, precision)._replace(family=RESIDENT)
     return faults.run_or_continue(known_by, direction, run_resident, run_plain)
 
 
-def is_for_resident(direction: str, a: Inputs, precision: str) -> bool:
-    """Return whether the kernels with weights in registers serve a scan on its device."""
+def is_for_resident(direction: str, a: Inputs, precision: str, variant: Variant) -> bool:
+    """Return whether the kernels with weights in registers run a scan on its device."""
+    masked = a.mask is not None or a.resets is not None
+    key = Key.of(direction, a.u.dtype, precision, a.u.shape[0], a.drop is not None, masked, not variant.reset_after)
     drops = 0 if a.drop is None else a.drop.shape[0]
-    batch, device = a.h0.shape[0], device_limits(a.u.device)
-    kind = name_dtype(a.u.dtype)
-    return not tilings.reasons_against(direction, a.u.shape[0], kind, precision, batch, device, drops)
+    return not reasons_against_resident(key, a.h0.shape[0], device_limits(a.u.device), drops)

@@ -8,6 +8,7 @@ from ... import faults
 from ...call.check import Signature
 from ...environment import is_interpreted, reasons_against_environment
 from ...tuning import choices
+from ...tuning.configs import Device
 from ...tuning.devices import device_limits
 from ...tuning.tables import Key
 from .. import aten
@@ -46,10 +47,10 @@ def describe_launches(s: Signature) -> tuple[str, ...]:
     lines = []
     for kernel in ("forward", "backward") if s.wants_gradients else ("forward",):
         key = key_of(s, kernel)
-        problem = kernel, s.units, key.dtype, s.precision, s.shape.batch, device, s.recurrent_dropouts
-        reasons = tilings.reasons_against(*problem)
+        reasons = reasons_against_resident(key, s.shape.batch, device, s.recurrent_dropouts)
         if not reasons:
-            tiling = tilings.choose(kernel, s.units, s.dtype.itemsize, *problem[4:])
+            size, drops = s.dtype.itemsize, s.recurrent_dropouts
+            tiling = tilings.choose(kernel, s.units, size, s.shape.batch, device, drops)
             lines.append(f"{kernel}: resident {tiling}: the recurrent weights stay in registers")
             continue
         choice = choices.choose(key, s.shape.batch, device)
@@ -57,6 +58,18 @@ def describe_launches(s: Signature) -> tuple[str, ...]:
             f"{kernel}: {choice.config} ({choice.source}): {choice.reason}; not resident: {'; '.join(reasons)}"
         )
     return tuple(lines)
+
+
+def reasons_against_resident(key: Key, batch: int, device: Device, drops: int) -> list[str]:
+    """Why the kernels with weights in registers do not run a problem: what they cannot, or a table of the user's.
+
+    Args:
+        key: of the plain kernel. batch: B. drops: recurrent dropout masks.
+    """
+    reasons = tilings.reasons_against(key.kernel, key.units, key.dtype, key.precision, batch, device, drops)
+    if not reasons and choices.choose(key, batch, device).source == "user":
+        reasons.append("a table of the user's names a configuration of the plain kernel")
+    return reasons
 
 
 def key_of(s: Signature, kernel: str) -> Key:
