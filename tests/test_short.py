@@ -72,3 +72,10 @@ def test_what_it_does_not_run_goes_the_long_way(changes: dict, runs) -> None:
     outputs, _ = gru(**arguments, backend="eager")
     assert not runs
     torch.testing.assert_close(outputs, gru(**arguments, backend="reference")[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("batch, time", [(0, 1), (0, 3), (2, 0)])
+@torch.no_grad()
+def test_no_rows_or_no_steps(batch: int, time: int, runs) -> None:
+    outputs, state = gru(**make_arguments(Case(batch, time, 3, 4)), backend="eager")
+    assert outputs.shape == (batch, time, 4) and state.shape == (batch, 4) and not runs
