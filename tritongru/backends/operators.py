@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..call.problem import Inputs, Problem, Variant
-from . import eager, gradients
+from . import eager, gradients, mapping
 from .gradients import RECOMPUTE, SAVE_GATES, SAVE_NOTHING, Saved, Setting
 from .precision import product_precision
 from .triton import run as triton
@@ -69,7 +69,12 @@ def run_scan(problem: Problem, precision: str, recompute: bool, wants_gradients:
 
 def _is_plain(a: Inputs) -> bool:
     """Return whether nothing looks at the operators of a call: no compiler, tracer, mode or subclass of Tensor."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._is_tracing():
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._is_tracing()
+    ):
         return False
     return all(t is None or type(t) in _PLAIN for t in a)
 
@@ -164,3 +169,5 @@ def _differentiate(ctx, d_out, d_last, _d_states, _d_gates):
 _NO_GRADIENTS = (None,) * len(Variant._fields + Setting._fields)
 
 torch.library.register_autograd("tritongru::scan", _differentiate, setup_context=_keep, lib=_library)
+torch.library.register_vmap("tritongru::scan", mapping.map_scan, lib=_library)
+torch.library.register_vmap("tritongru::scan_backward", mapping.map_scan_backward, lib=_library)
