@@ -173,6 +173,12 @@ MUTANTS = [
     Mutant("call/heads.py", "(3, heads, width))[..., head, :]", "(heads, 3, width))[..., head, :, :]", "test_heads.py"),
     Mutant("call/heads.py", "value.unflatten(0, (3, heads, width))[:, head]", "value.unflatten(0, (heads, 3, width))[head]", "test_heads.py"),
     Mutant("call/heads.py", '"recurrent_dropout", "zoneout")', '"recurrent_dropout")', "test_heads.py"),
+    # torch.func.vmap.
+    Mutant("backends/mapping.py", 'value.dim() - 2 - (dim is not None) if name == "fresh"', '0 if name == "fresh"', "test_mapping.py"),
+    Mutant("backends/mapping.py", '"drop": 1, "keep": 1}', '"drop": 1}', "test_mapping.py"),
+    Mutant("backends/mapping.py", "(states, 1)", "(states, 0)", "test_mapping.py"),
+    Mutant("backends/operators.py", "torch._C._are_functorch_transforms_active()", "False", "test_mapping.py"),
+    Mutant("call/check.py", "            return True\n    return False", "            return False\n    return False", "test_mapping.py"),
     # Autograd around the scan.
     Mutant("backends/eager/layout.py", "torch.cat((after[begin + 1 : end], h0))", "torch.cat((h0, after[: end - 1]))", FLAGS),
     Mutant("backends/triton/run.py", "gx.add_(bias)), bias_n", "gx), bias_n", FLAGS),

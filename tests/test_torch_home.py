@@ -191,11 +191,13 @@ def test_func_fallback_is_named():
         seen.append(layer.explain(x))
         with pytest.raises(tritongru.UnsupportedError, match="torch.func transform"):
             layer(x, backend="eager")
-        return layer(x, lengths=torch.tensor([4, 2]))[0]
+        return layer(x, lengths=torch.tensor([4, 2]))[0].square().sum()
 
     x = torch.randn(3, 4, 2, 3)
-    output = vmap(call)(x)
-    torch.testing.assert_close(output[1], layer(x[1], lengths=torch.tensor([4, 2]))[0])
+    found = vmap(grad(call))(x)
+    leaf = x[1].clone().requires_grad_()
+    (expected,) = torch.autograd.grad(layer(leaf, lengths=torch.tensor([4, 2]))[0].square().sum(), leaf)
+    torch.testing.assert_close(found[1], expected)
     assert seen[0].backend == "reference"
     assert all("torch.func transform" in seen[0].rejected[name][0] for name in ("eager", "aten"))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..call.problem import Inputs, Problem, Variant
 from ..call.recording import is_traced
-from . import eager, gradients, numba
+from . import eager, gradients, mapping, numba
 from .gradients import RECOMPUTE, SAVE_GATES, SAVE_NOTHING, Saved, Setting
 from .precision import product_precision
 from .triton import run as triton
@@ -77,8 +77,9 @@ def run_plain(a: Inputs, variant: Variant, precision: str, backend: str) -> tupl
 
 
 def is_watched(tensors: Sequence[Tensor | None]) -> bool:
-    """Return whether something looks at the operators of a call: a compiler, tracer, mode or subclass of Tensor."""
-    if is_traced() or torch._C._len_torch_dispatch_stack() or torch._ops._len_torch_dispatch_stack_pre_dispatch():
+    """Return whether something looks at the operators of a call: a compiler, transform, mode or subclass of Tensor."""
+    modes = torch._C._len_torch_dispatch_stack, torch._ops._len_torch_dispatch_stack_pre_dispatch
+    if is_traced() or torch._C._are_functorch_transforms_active() or any(count() for count in modes):
         return True
     return not all(t is None or type(t) in _PLAIN for t in tensors)
 
@@ -183,3 +184,5 @@ def _differentiate(ctx, d_out, d_last, _d_states, _d_gates):
 _NO_GRADIENTS = (None,) * len(Variant._fields + Setting._fields)
 
 torch.library.register_autograd("tritongru::scan", _differentiate, setup_context=_keep, lib=_library)
+torch.library.register_vmap("tritongru::scan", mapping.map_scan, lib=_library)
+torch.library.register_vmap("tritongru::scan_backward", mapping.map_scan_backward, lib=_library)

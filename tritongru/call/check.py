@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack, get_unwrapped, is_functorch_wrapped_tensor
 
 from .. import activations
 from ..activations import Activation
@@ -22,7 +23,8 @@ class Signature(NamedTuple):
         device, index: of all tensors. shape: None while tracing, when sizes are symbols.
         activations_known: whether `activation` and `recurrent_activation` are this package's.
         precision: of float32 products, resolved. tracing: by torch.compile, torch.export or torch.jit.trace.
-        transformed: by torch.func or forward-mode differentiation. wants_gradients: whether autograd will ask for any.
+        transformed: by torch.func or forward-mode differentiation; mapped: by torch.func.vmap alone, for which
+            operators have a rule. wants_gradients: whether autograd will ask for any.
     """
 
     device: str
@@ -42,6 +44,7 @@ class Signature(NamedTuple):
     recompute: bool = False
     tracing: bool = False
     transformed: bool = False
+    mapped: bool = False
     index: int = 0
     wants_gradients: bool = False
 
@@ -70,10 +73,11 @@ def check(a: Arguments) -> Call:
     f = activations.resolve(a.activation, "activation")
     g = activations.resolve(a.recurrent_activation, "recurrent_activation")
     x, tracing = a.x, is_traced()
+    mapped = not tracing and is_mapped()
     units = a.recurrent_kernel.shape[0 if a.layout == "keras" else 1]
     variant = Variant(
         f.name, g.name, bool(a.reset_after), bool(a.zero_output_for_mask), bool(a.go_backwards), a.layout == "torch",
-        a.gradient_clip, *(() if a.layer_norm is None else (a.layer_norm.kind, a.layer_norm.epsilon)),  # type: ignore[union-attr]
+        a.gradient_clip, *((a.layer_norm.kind, a.layer_norm.epsilon) if isinstance(a.layer_norm, LayerNorm) else ()),
     )  # fmt: skip
     signature = Signature(
         device=x.device.type,
@@ -92,7 +96,8 @@ def check(a: Arguments) -> Call:
         precision=resolve_precision(a.precision),
         recompute=bool(a.recompute),
         tracing=tracing,
-        transformed=is_transformed(),
+        transformed=is_transformed() and not mapped,
+        mapped=mapped,
         index=x.device.index or 0,
         # A trace is recorded once for a world with gradients and one without.
         wants_gradients=is_recorded() or _wants_gradients(a),
@@ -108,9 +113,16 @@ def resolve_precision(precision: str) -> str:
 
 
 def is_transformed() -> bool:
-    """Return whether a torch.func transform or forward-mode differentiation is on: operators have no rule for it."""
+    """Return whether a torch.func transform or forward-mode differentiation is on."""
     # Without this, a dual number would pass through an operator and lose its tangent without a word.
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def is_mapped() -> bool:
+    """Return whether torch.func.vmap is on, and no other transform than it."""
+    if not torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+        return False
+    return all(i.key() == TransformType.Vmap for i in get_interpreter_stack() or ())
 
 
 # Dynamo cannot trace these queries; it guards the settings by itself. This is torch.compiler.assume_constant_result
@@ -127,9 +139,20 @@ def _wants_gradients(a: Arguments) -> bool:
     if not torch.is_grad_enabled():
         return False
     values: list[Any] = [a.x, a.kernel, a.recurrent_kernel, a.initial_state, a.reset_state, a.zoneout]
-    values.append(None if a.layer_norm is None else a.layer_norm.scale)  # type: ignore[union-attr]
+    values.append(a.layer_norm.scale if isinstance(a.layer_norm, LayerNorm) else None)
     values += a.bias if isinstance(a.bias, tuple) else (a.bias,)
-    return any(value.requires_grad for value in values if isinstance(value, Tensor))
+    return any(_requires_grad(value) for value in values if isinstance(value, Tensor))
+
+
+def _requires_grad(value: Tensor) -> bool:
+    if value.requires_grad or torch.compiler.is_compiling():
+        return value.requires_grad
+    # Inside of torch.func.vmap a tensor does not say what the one outside asks for.
+    while is_functorch_wrapped_tensor(value):
+        value = get_unwrapped(value)
+        if value.requires_grad:
+            return True
+    return False
 
 
 def in_autocast_dtype(a: Arguments) -> Arguments:

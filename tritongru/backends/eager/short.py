@@ -26,8 +26,7 @@ def is_short(a: Inputs, variant: Variant) -> bool:
         and variant.reset_after
     )
     plain = plain and variant.layer_norm is None
-    plain = plain and a.x.shape[1] > 0
-    return plain and 0 < a.x.shape[0] <= MOST_STEPS and a.x.dtype == compute_dtype(a.x.dtype)
+    return plain and a.x.shape[1] > 0 and 0 < a.x.shape[0] <= MOST_STEPS and a.x.dtype == compute_dtype(a.x.dtype)
 
 
 def run_short(a: Inputs, variant: Variant) -> tuple[Tensor, Tensor]:
