@@ -9,7 +9,7 @@ MINUTES ?= 20
 SLOWEST := --durations=10
 CLIENTS := .venv-clients
 QUICK := torch_geometric torchrl
-.PHONY: help demo peers fuzz fuzz-files emulate mutants soak test test-interpreted test-compiled test-bits \
+.PHONY: help demo peers fuzz fuzz-files emulate mutants soak test test-interpreted test-compiled test-processor test-bits \
 	test-bits-interpreted test-bits-compiled test-gpu lint wheel format clean clients clients-quick \
 	bench bench-quick bench-cpu bench-keras3 bench-report bench-regression rehearse tune-verify
 
@@ -51,15 +51,20 @@ peers: $(VENV)/.peers
 demo: $(VENV)/.installed
 	$(BIN)/python -m tritongru demo
 
-# The interpreter is chosen when triton is imported, so its tests need a process of their own; both run side by side.
+# The interpreter is chosen when triton is imported, so its tests need a process of their own. What compiles for a CPU
+# is the third part, so that two processes are busy to the end.
 test: $(VENV)/.installed
-	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-O) test-interpreted test-compiled
+	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-O) \
+		test-interpreted test-compiled test-processor
 
 test-interpreted: $(VENV)/.installed
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) tests/interpreted tests/test_keras_goldens.py
 
 test-compiled: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) --ignore=tests/numba --ignore=tests/keras3
+
+test-processor: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) tests/numba tests/keras3
 
 # In which order a product sums, and so its last bits, depends on the processor: NumPy's product, which is the
 # interpreter's, and torch's own are told to be those of a processor with AVX2 and without AVX-512.

@@ -164,7 +164,10 @@ class _Launcher:
         self.names = source.fn.arg_names
         self.signature = list(source.signature.items())
         constants = {self.names[path[0]]: value for path, value in source.constants.items() if len(path) == 1}
-        self.tagged = {"board"} if "C" in constants and constants["C"].EXCHANGE.value == "tagged" else set()
+        # The plain kernels' tagged words are read while they are written; those of the resident ones are strong.
+        is_plain = not source.fn.__name__.startswith("resident_")
+        is_tagged = "C" in constants and constants["C"].EXCHANGE.value == "tagged"
+        self.tagged = {"board"} if is_plain and is_tagged else set()
 
     def __call__(self, x, y, z, stream, function, packed, launch_metadata, enter_hook, exit_hook, *arguments):
         gpu = triton.runtime.driver.active.gpu

@@ -97,9 +97,7 @@ def test_copies_stay_ours():
 
 @pytest.mark.slow
 def test_jit_compile():
-    losses = [fit(tagger(GRU, dropout=0.2), epochs=2, jit_compile=compiled) for compiled in (True, False)]
-    # Compiled code draws its dropout from the same generator but in its own way: no dropout, one number.
-    assert np.isfinite(losses).all()
+    # Without dropout: compiled code draws it from the same generator but in its own way.
     assert_same(*(fit(tagger(GRU), epochs=2, jit_compile=compiled) for compiled in (True, False)))
 
 
