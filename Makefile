@@ -58,7 +58,7 @@ test: $(VENV)/.installed
 		test-interpreted test-compiled test-processor
 
 test-interpreted: $(VENV)/.installed
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) tests/interpreted tests/test_keras_goldens.py
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) tests/interpreted tests/keras/test_keras_goldens.py
 
 test-compiled: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) --ignore=tests/numba --ignore=tests/keras3
@@ -80,26 +80,26 @@ test-bits-compiled: $(VENV)/.installed
 
 # The deep profile of the property tests: MINUTES for the CPU backends and layers, MINUTES for the interpreted kernels.
 fuzz: $(VENV)/.installed
-	$(BIN)/python tests/fuzz.py --minutes $(MINUTES)
-	TRITON_INTERPRET=1 $(BIN)/python tests/fuzz.py --minutes $(MINUTES)
+	$(BIN)/python tests/long/fuzz.py --minutes $(MINUTES)
+	TRITON_INTERPRET=1 $(BIN)/python tests/long/fuzz.py --minutes $(MINUTES)
 
 # Damaged weight files, for MINUTES: each is read, or refused with a ValueError.
 fuzz-files: $(VENV)/.installed
-	$(BIN)/python tests/fuzz_files.py --seconds $$(( $(MINUTES) * 60 ))
+	$(BIN)/python tests/long/fuzz_files.py --seconds $$(( $(MINUTES) * 60 ))
 
 # Draws calls for MINUTES and runs the compiled kernels, instruction by instruction, on an emulated GPU; then deletes
 # each of their barriers in turn, to see that it is missed.
 emulate: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python tests/emulate.py --minutes $(MINUTES)
-	OMP_NUM_THREADS=1 $(BIN)/python tests/emulate.py --barriers
+	OMP_NUM_THREADS=1 $(BIN)/python tests/long/emulate.py --minutes $(MINUTES)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/long/emulate.py --barriers
 
-# Applies each bug of tests/mutant_list.py to a copy and requires that a test catches it.
+# Applies each bug of tests/long/mutant_list.py to a copy and requires that a test catches it.
 mutants: $(VENV)/.peers
-	$(BIN)/python tests/mutants.py
+	$(BIN)/python tests/long/mutants.py
 
 # Trains and streams with changing shapes for MINUTES, while memory, caches and compilations are watched.
 soak: $(VENV)/.installed
-	$(BIN)/python tests/soak.py --minutes $(MINUTES)
+	$(BIN)/python tests/long/soak.py --minutes $(MINUTES)
 
 # An environment that sees the packages of .venv, torch among them, and holds the rest. What cannot be installed is named,
 # and the run skips it.

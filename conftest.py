@@ -7,4 +7,4 @@ collect_ignore = (
 )
 # Triton has them from 3.4 on.
 if not find_spec("triton") or not find_spec("triton.knobs"):
-    collect_ignore += ["tests/emulate.py", "tests/emulator/driver.py", "tests/emulator/scans.py"]
+    collect_ignore += ["tests/long/emulate.py", "tests/emulator/driver.py", "tests/emulator/scans.py"]

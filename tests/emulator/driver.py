@@ -5,7 +5,7 @@
     gpu.instructions                           # how many warps' instructions were run
 
 The assembler is left out: what stands in for the binary is the PTX itself. Whether the assembler takes it, and what it
-makes of it, is for tests/test_ahead.py.
+makes of it, is for tests/kernels/test_ahead.py.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def next_power_of_two(value: int) -> int:
 def operand_bytes(config: LaunchConfig, units: int, itemsize: int, planes: int) -> int:
     """Return the bytes of shared memory for the rows of a product, beside the weights: the chunks in flight.
 
-    Args: as `chunks_in_flight`. Exact for NVIDIA devices and half precision, tests/test_ahead.py.
+    Args: as `chunks_in_flight`. Exact for NVIDIA devices and half precision, tests/kernels/test_ahead.py.
     """
     chunks = chunks_in_flight(config, -(-units // config.block_k), itemsize, planes)
     return chunks * config.block_b * config.block_k * itemsize * planes
@@ -189,9 +189,10 @@ def _fits(config: LaunchConfig, units: int, itemsize: int, device: Device) -> bo
 def _persistent_blocks(
     itemsize: int, aligned: bool, device: Device, has_dropout: bool
 ) -> tuple[tuple[int, int, int], ...]:
-    """Return (block_b, block_h, num_warps) in the order tried: those that compile without spills, tests/test_ahead.py.
+    """Return (block_b, block_h, num_warps) in the order tried: those that compile without spills.
 
-    Narrow blocks spread the feed of the weights over more multiprocessors; wide and tall ones fit more rows.
+    tests/kernels/test_ahead.py compiles them. Narrow blocks spread the feed of the weights over more multiprocessors;
+    wide and tall ones fit more rows.
     """
     if not aligned:
         warps = 4 if device.warp_size > 32 else 8

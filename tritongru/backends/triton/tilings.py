@@ -14,8 +14,8 @@ EXCHANGES = NO_EXCHANGE, COUNTER, TAGGED = "none", "counter", "tagged"
 # What the kernels' language needs: triton.experimental.gluon with these products.
 FIRST_RELEASE = (3, 6)
 # Registers of a thread, of the 255 that it can have, that weights and sums may take, and the rows that are multiplied:
-# by what compiled without spills in the time loop, tests/test_resident_budgets.py. The first for one array of rows, the
-# second for three.
+# by what compiled without spills in the time loop, tests/kernels/test_resident_budgets.py. The first for one array of
+# rows, the second for three.
 KEPT_REGISTERS, ROW_REGISTERS = (168, 150), (64, 192)
 # Where words are tagged, they are all there at once, beside weights and sums.
 TAGGED_REGISTERS = (200, 230)

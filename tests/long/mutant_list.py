@@ -14,42 +14,42 @@ class Mutant(NamedTuple):
     tests: str
 
 
-EAGER = "test_eager.py -k grid"
-SHAPES = "test_eager.py -k shapes_and_dtypes"
-LENGTHS = "test_compat.py -k lengths_equal"
-PACKING = "test_packing.py"
-NORM = "test_layer_norm.py -k equals_the_oracle"
-CHUNKS = "test_eager.py -k chunk"
-HALF = "test_eager.py -k half"
-NO_STEPS = "test_eager.py -k no_steps"
-ATEN = "test_eager.py -k aten"
-FUZZ = "test_fuzz.py -k backends"
-LAYER = "test_keras_layer.py"
-MASKS = "test_keras_layer.py -k masks"
-STATE = "test_keras_layer.py -k state"
-CARRIED = "test_stateful.py"
-COMPAT = "test_compat.py"
-STREAM = "test_stream.py"
-DISPATCH = "test_dispatch.py"
-TORCH_CALLS = "test_aten.py"
+EAGER = "call/test_eager.py -k grid"
+SHAPES = "call/test_eager.py -k shapes_and_dtypes"
+LENGTHS = "torch/test_compat.py -k lengths_equal"
+PACKING = "call/test_packing.py"
+NORM = "call/test_layer_norm.py -k equals_the_oracle"
+CHUNKS = "call/test_eager.py -k chunk"
+HALF = "call/test_eager.py -k half"
+NO_STEPS = "call/test_eager.py -k no_steps"
+ATEN = "call/test_eager.py -k aten"
+FUZZ = "call/test_fuzz.py -k backends"
+LAYER = "keras/test_keras_layer.py"
+MASKS = "keras/test_keras_layer.py -k masks"
+STATE = "keras/test_keras_layer.py -k state"
+CARRIED = "keras/test_stateful.py"
+COMPAT = "torch/test_compat.py"
+STREAM = "torch/test_stream.py"
+DISPATCH = "call/test_dispatch.py"
+TORCH_CALLS = "call/test_aten.py"
 FLAGS = "interpreted/test_kernels.py -k flags"
 SIZES = "interpreted/test_kernels.py -k sizes"
 ACTIVATIONS = "interpreted/test_kernels.py -k activations"
 RECORDED = "interpreted/test_fuzz_kernels.py -k once_failed"
 WAVES = "interpreted/test_exchange.py -k waves"
 EXCHANGE = "interpreted/test_exchange.py"
-EMULATED = "test_emulated.py -k published"
+EMULATED = "kernels/test_emulated.py -k published"
 ROW_ORDER = "interpreted/test_row_order.py"
-PADDING = "test_compat.py -k padding"
-ENLARGED = "test_third_opinions.py -k linear-tanh"
-ONNX = "test_onnx.py -k export_of_the"
+PADDING = "torch/test_compat.py -k padding"
+ENLARGED = "call/test_third_opinions.py -k linear-tanh"
+ONNX = "torch/test_onnx.py -k export_of_the"
 
 MUTANTS = [
     # The eager scan.
     Mutant("backends/eager/layout.py", "(second, first) if variant.reset", "(first, second) if variant.reset", EAGER),
     Mutant("backends/eager/layout.py", "(drop[1], drop[0], drop[2]) if", "(drop[1], drop[0], drop[1]) if", EAGER),
-    Mutant("backends/eager/short.py", "(second, first) if reset", "(first, second) if reset", "test_short.py"),
-    Mutant("backends/eager/short.py", "reversed(range(T)) if variant.reverse else range(T)", "range(T)", "test_short.py"),
+    Mutant("backends/eager/short.py", "(second, first) if reset", "(first, second) if reset", "call/test_short.py"),
+    Mutant("backends/eager/short.py", "reversed(range(T)) if variant.reverse else range(T)", "range(T)", "call/test_short.py"),
     Mutant("backends/eager/layout.py", "torch.float64 if dtype == torch.float64 else torch.float32", "dtype", HALF),
     Mutant("backends/eager/layout.py", "before.masked_fill(resets[begin:end, :, None], 0.0)", "before", EAGER),
     Mutant("backends/eager/layout.py", "T else after[begin + 1 : end + 1]", "T else after[begin:end]", CHUNKS),
@@ -153,15 +153,15 @@ MUTANTS = [
     Mutant("call/problem.py", "fresh = a.by_time(fresh)", "fresh = fresh[0].expand(x.shape[0], -1, -1)", SHAPES),
     Mutant("call/problem.py", "bias_x, bias_h = a.bias.unbind(0)", "bias_h, bias_x = a.bias.unbind(0)", EAGER),
     Mutant("call/check.py", "torch.bool else value != 0", "torch.bool else value == 1", FUZZ),
-    Mutant("call/check.py", "low < 0 or high > time", "low < 0 or high > time + 1", "test_errors.py"),
-    Mutant("call/problem.py", "bias_x, bias_h = None, a.bias", "bias_x, bias_h = a.bias, None", "test_gates.py"),
+    Mutant("call/check.py", "low < 0 or high > time", "low < 0 or high > time + 1", "call/test_errors.py"),
+    Mutant("call/problem.py", "bias_x, bias_h = None, a.bias", "bias_x, bias_h = a.bias, None", "call/test_gates.py"),
     # Zoneout and the clipped gradient of the state.
-    Mutant("backends/eager/backward.py", "            d.z.mul_(keep)\n", "", "test_zoneout.py"),
-    Mutant("backends/eager/backward.py", "torch.mul(1 - g.z, g.n - h", "torch.mul(1 - g.z, h - g.n", "test_zoneout.py"),
-    Mutant("backends/eager/packing.py", "a.keep[packing.places]", "a.keep.flatten(0, 1)[: len(packing.shown)]", "test_zoneout.py"),
-    Mutant("backends/eager/backward.py", "torch.where(self.mask[t, :, None], clipped, self.dh)", "clipped", "test_gradient_clip.py"),
-    Mutant("backends/eager/backward.py", "sizes[t] and clip is None", "sizes[t]", "test_gradient_clip.py"),
-    Mutant("call/zoneout.py", "x.new_full(shape, 1 - rate)", "x.new_full(shape[1:], 1 - rate)", "test_zoneout.py"),
+    Mutant("backends/eager/backward.py", "            d.z.mul_(keep)\n", "", "call/test_zoneout.py"),
+    Mutant("backends/eager/backward.py", "torch.mul(1 - g.z, g.n - h", "torch.mul(1 - g.z, h - g.n", "call/test_zoneout.py"),
+    Mutant("backends/eager/packing.py", "a.keep[packing.places]", "a.keep.flatten(0, 1)[: len(packing.shown)]", "call/test_zoneout.py"),
+    Mutant("backends/eager/backward.py", "torch.where(self.mask[t, :, None], clipped, self.dh)", "clipped", "call/test_gradient_clip.py"),
+    Mutant("backends/eager/backward.py", "sizes[t] and clip is None", "sizes[t]", "call/test_gradient_clip.py"),
+    Mutant("call/zoneout.py", "x.new_full(shape, 1 - rate)", "x.new_full(shape[1:], 1 - rate)", "call/test_zoneout.py"),
     # Layer normalisation.
     Mutant("backends/eager/normalized.py", "torch.cat((bias_n, outside[: 2 * U]))", "torch.cat((bias_n, outside[U:]))", NORM),
     Mutant("backends/eager/normalized.py", "d - d.mean(-1, keepdim=True) - sums", "d - sums", NORM),
@@ -170,15 +170,15 @@ MUTANTS = [
     Mutant("backends/eager/sums.py", 'd_sums if self.variant.layer_norm == "joint" else d_projected', "d_projected", NORM),
     Mutant("backends/eager/sums.py", "candidate_last((d.recurrent * norms.sums).sum(0))", "(d.recurrent * norms.sums).sum(0)", NORM),
     # Heads.
-    Mutant("call/heads.py", "(3, heads, width))[..., head, :]", "(heads, 3, width))[..., head, :, :]", "test_heads.py"),
-    Mutant("call/heads.py", "value.unflatten(0, (3, heads, width))[:, head]", "value.unflatten(0, (heads, 3, width))[head]", "test_heads.py"),
-    Mutant("call/heads.py", '"recurrent_dropout", "zoneout")', '"recurrent_dropout")', "test_heads.py"),
+    Mutant("call/heads.py", "(3, heads, width))[..., head, :]", "(heads, 3, width))[..., head, :, :]", "call/test_heads.py"),
+    Mutant("call/heads.py", "value.unflatten(0, (3, heads, width))[:, head]", "value.unflatten(0, (heads, 3, width))[head]", "call/test_heads.py"),
+    Mutant("call/heads.py", '"recurrent_dropout", "zoneout")', '"recurrent_dropout")', "call/test_heads.py"),
     # torch.func.vmap.
-    Mutant("backends/mapping.py", 'value.dim() - 2 - (dim is not None) if name == "fresh"', '0 if name == "fresh"', "test_mapping.py"),
-    Mutant("backends/mapping.py", '"drop": 1, "keep": 1}', '"drop": 1}', "test_mapping.py"),
-    Mutant("backends/mapping.py", "(states, 1)", "(states, 0)", "test_mapping.py"),
-    Mutant("backends/operators.py", "torch._C._are_functorch_transforms_active()", "False", "test_mapping.py"),
-    Mutant("call/check.py", "            return True\n    return False", "            return False\n    return False", "test_mapping.py"),
+    Mutant("backends/mapping.py", 'value.dim() - 2 - (dim is not None) if name == "fresh"', '0 if name == "fresh"', "torch/test_mapping.py"),
+    Mutant("backends/mapping.py", '"drop": 1, "keep": 1}', '"drop": 1}', "torch/test_mapping.py"),
+    Mutant("backends/mapping.py", "(states, 1)", "(states, 0)", "torch/test_mapping.py"),
+    Mutant("backends/operators.py", "torch._C._are_functorch_transforms_active()", "False", "torch/test_mapping.py"),
+    Mutant("call/check.py", "            return True\n    return False", "            return False\n    return False", "torch/test_mapping.py"),
     # Autograd around the scan.
     Mutant("backends/eager/layout.py", "torch.cat((after[begin + 1 : end], h0))", "torch.cat((h0, after[: end - 1]))", FLAGS),
     Mutant("backends/triton/run.py", "gx.add_(bias)), bias_n", "gx), bias_n", FLAGS),
@@ -186,13 +186,13 @@ MUTANTS = [
     Mutant("backends/triton/run.py", "d_n = d_gh_n if v", "d_n = d_gx[..., 2 * U :] if v", FLAGS),
     Mutant("backends/triton/run.py", "else entering * gates[1]", "else entering * gates[0]", FLAGS),
     Mutant("backends/triton/run.py", "_product_like((h * m).flatten(0, 1)", "_product_like(h.flatten(0, 1)", FLAGS),
-    Mutant("call/check.py", "a.initial_state, a.reset_state, a.zoneout]", "a.initial_state, a.zoneout]", "test_graphs.py -k only_one"),
-    Mutant("backends/gradients.py", "t if t is None else t.view_as(t)", "t", "test_graphs.py -k counted_once"),
+    Mutant("call/check.py", "a.initial_state, a.reset_state, a.zoneout]", "a.initial_state, a.zoneout]", "call/test_graphs.py -k only_one"),
+    Mutant("backends/gradients.py", "t if t is None else t.view_as(t)", "t", "call/test_graphs.py -k counted_once"),
     Mutant("backends/aten.py", "inner[2:], train=True)", "inner[2:], train=False)", TORCH_CALLS),
     Mutant("backends/aten.py", "for gradient in (d.w, d.u))", "for gradient in (d.u, d.w))", TORCH_CALLS),
     # The dispatcher.
-    Mutant("tuning/choices.py", "if race.triton <= race.aten:", "if race.triton >= race.aten:", "test_races.py"),
-    Mutant("backends/triton/reasons.py", "or s.shape.time == 1 or", "or", "test_races.py"),
+    Mutant("tuning/choices.py", "if race.triton <= race.aten:", "if race.triton >= race.aten:", "kernels/test_races.py"),
+    Mutant("backends/triton/reasons.py", "or s.shape.time == 1 or", "or", "kernels/test_races.py"),
     Mutant("backends/aten.py", 'reasons.append("mask or lengths given")', "pass", DISPATCH),
     Mutant("backends/aten.py", "if s.recurrent_dropouts:", "if s.recurrent_dropouts > 1:", DISPATCH),
     Mutant("backends/reasons.py", "if not known:", "if known is None:", DISPATCH),
@@ -215,7 +215,7 @@ MUTANTS = [
            f"{LAYER} -k state"),
     Mutant("keras/dropout.py", "shape[time_axis] = 1", "pass", f"{LAYER} -k mask"),
     Mutant("keras/base.py", "self._write(name, constraint(parameter) if heads", "print(name, constraint(parameter) if heads", f"{LAYER} -k constr"),
-    Mutant("keras/constraints.py", "norm.clamp(0, self.max_value)", "norm", "test_keras_parts.py -k constraint"),
+    Mutant("keras/constraints.py", "norm.clamp(0, self.max_value)", "norm", "keras/test_keras_parts.py -k constraint"),
     Mutant("keras/bidirectional.py", "else y_rev.flip(axis)", "else y_rev", f"{LAYER} -k bidirectional"),
     Mutant("keras/bidirectional.py", "resets=shifted", "resets=resets",
            f"{LAYER} -k bidirectional"),
@@ -224,21 +224,21 @@ MUTANTS = [
     Mutant("compat.py", "hx[layer * directions + direction]", "hx[direction * self.num_layers + layer]", COMPAT),
     Mutant("compat.py", "resets = torch.cat((resets[1:], torch.zeros_like(resets[:1])))", "pass", COMPAT),
     Mutant("compat.py", "resets = resets & valid", "pass", COMPAT),
-    Mutant("compat.py", "layer + 1 < self.num_layers", "layer < self.num_layers", "test_compat.py -k dropped"),
+    Mutant("compat.py", "layer + 1 < self.num_layers", "layer < self.num_layers", "torch/test_compat.py -k dropped"),
     Mutant("compat.py", "h_n if order is None else h_n.index_select(1, order)", "h_n", COMPAT),
     Mutant("compat.py", "zero_output_for_mask=True,\n", "zero_output_for_mask=False,\n", COMPAT),
     # Jagged inputs, layouts of weights, streams, the tolerance.
     Mutant("keras/jagged.py", "offsets[:-1][row]", "offsets[:1]", STREAM),
     Mutant("keras/jagged.py", "rows.lengths[rows.row] - 1 - rows.step", "rows.step", STREAM),
     Mutant("layouts.py", "torch.cat((second, first, third), dim=axis)", "torch.cat((first, second, third), dim=axis)",
-           "test_convert.py -k layouts"),
+           "files/test_convert.py -k layouts"),
     Mutant("layouts.py", "swap_gates(torch.stack((b_ih, b_hh)), 1)", "swap_gates(torch.stack((b_hh, b_ih)), 1)",
-           "test_convert.py -k layouts"),
+           "files/test_convert.py -k layouts"),
     Mutant("stream.py", "            self._masks = None\n", "            pass\n", STREAM),
     Mutant("stream.py", "w.data_ptr(), w._version", "w.data_ptr()", STREAM),
     Mutant("stream.py", "return new\n        self.state = new\n", "return new\n        self.state = x.new_zeros(new.shape)\n", STREAM),
-    Mutant("tools/oracle/tolerance.py", "if not error <= allowed", "if error > allowed", "test_tools.py -k tolerance"),
-    Mutant("activations.py", "0.2 * ((y > 0) & (y < 1))", "0.2 * (y > 0)", "test_activations.py"),
+    Mutant("tools/oracle/tolerance.py", "if not error <= allowed", "if error > allowed", "tools/test_tools.py -k tolerance"),
+    Mutant("activations.py", "0.2 * ((y > 0) & (y < 1))", "0.2 * (y > 0)", "call/test_activations.py"),
     # A row read from another row, a padded value that reaches a result, a gate beside its place: what equal bits, and
     # the tolerance where errors grow, are asked for.
     Mutant("backends/triton/kernels/product.py", "p_rows + (o_b[:, None] * s_row", "p_rows + ((o_b[:, None] & -2) * s_row", ROW_ORDER),
@@ -250,6 +250,6 @@ MUTANTS = [
     Mutant("tools/onnx/translate.py", "[[1, 0, 2]].ravel()", "[[0, 1, 2]].ravel()", ONNX),
     Mutant("tools/onnx/translate.py", "(ACTIVATIONS[recurrent_activation], ACTIVATIONS[activation])",
            "(ACTIVATIONS[activation], ACTIVATIONS[recurrent_activation])", ONNX),
-    Mutant("tools/oracle/tolerance.py", "in (oracle, *moved))", "in (oracle,))", "test_tolerance.py -k moved"),
-    Mutant("tools/options.py", "if not low <= value <= high:", "if not low <= value:", "test_options.py -k units"),
+    Mutant("tools/oracle/tolerance.py", "in (oracle, *moved))", "in (oracle,))", "call/test_tolerance.py -k moved"),
+    Mutant("tools/options.py", "if not low <= value <= high:", "if not low <= value:", "tools/test_options.py -k units"),
 ]  # fmt: skip

@@ -1,6 +1,6 @@
 """Damaged weight files by the thousand: a file is read, or a ValueError names it; nothing else may happen.
 
-    python tests/fuzz_files.py --seconds 600
+    python tests/long/fuzz_files.py --seconds 600
 
 Each file is a good one with bytes changed, cut off, repeated or moved, all from a seed. A child process reads a batch
 of them, so that a crash is seen and not suffered. What counts as a failure: another error than ValueError, a crash, a

@@ -1,6 +1,6 @@
 """The long run: training and streaming with changing shapes, while memory, caches and compilations are watched.
 
-    python tests/soak.py --minutes 20
+    python tests/long/soak.py --minutes 20
 
 It ends with status 1 if, after a warm-up of a quarter of the time, resident memory or the number of live tensors still
 grows, or if a compiler was called more often than the shapes explain.

@@ -1,8 +1,8 @@
 """The long run of the emulated GPU: draw GRU calls and launch configurations for a given time.
 
-    python tests/emulate.py --minutes 10
-    python tests/emulate.py --barriers
-    python tests/emulate.py --tables 128
+    python tests/long/emulate.py --minutes 10
+    python tests/long/emulate.py --barriers
+    python tests/long/emulate.py --tables 128
 
 Every second call runs the kernels with weights in registers, where they serve it. Every call runs forward and backward
 through the PTX that Triton compiles, and is compared with the oracle; every access to memory is checked. A failure is
@@ -26,23 +26,26 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
-import torch
-from emulator.driver import EmulatedGPU
-from emulator.memory import AccessError
-from emulator.ptx import parse
-from emulator.races import RaceError
-from emulator.residents import ResidentScan, check_resident
-from emulator.scans import Scan, check, run, truth_and_oracle
-from strategies import JUMPING
-from torch import Tensor
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tritongru.backends.triton import tilings
-from tritongru.backends.triton.tilings import Tiling
-from tritongru.environment import triton_release
-from tritongru.tools.oracle.cases import Case
-from tritongru.tuning import choices
-from tritongru.tuning.configs import EXCHANGES, FENCED_COPIES, LaunchConfig, next_power_of_two
+import torch  # noqa: E402
+from emulator.driver import EmulatedGPU  # noqa: E402
+from emulator.memory import AccessError  # noqa: E402
+from emulator.ptx import parse  # noqa: E402
+from emulator.races import RaceError  # noqa: E402
+from emulator.residents import ResidentScan, check_resident  # noqa: E402
+from emulator.scans import Scan, check, run, truth_and_oracle  # noqa: E402
+from strategies import JUMPING  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from tritongru.backends.triton import tilings  # noqa: E402
+from tritongru.backends.triton.tilings import Tiling  # noqa: E402
+from tritongru.environment import triton_release  # noqa: E402
+from tritongru.tools.oracle.cases import Case  # noqa: E402
+from tritongru.tuning import choices  # noqa: E402
+from tritongru.tuning.configs import EXCHANGES, FENCED_COPIES, LaunchConfig, next_power_of_two  # noqa: E402
 
 ACTIVATIONS = ("tanh", "sigmoid", "hard_sigmoid", "softsign", "relu", "elu", "selu", "softplus", "linear", "leaky_relu")
 # For the gates: with an unbounded one, states may grow until nothing can be compared.

@@ -238,7 +238,7 @@ def test_the_floor_grows_with_the_work():
     assert floor.step_floor(8, 1, "float16", False, speeds) is None
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")

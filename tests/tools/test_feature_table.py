@@ -11,7 +11,7 @@ import tritongru
 from tritongru import GRU, compat, gru, scan
 from tritongru.tools.oracle.cases import Case, make_arguments
 
-TABLE = Path(__file__).parent.parent / "docs" / "peers.md"
+TABLE = Path(__file__).parents[2] / "docs" / "peers.md"
 EAGER_ALONE = "; eager and reference"
 
 

@@ -21,7 +21,7 @@ from tritongru.tools.oracle.tolerance import (
     tolerance,
 )
 
-TABLE = Path(__file__).parent.parent / "bench" / "results" / "precision_cpu.csv"
+TABLE = Path(__file__).parents[2] / "bench" / "results" / "precision_cpu.csv"
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import tritongru
 from tritongru.environment import is_interpreted
 from tritongru.keras import GRU, Bidirectional
 
-FOLDER = pathlib.Path(__file__).parent / "goldens"
+FOLDER = pathlib.Path(__file__).parents[1] / "goldens"
 DATA = json.loads((FOLDER / "keras_gru.json").read_text())
 ARRAYS = np.load(FOLDER / "keras_gru.npz")
 CASES = {case["id"]: case for case in DATA["cases"]}

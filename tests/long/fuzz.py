@@ -1,7 +1,7 @@
 """The deep profile: draw configurations for a given time, or a given number, and say how many were tried.
 
-    python tests/fuzz.py --minutes 10                        CPU backends and layers
-    TRITON_INTERPRET=1 python tests/fuzz.py --minutes 10     the Triton kernels, interpreted
+    python tests/long/fuzz.py --minutes 10                        CPU backends and layers
+    TRITON_INTERPRET=1 python tests/long/fuzz.py --minutes 10     the Triton kernels, interpreted
 
 A failure is shrunk by hypothesis, printed, and kept in tests/regressions.json, which the quick profile replays.
 """
@@ -17,12 +17,15 @@ import time
 import warnings
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
-import torch
-from fuzzing import REGRESSIONS, TARGETS, Target
-from hypothesis import HealthCheck, Verbosity, given, seed, settings
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tritongru.environment import is_interpreted
+import torch  # noqa: E402
+from fuzzing import REGRESSIONS, TARGETS, Target  # noqa: E402
+from hypothesis import HealthCheck, Verbosity, given, seed, settings  # noqa: E402
+
+from tritongru.environment import is_interpreted  # noqa: E402
 
 SHRINK_S = 60.0
 ROUND = 200  # configurations between two looks at the clock

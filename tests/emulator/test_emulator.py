@@ -9,6 +9,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+
 from emulator.machine import Code, Grid, SynchronisationError
 from emulator.memory import AccessError
 from emulator.ptx import UnsupportedInstruction, parse

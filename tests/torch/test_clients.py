@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-CLIENTS = Path(__file__).parents[1] / "clients"
+CLIENTS = Path(__file__).parents[2] / "clients"
 spec = importlib.util.spec_from_file_location("clients_run", CLIENTS / "run.py")
 run = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(run)

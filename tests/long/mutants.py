@@ -1,7 +1,7 @@
 """Apply the bugs of mutant_list.py to a copy of the repository, one at a time, and require that tests catch each.
 
-    python tests/mutants.py                     all of them
-    python tests/mutants.py --only compat.py    those whose file or number matches
+    python tests/long/mutants.py                     all of them
+    python tests/long/mutants.py --only compat.py    those whose file or number matches
 
 A test must fail because of the bug: a mutant whose tests pass survives, and one whose tests cannot be collected, or
 whose text does not occur exactly once, is an error of the list. So is one whose tests fail without the bug, which each
@@ -24,7 +24,7 @@ import pytest
 import torch
 from mutant_list import MUTANTS, Mutant
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 600
 
 
@@ -62,7 +62,7 @@ def _run_pytest(mutant: Mutant, root: Path, log: Path) -> None:
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.chdir(root)
-        sys.path[:] = [str(root), *(path for path in sys.path if path not in (str(ROOT), str(ROOT / "tests")))]
+        sys.path[:] = [str(root), *(path for path in sys.path if not Path(path).is_relative_to(ROOT / "tests"))]
         os.environ["PYTHONPATH"] = str(root)
         os.environ["TRITON_INTERPRET"] = "1" if "interpreted/" in mutant.tests else "0"
         sys.dont_write_bytecode = True
