@@ -1,7 +1,7 @@
 """The ways to compute a GRU that the benchmark puts side by side: this package's backends and torch's own.
 
-Layers are in `layers.py`, other packages in `peers.py`, other runtimes in `runtimes.py`. Every contender gets the same weights and inputs, time-major, and says by an
-`UnavailableError` why it cannot run a workload.
+Layers are in `layers.py`, other packages in `peers.py`, other runtimes in `runtimes.py`. Every contender gets the same
+weights and inputs, time-major, and says by an `UnavailableError` why it cannot run a workload.
 """
 
 from __future__ import annotations

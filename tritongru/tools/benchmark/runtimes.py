@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...layouts import torch_to_keras
-from .contenders import DIRECTIONS, INFERENCE, TRAINING, Contender, UnavailableError, as_numbers, import_peer
+from .contenders import INFERENCE, TRAINING, Contender, UnavailableError, as_numbers, import_peer
 from .work import Work
 
 
@@ -24,6 +24,8 @@ def onnxruntime(work: Work) -> Contender:
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     options.log_severity_level = 3
+    # Else its threads go on to turn while another contender has the cores.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = runtime.InferenceSession(_make_model(work), options, providers=["CPUExecutionProvider"])
     xs = [given.x.numpy() for given in work.inputs]
 
@@ -38,9 +40,10 @@ def openvino(work: Work) -> Contender:
     _require_plain_float32(work, "OpenVINO")
     module = import_peer("openvino")
     core = module.Core()
+    # Its threads are not tied to cores, which would be taken from the other contenders.
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False,
     }  # fmt: skip
     compiled = core.compile_model(core.read_model(_make_model(work)), "CPU", settings)
     request, output = compiled.create_infer_request(), compiled.output(0)
@@ -77,8 +80,8 @@ def jax(work: Work) -> Contender:
 
     kernel, recurrent_kernel, *biases = map(as_numbers, work.weights)
     weights = [jnp.asarray(value) for value in (kernel.T.copy(), recurrent_kernel.T.copy(), *biases)]
-    xs, cotangents = ([jnp.asarray(as_numbers(t)) for t in values]
-                      for values in zip(*((given.x, given.cotangent) for given in work.inputs), strict=True))  # fmt: skip
+    xs = [jnp.asarray(as_numbers(given.x)) for given in work.inputs]
+    cotangents = [jnp.asarray(as_numbers(given.cotangent)) for given in work.inputs]
     forward_alone, backward_too = module.jit(run), module.jit(differentiate)
 
     def forward(number: int, _: Tensor) -> Tensor:
