@@ -155,7 +155,7 @@ def preference(signature: Signature) -> tuple[str, ...]:
         # One step of Keras's weights, which torch's GRU would have to be given in another order.
         is_step = shape.time == 1 and not signature.wants_gradients and not signature.variant.reset_gate_first
         # One step of torch's weights, or a few in training, are one call of torch's GRU.
-        few = FEW_STEPS if signature.wants_gradients else 2 if signature.variant.reset_gate_first else 0
+        few = FEW_STEPS if signature.wants_gradients else 0
         if shape.time < few:
             return ("triton", "aten", "numba", "eager", "reference")
         rest = ("eager", "aten") if is_step or prefers_eager(shape, signature.wants_gradients) else ("aten", "eager")

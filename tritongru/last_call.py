@@ -30,7 +30,7 @@ class LastCall:
     """The last call that numba's code for few steps can run.
 
     Attributes:
-        known: its kind, the decision, the function that runs one alike, and the state (B,U) of zeros that it begins
+        known: its kind, the decision, the function that runs one alike, and the state (1,B,U) of zeros that it begins
             with where none is given; as one value, since another thread may be reading it. None where every call goes
             the whole way.
     """
@@ -50,11 +50,11 @@ class LastCall:
         numba = importlib.import_module("tritongru.backends.numba.short")  # imports numba
         sequence = x.transpose(0, 1) if layer.batch_first else x
         with torch.inference_mode(False):  # later calls may be outside of it
-            zeros = torch.zeros(sequence.shape[1], layer.hidden_size, dtype=x.dtype)
+            zeros = torch.zeros(1, sequence.shape[1], layer.hidden_size, dtype=x.dtype)
         weights: Any = layer._parameters
         inputs = Inputs(
             sequence, weights["weight_ih_l0"].t(), weights.get("bias_ih_l0"), weights["weight_hh_l0"].t(),
-            weights.get("bias_hh_l0"), zeros if hx is None else hx[0],
+            weights.get("bias_hh_l0"), (zeros if hx is None else hx)[0],
         )  # fmt: skip
         variant = Variant(zero_output_for_mask=True, reset_gate_first=True)
         rows = (x, *inputs[2:6:2], inputs.h0)
@@ -66,16 +66,19 @@ class LastCall:
         known = self.known
         if known is None or known[0] != _kind(layer, x, hx):
             return None
-        weights: Any = layer._parameters
         _, decision, call, zeros = known
         if layer.last_decision is not decision:
             layer.last_decision = decision
-        B, U = zeros.shape
-        T = x.shape[1] if layer.batch_first else x.shape[0]
-        output, h_n = x.new_empty((T, B, U)), x.new_empty((1, B, U))
+        weights: Any = layer._parameters
+        _, B, U = zeros.shape
+        h_n = torch.empty_like(zeros)
+        output = x.new_empty(x.shape[1] if layer.batch_first else x.shape[0], B, U)
+        bias_x, bias_h = (
+            (weights["bias_ih_l0"].data_ptr(), weights["bias_hh_l0"].data_ptr()) if layer.bias else (0, 0)
+        )  # fmt: skip
         call(
-            x, weights["weight_ih_l0"], weights.get("bias_ih_l0"), weights["weight_hh_l0"], weights.get("bias_hh_l0"),
-            zeros if hx is None else hx, output, h_n,
+            x.data_ptr(), weights["weight_ih_l0"].data_ptr(), bias_x, weights["weight_hh_l0"].data_ptr(), bias_h,
+            (zeros if hx is None else hx).data_ptr(), output.data_ptr(), h_n.data_ptr(),
         )  # fmt: skip
         return (output.transpose(0, 1) if layer.batch_first else output), h_n
 

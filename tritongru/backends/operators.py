@@ -78,13 +78,14 @@ def run_plain(a: Inputs, variant: Variant, precision: str, backend: str) -> tupl
 
 def is_watched(tensors: Sequence[Tensor | None]) -> bool:
     """Return whether something looks at the operators of a call: a compiler, transform, mode or subclass of Tensor."""
-    modes = torch._C._len_torch_dispatch_stack, torch._ops._len_torch_dispatch_stack_pre_dispatch
-    if is_traced() or torch._C._are_functorch_transforms_active() or any(count() for count in modes):
+    if is_traced() or torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
         return True
-    return not all(t is None or type(t) in _PLAIN for t in tensors)
+    if torch._ops._len_torch_dispatch_stack_pre_dispatch():
+        return True
+    return not _PLAIN.issuperset(map(type, tensors))
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 
 def _forward(a: Inputs, variant: Variant, setting: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -92,13 +92,16 @@ def _make_step(owner: RecurrentWeights, x: Tensor, state: Tensor, backend: str) 
         numba = importlib.import_module("tritongru.backends.numba.short")  # imports numba
         sequence = inputs._replace(x=x.unsqueeze(0))
         if numba.is_short(sequence, variant) and all(t is None or t.stride(-1) == 1 for t in (x, inputs.bias_x, state)):
-            call = numba.BoundCall(sequence, variant)
+            call, no_bias = numba.BoundCall(sequence, variant), inputs.bias_x is None
+            second = 0 if no_bias else owner.bias.stride(0) * x.element_size()
 
             def take(x: Tensor, state: Tensor, weights: Any) -> tuple[Tensor, Tensor]:
-                bias = weights["bias"]
-                bias_x, bias_h = (None, None) if bias is None else bias.unbind(0)
-                out, new = state.new_empty(state.shape), state.new_empty(state.shape)
-                call(x, weights["kernel"], bias_x, weights["recurrent_kernel"], bias_h, state, out, new)
+                bias = 0 if no_bias else weights["bias"].data_ptr()
+                out, new = torch.empty_like(state), torch.empty_like(state)
+                call(
+                    x.data_ptr(), weights["kernel"].data_ptr(), bias, weights["recurrent_kernel"].data_ptr(),
+                    bias + second, state.data_ptr(), out.data_ptr(), new.data_ptr(),
+                )  # fmt: skip
                 return out, new
 
             return take

@@ -45,8 +45,10 @@ def run_short(a: Inputs, variant: Variant) -> tuple[Tensor, Tensor]:
     bias_x, bias_h = _with_rows(a.bias_x), _with_rows(a.bias_h)
     steps, rows, _ = x.shape
     out, last = x.new_empty(steps, rows, a.u.shape[0]), torch.empty_like(h0, memory_format=torch.contiguous_format)
-    BoundCall(a._replace(x=x, bias_x=bias_x, bias_h=bias_h, h0=h0), variant)(
-        x, a.w, bias_x, a.u, bias_h, h0, out, last
+    call = BoundCall(a._replace(x=x, bias_x=bias_x, bias_h=bias_h, h0=h0), variant)
+    call(
+        x.data_ptr(), a.w.data_ptr(), 0 if bias_x is None else bias_x.data_ptr(), a.u.data_ptr(),  # type: ignore[union-attr]
+        0 if bias_h is None else bias_h.data_ptr(), h0.data_ptr(), out.data_ptr(), last.data_ptr(),
     )  # fmt: skip
     return out, last
 
@@ -54,7 +56,7 @@ def run_short(a: Inputs, variant: Variant) -> tuple[Tensor, Tensor]:
 class BoundCall:
     """`run_short` for tensors with the sizes and strides of those it was made for, which nobody checks again.
 
-    No values are kept, but where tensors lie is asked for in each call.
+    Nothing of their values is kept.
     """
 
     __slots__ = ("_plan", "_run")
@@ -69,15 +71,11 @@ class BoundCall:
         ))  # fmt: skip
         self._run = short.for_dtype(_NUMPY[a.x.dtype])
 
-    def __call__(self, x: Tensor, w, bias_x: Tensor | None, u, bias_h: Tensor | None, h0, out, last) -> None:
-        """Write out (T,B,U) and the last state (B,U), both contiguous."""
+    def __call__(self, x: int, w: int, bias_x: int, u: int, bias_h: int, h0: int, out: int, last: int) -> None:
+        """Write out (T,B,U) and the last state (B,U), both contiguous; all arguments are addresses, 0 for no bias."""
         plan = self._plan.copy()  # another thread may be calling
-        plan[at.X], plan[at.W], plan[at.R] = x.data_ptr(), w.data_ptr(), u.data_ptr()
-        if bias_x is not None:
-            plan[at.BIAS_X] = bias_x.data_ptr()
-        if bias_h is not None:
-            plan[at.BIAS_H] = bias_h.data_ptr()
-        plan[at.H0], plan[at.OUT], plan[at.LAST] = h0.data_ptr(), out.data_ptr(), last.data_ptr()
+        plan[at.X], plan[at.W], plan[at.BIAS_X], plan[at.R], plan[at.BIAS_H] = x, w, bias_x, u, bias_h
+        plan[at.H0], plan[at.OUT], plan[at.LAST] = h0, out, last
         self._run(plan)
 
 
