@@ -15,14 +15,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 TABLE = f"--device cpu --csv {ROOT / 'bench' / 'results' / 'bench-cpu.csv'}".split()
-RUNTIMES = "cpu named --backends auto nn.GRU onnxruntime openvino jax --seconds 0.7 --budget 270".split()
+RUNTIMES = "cpu named --backends auto nn.GRU onnxruntime openvino jax --seconds 0.6 --budget 230".split()
 LOOPS = (
-    "features recurrent-rl --backends auto eager reference loop nn.GRU nn.GRU-packed keras --memory --seconds 0.8 "
-    "--budget 120".split()
+    "features recurrent-rl --backends auto eager reference loop nn.GRU nn.GRU-packed keras --memory --seconds 0.6 "
+    "--budget 90".split()
 )
 SMALL = (
     "small --backends nn.GRU compat.GRU tritongru.GRU nn.GRUCell Stream.step Stream.step-eager --threads 1 "
-    "--directions inference --seconds 0.4 --budget 120".split()
+    "--directions inference --seconds 0.3 --budget 70".split()
 )
 
 

@@ -1,4 +1,6 @@
-"""The speed of auto on small workloads, and of layers in small calls, for pytest-benchmark: compare a run with an earlier one on the same machine.
+"""The speed of auto on small workloads, and of layers in small calls, for pytest-benchmark.
+
+A run is compared with an earlier one on the same machine:
 
     make bench-regression       the first run is saved, later ones are compared with it and fail where 25 % slower
 

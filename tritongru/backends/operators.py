@@ -65,9 +65,11 @@ def run_scan(problem: Problem, precision: str, recompute: bool, wants_gradients:
     """
     save = SAVE_NOTHING if not wants_gradients else RECOMPUTE if recompute else SAVE_GATES
     setting = Setting(precision, save, backend)
-    if save == SAVE_NOTHING and backend in WHOLE and not is_watched(problem.inputs):
-        # The operator is for autograd and for tracing; it costs as much as a step.
-        return _forward(problem.inputs, problem.variant, setting)[:2]
+    if backend in WHOLE and problem.inputs.x.is_cpu and not is_watched(problem.inputs):
+        # The operator is for tracing, modes and transforms; it costs as much as several steps.
+        if save == SAVE_NOTHING:
+            return _forward(problem.inputs, problem.variant, setting)[:2]
+        return Unwatched.apply(*problem.inputs, *problem.variant, *setting)[:2]  # type: ignore[index]
     return torch.ops.tritongru.scan.default(*problem.inputs, *problem.variant, *setting)[:2]
 
 
@@ -175,14 +177,30 @@ def _differentiate(ctx, d_out, d_last, _d_states, _d_gates):
     if torch.is_grad_enabled():
         result = gradients.differentiable_gradients(ctx.variant, inputs, wanted, d_out, d_last)
     else:
-        found = torch.ops.tritongru.scan_backward.default(
-            *inputs, *ctx.variant, *ctx.setting, *kept, d_out, d_last, list(wanted)
-        )
+        saved = list(kept)
+        plain = ctx.setting.backend in WHOLE and inputs.x.is_cpu and not is_watched((*inputs, *saved, d_out, d_last))
+        run = scan_backward if plain else torch.ops.tritongru.scan_backward.default
+        found = run(*inputs, *ctx.variant, *ctx.setting, *saved, d_out, d_last, list(wanted))
         result = (gradient if want else None for gradient, want in zip(found, wanted, strict=True))
     return (*result, *_NO_GRADIENTS)
 
 
 _NO_GRADIENTS = (None,) * len(Variant._fields + Setting._fields)
+
+
+class Unwatched(torch.autograd.Function):
+    """The operator `scan` for autograd alone, where nothing else looks at it (`is_watched`)."""
+
+    @staticmethod
+    def forward(ctx, *arguments):
+        """Return what `scan` does."""
+        results = scan(*arguments)
+        _keep(ctx, arguments, results)
+        ctx.mark_non_differentiable(*results[2:])
+        return results
+
+    backward = staticmethod(_differentiate)  # type: ignore[assignment]
+
 
 torch.library.register_autograd("tritongru::scan", _differentiate, setup_context=_keep, lib=_library)
 torch.library.register_vmap("tritongru::scan", mapping.map_scan, lib=_library)
