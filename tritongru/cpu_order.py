@@ -14,9 +14,9 @@ from .call.problem import Shape
 # not pay for that; torch's own GRU is one call in C++.
 # Below these steps aten is faster: for torch's weights with up to 3 rows and with more, for Keras's.
 FEW_TRAINING_STEPS = {"few rows": 8, "torch": 4, "keras": 4}
-# Without gradients few rows are not packed at all (`backends/numba/short.py`): aten is faster for more rows than that
-# over few steps, where the weights are large.
-MANY_ROWS, FEW_STEPS, MANY_UNITS = 33, 4, 256
+# Without gradients few rows are not packed at all (`backends/numba/short.py`): aten is faster for more rows than that,
+# where the weights are large for the steps that they are packed for.
+MANY_ROWS, UNITS_A_STEP = 33, 256
 
 
 def order_on_cpu(shape: Shape, wants_gradients: bool, reset_gate_first: bool) -> tuple[str, str, str]:
@@ -29,8 +29,8 @@ def order_on_cpu(shape: Shape, wants_gradients: bool, reset_gate_first: bool) ->
         case = "keras" if not reset_gate_first else "few rows" if shape.batch < 4 else "torch"
         is_first = shape.time >= FEW_TRAINING_STEPS[case]
     else:
-        many = shape.time * shape.batch >= MANY_ROWS and shape.units >= MANY_UNITS
-        is_first = not (reset_gate_first and many and shape.time < FEW_STEPS)
+        packs = shape.time * shape.batch >= MANY_ROWS and shape.units >= UNITS_A_STEP * shape.time
+        is_first = not (reset_gate_first and packs)
     is_step = shape.time == 1 and not wants_gradients and not reset_gate_first
     rest = ("eager", "aten") if is_step or prefers_eager(shape, wants_gradients) else ("aten", "eager")
     return ("numba", *rest) if is_first else ("aten", "numba", "eager")
