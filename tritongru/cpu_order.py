@@ -32,8 +32,10 @@ def order_on_cpu(shape: Shape, wants_gradients: bool, reset_gate_first: bool) ->
         packs = shape.time * shape.batch >= MANY_ROWS and shape.units >= UNITS_A_STEP * shape.time
         is_first = not (reset_gate_first and packs)
     is_step = shape.time == 1 and not wants_gradients and not reset_gate_first
-    rest = ("eager", "aten") if is_step or prefers_eager(shape, wants_gradients) else ("aten", "eager")
-    return ("numba", *rest) if is_first else ("aten", "numba", "eager")
+    if not is_first:
+        return "aten", "numba", "eager"
+    eager_next = is_step or prefers_eager(shape, wants_gradients)
+    return ("numba", "eager", "aten") if eager_next else ("numba", "aten", "eager")
 
 
 @dataclass(frozen=True)
