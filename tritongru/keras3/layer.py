@@ -162,9 +162,12 @@ def _input_dropout(layer: GRU, sequences: Tensor, mask: Tensor | None, training:
     cell = layer.cell
     # Keras skips its loop in this case, and with it the exception for a rate of 1.
     drops_everything = (
-        cell.dropout == 1 and mask is None and cell.reset_after and not cell.recurrent_dropout
+        cell.dropout == 1
+        and mask is None
+        and cell.reset_after
+        and not cell.recurrent_dropout
         and layer.__dict__["use_cudnn"] == "auto"
-    )  # fmt: skip
+    )
     if not training or not (0 < cell.dropout < 1 or drops_everything):
         return None
     # `keras.layers.RNN.call` has drawn the masks; the cell keeps them until the call ends.
