@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import keras
 import torch
@@ -10,7 +10,7 @@ from keras import ops
 from torch import Tensor
 
 from ..functional import gru
-from . import activations, own_path, pickling
+from . import activations, own_path
 from .naming import register
 
 # Neither "auto" nor True, for which Keras's wrappers go past the layer to cuDNN.
@@ -108,7 +108,13 @@ class GRU(keras.layers.GRU):
     def __reduce__(self):
         # Keras pickles a layer as a file, and a file names Keras's class.
         method, arguments = super().__reduce__()
-        return pickling.load_as_ours, (method.__name__, *arguments)
+        return load_as_ours, (method.__name__, *arguments)
+
+
+def load_as_ours(method: str, *arguments: Any) -> keras.layers.Layer:
+    """Return the layer that `method` of `keras.layers.GRU` reads from `arguments`, as our class; for pickled ones."""
+    with keras.saving.custom_object_scope({"GRU": GRU}):
+        return getattr(keras.layers.GRU, method)(*arguments)
 
 
 def is_exporting() -> bool:
