@@ -7,8 +7,8 @@ from torch import Tensor
 
 from .. import functional
 from ..call.arguments import Arguments
-from ..call.check import check_gradient_clip
 from ..call.errors import check_backend
+from ..call.tensors import check_gradient_clip
 from ..call.zoneout import check_zoneout_rate, draw_zoneout
 from ..dispatch import Decision
 from . import jagged, regularizers
