@@ -151,9 +151,6 @@ class GRU(KeptState):
             return (output, new.clone()) if self.return_state else output
         arguments, rows = self._arguments(inputs, mask, training, initial_state, resets)
         outputs, state, decision = functional.run(arguments, self.backend)
-        if self.return_state and decision.backend == "reference":
-            # Without a step it gives the initial state itself, which is the caller's.
-            state = state.clone()
         output = self._select(outputs, state, arguments, rows)
         if self.activity_regularizer is not None:
             self._activity_losses = [
