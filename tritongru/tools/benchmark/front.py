@@ -84,7 +84,7 @@ def _draw_panel(axis, title: str, names: Sequence[str], base: str, cells: Sequen
 
     faster = base != OURS
     for name in (OURS, *names):
-        ratios = [(cell[base].p50_ms / cell[name].p50_ms, place) for place, cell in enumerate(cells) if name in cell]
+        ratios = [(_ms(cell[base]) / _ms(cell[name]), place) for place, cell in enumerate(cells) if name in cell]
         points = [(ratio if faster else 1 / ratio, place) for ratio, place in ratios]
         if points and name != base:
             style = {"marker": "o", "s": 46, "zorder": 3} if name == OURS else {"marker": "|", "s": 90, "linewidth": 2}
@@ -102,3 +102,8 @@ def _draw_panel(axis, title: str, names: Sequence[str], base: str, cells: Sequen
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.minorticks_off()
     axis.legend(fontsize=7)
+
+
+def _ms(row: Result) -> float:
+    assert row.p50_ms is not None, "a row without a time was to be left out"
+    return row.p50_ms
