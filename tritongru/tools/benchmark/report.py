@@ -184,7 +184,7 @@ def _memory_section(cells: list[Cell]) -> list[str]:
 
 
 def _plain_table(path: Path) -> list[str]:
-    """A table of another tool, as it is; what is the same in several rows and in all of them stands above it."""
+    """A table of another tool, as it is, or where it lies if it is long; what all rows share stands above it."""
     with path.open(encoding="utf-8", newline="") as file:
         names, *rows = list(csv.reader(file)) or [[]]
     if not rows:
@@ -193,9 +193,10 @@ def _plain_table(path: Path) -> list[str]:
     shared = {name: values[0] for name, values in columns if len(rows) > 1 and len(set(values)) == 1}
     above = [", ".join(f"{name} {value}" for name, value in shared.items() if value) + ".", ""] if shared else []
     shown = [number for number, name in enumerate(names) if name not in shared]
-    lines = [[row[number] for number in shown] for row in rows[:MOST_LINES]]
-    more = [f"The first {MOST_LINES} of {len(rows)} rows.", ""] if len(rows) > MOST_LINES else []
-    return [f"## bench/results/{path.name}", "", *above, *table([names[number] for number in shown], lines), *more]
+    lines = table([names[number] for number in shown], [[row[number] for number in shown] for row in rows])
+    if len(rows) > MOST_LINES:
+        lines = [f"[{len(rows)} rows](../{RESULTS}/{path.name}).", ""]
+    return [f"## bench/results/{path.name}", "", *above, *lines]
 
 
 def _place(row: Result) -> tuple[str, ...]:
