@@ -167,7 +167,7 @@ lint: $(VENV)/.linters
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 # The wheel alone, in an empty environment beside torch, runs the README's first example.
 wheel: $(VENV)/.linters
