@@ -24,10 +24,10 @@ HALF = "call/test_eager.py -k half"
 NO_STEPS = "call/test_eager.py -k no_steps"
 ATEN = "call/test_eager.py -k aten"
 FUZZ = "call/test_fuzz.py -k backends"
-LAYER = "keras/test_keras_layer.py"
-MASKS = "keras/test_keras_layer.py -k masks"
-STATE = "keras/test_keras_layer.py -k state"
-CARRIED = "keras/test_stateful.py"
+LAYER = "layers/test_keras_layer.py"
+MASKS = "layers/test_keras_layer.py -k masks"
+STATE = "layers/test_keras_layer.py -k state"
+CARRIED = "layers/test_stateful.py"
 COMPAT = "torch/test_compat.py"
 STREAM = "torch/test_stream.py"
 DISPATCH = "call/test_dispatch.py"
@@ -215,7 +215,7 @@ MUTANTS = [
            f"{LAYER} -k state"),
     Mutant("keras/dropout.py", "shape[time_axis] = 1", "pass", f"{LAYER} -k mask"),
     Mutant("keras/base.py", "self._write(name, constraint(parameter) if heads", "print(name, constraint(parameter) if heads", f"{LAYER} -k constr"),
-    Mutant("keras/constraints.py", "norm.clamp(0, self.max_value)", "norm", "keras/test_keras_parts.py -k constraint"),
+    Mutant("keras/constraints.py", "norm.clamp(0, self.max_value)", "norm", "layers/test_keras_parts.py -k constraint"),
     Mutant("keras/bidirectional.py", "else y_rev.flip(axis)", "else y_rev", f"{LAYER} -k bidirectional"),
     Mutant("keras/bidirectional.py", "resets=shifted", "resets=resets",
            f"{LAYER} -k bidirectional"),
