@@ -159,7 +159,7 @@ bench-regression: $(VENV)/.installed
 
 # Every GPU command, on a CPU with the kernels interpreted and tiny sizes.
 rehearse: $(VENV)/.installed
-	for step in tests exchange grid features tune auto demo; do \
+	for step in tests exchange grid features layers tune auto demo; do \
 		$(BIN)/python bench/gpu.py $$step --rehearse --out out/rehearsal || exit 1; \
 	done
 
