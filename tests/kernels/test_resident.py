@@ -111,7 +111,8 @@ def test_members_of_a_launch_are_scans_of_their_own(tiling):
     u, bias = torch.randn(M, U, 3 * U, generator=g).bfloat16() / 6, torch.randn(M, U, generator=g).bfloat16()
     drop = (torch.rand(M, 3, B, U, generator=g) < 0.8).bfloat16()
     mask = torch.rand(T, B, generator=g) < 0.7
-    resets, fresh = torch.rand(T, B, generator=g) < 0.3, torch.randn(M, B, U, generator=g).bfloat16()
+    # Resets of each member's own, as two directions have them; the mask of all.
+    resets, fresh = torch.rand(M, T, B, generator=g) < 0.3, torch.randn(M, B, U, generator=g).bfloat16()
     d_out, d_last = torch.randn(M, T, B, U, generator=g).bfloat16(), torch.randn(M, B, U, generator=g).bfloat16()
     reverse = [False, True]
     with emulated_gpu():
@@ -123,13 +124,13 @@ def test_members_of_a_launch_are_scans_of_their_own(tiling):
         )
         for m, variant in enumerate([Variant(), Variant(reverse=True)]):
             alone = resident.run_forward(
-                gx[m], u[m], bias[m], h0[m], mask, resets, fresh[m], drop[m], variant, True, tiling=tiling
+                gx[m], u[m], bias[m], h0[m], mask, resets[m], fresh[m], drop[m], variant, True, tiling=tiling
             )
             # Rows end early in a launch of their own: what is masked to the end has no gates.
             for name, together, single in zip(("out", "last", "entering"), found, alone, strict=False):
                 assert torch.equal(together[m], single), name
             alone_back = resident.run_backward(
-                d_out[m], d_last[m], alone[3], alone[2], u[m], mask, resets, drop[m], variant, True, tiling=tiling
+                d_out[m], d_last[m], alone[3], alone[2], u[m], mask, resets[m], drop[m], variant, True, tiling=tiling
             )
             for name, together, single in zip(("d_gx", "d_gh_n", "d_h0", "d_fresh"), back, alone_back, strict=True):
                 assert torch.equal(together[m], single), name
