@@ -69,8 +69,7 @@ def run_tune(args: argparse.Namespace) -> int:
 
 def run_auto(args: argparse.Namespace) -> int:
     """Whether auto is ever slower than the better of triton and aten by more than 5 %, over the grid."""
-    from tritongru.tools.benchmark.report import latest_cells
-    from tritongru.tools.benchmark.results import read_results
+    from tritongru.tools.benchmark.results import latest_cells, read_results
 
     args.csv = args.csv or args.out / "auto.csv"
     if not args.rehearse:

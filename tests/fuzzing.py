@@ -184,9 +184,12 @@ def run(c: Configuration, leaves: dict[str, Leaf], dtype: torch.dtype, backend: 
     if not pairs:
         return results | {f"d {name}": torch.zeros_like(tensors[name]) for name in names}
     gradients = torch.autograd.grad(
-        [value for value, _ in pairs], [tensors[name] for name in names], [given for _, given in pairs],
-        allow_unused=True, materialize_grads=True,
-    )  # fmt: skip
+        [value for value, _ in pairs],
+        [tensors[name] for name in names],
+        [given for _, given in pairs],
+        allow_unused=True,
+        materialize_grads=True,
+    )
     return results | {f"d {name}": value for name, value in zip(names, gradients, strict=True)}
 
 

@@ -119,9 +119,13 @@ def forget() -> None:
     note_change()
     _not_cooperative.clear()
     for cached in (
-        has_triton, reasons_against_operators, reasons_against_interpreter, _import_reasons, _driver_reasons,
+        has_triton,
+        reasons_against_operators,
+        reasons_against_interpreter,
+        _import_reasons,
+        _driver_reasons,
         _has_cooperative_launch,
-    ):  # fmt: skip
+    ):
         cached.cache_clear()
 
 

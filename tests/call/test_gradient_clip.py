@@ -73,8 +73,11 @@ def test_padding_changes_no_gradient(backend: str) -> None:
     arguments = make_arguments(Case(2, 4, 3, 4, "float64")) | {"gradient_clip": 0.1}
     padded = arguments | {"x": torch.cat((arguments["x"], torch.ones(2, 3, 3, dtype=F64)), 1)}
     results = []
-    for given in (arguments, padded | {"lengths": torch.tensor([4, 4])},
-                  padded | {"lengths": torch.tensor([4, 4]), "resets": torch.zeros(2, 7)}):  # fmt: skip
+    for given in (
+        arguments,
+        padded | {"lengths": torch.tensor([4, 4])},
+        padded | {"lengths": torch.tensor([4, 4]), "resets": torch.zeros(2, 7)},
+    ):
         state = given["initial_state"].clone().requires_grad_()
         last = gru(**(given | {"initial_state": state}), backend=backend)[1]
         results.append(torch.autograd.grad(5 * last.sum(), state)[0])
@@ -121,17 +124,25 @@ def test_others_say_why_not(backend: str) -> None:
         gru(**make_arguments(Case(gradient_clip=0.5)), backend=backend)
 
 
-@pytest.mark.parametrize("bound, error", [(-1.0, ValueError), (float("nan"), ValueError), ("1", TypeError),
-                                          (True, TypeError), ([1.0], TypeError)])  # fmt: skip
+@pytest.mark.parametrize(
+    "bound, error",
+    [(-1.0, ValueError), (float("nan"), ValueError), ("1", TypeError), (True, TypeError), ([1.0], TypeError)],
+)
 def test_bad_bounds_are_named(bound, error: type) -> None:
-    for make in (lambda: gru(**(make_arguments(Case()) | {"gradient_clip": bound})),
-                 lambda: GRU(4, gradient_clip=bound), lambda: compat.GRU(3, 4, gradient_clip=bound)):  # fmt: skip
+    for make in (
+        lambda: gru(**(make_arguments(Case()) | {"gradient_clip": bound})),
+        lambda: GRU(4, gradient_clip=bound),
+        lambda: compat.GRU(3, 4, gradient_clip=bound),
+    ):
         with pytest.raises(error, match="`gradient_clip` must be None or a number"):
             make()
 
 
-@pytest.mark.parametrize("make", [lambda **o: GRU(4, input_size=3, return_sequences=True, **o),
-                                  lambda **o: compat.GRU(3, 4, 2, **o)], ids=["keras", "torch"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [lambda **o: GRU(4, input_size=3, return_sequences=True, **o), lambda **o: compat.GRU(3, 4, 2, **o)],
+    ids=["keras", "torch"],
+)
 def test_layers_pass_it_on(make) -> None:
     layer, free = make(gradient_clip=1e-3), make()
     free.load_state_dict(layer.state_dict())

@@ -170,8 +170,11 @@ def test_files_that_cannot_hold_them_say_so(tmp_path) -> None:
     from tritongru.tools.weight_files import convert
 
     layer = GRU(4, input_size=3, heads=2)
-    for call in (lambda: convert.save_keras(layer, tmp_path / "layer.h5"), lambda: convert.to_torch(layer),
-                 lambda: convert.from_torch(compat.GRU(3, 4, heads=2))):  # fmt: skip
+    for call in (
+        lambda: convert.save_keras(layer, tmp_path / "layer.h5"),
+        lambda: convert.to_torch(layer),
+        lambda: convert.from_torch(compat.GRU(3, 4, heads=2)),
+    ):
         with pytest.raises(ValueError, match="heads=2"):
             call()
     assert not list(tmp_path.iterdir())

@@ -101,8 +101,10 @@ def test_bad_input_is_named(value, error: type, text: str) -> None:
         gru(**make_arguments(Case()), zoneout=value)
 
 
-@pytest.mark.parametrize("rate, error", [(1.5, ValueError), (-0.1, ValueError), (float("nan"), ValueError),
-                                         ("a", TypeError), (True, TypeError)])  # fmt: skip
+@pytest.mark.parametrize(
+    "rate, error",
+    [(1.5, ValueError), (-0.1, ValueError), (float("nan"), ValueError), ("a", TypeError), (True, TypeError)],
+)
 def test_bad_rates_are_named(rate, error: type) -> None:
     for make in (lambda: GRU(4, zoneout=rate), lambda: compat.GRU(3, 4, zoneout=rate)):
         with pytest.raises(error, match=r"`zoneout` must be a number in \[0, 1\], got"):
@@ -112,9 +114,12 @@ def test_bad_rates_are_named(rate, error: type) -> None:
 def layers() -> list:
     options = dict(zoneout=0.3, dtype=F64)
     keras = GRU(4, input_size=3, return_sequences=True, **options)
-    return [keras, GRU(4, input_size=3, return_sequences=True, time_major=True, **options),
-            Bidirectional(GRU(4, input_size=3, return_sequences=True, **options)),
-            compat.GRU(3, 4, 2, bidirectional=True, **options)]  # fmt: skip
+    return [
+        keras,
+        GRU(4, input_size=3, return_sequences=True, time_major=True, **options),
+        Bidirectional(GRU(4, input_size=3, return_sequences=True, **options)),
+        compat.GRU(3, 4, 2, bidirectional=True, **options),
+    ]
 
 
 @pytest.mark.parametrize("index", range(4))
@@ -150,8 +155,10 @@ def test_evaluation_takes_the_mean() -> None:
         expected.append(h)
     outputs, right = layer(x), torch.stack(expected, dim=1)
     torch.testing.assert_close(outputs, right, **PRECISE)
-    for ours, theirs in zip(*(torch.autograd.grad(v.square().sum(), (x, layer.recurrent_kernel, layer.kernel))
-                              for v in (outputs, right)), strict=True):  # fmt: skip
+    for ours, theirs in zip(
+        *(torch.autograd.grad(v.square().sum(), (x, layer.recurrent_kernel, layer.kernel)) for v in (outputs, right)),
+        strict=True,
+    ):
         torch.testing.assert_close(ours, theirs, **PRECISE)
 
 

@@ -152,8 +152,8 @@ MUTANTS = [
     Mutant("call/problem.py", "            fresh = h0\n", "            fresh = None\n", SHAPES),
     Mutant("call/problem.py", "fresh = a.by_time(fresh)", "fresh = fresh[0].expand(x.shape[0], -1, -1)", SHAPES),
     Mutant("call/problem.py", "bias_x, bias_h = a.bias.unbind(0)", "bias_h, bias_x = a.bias.unbind(0)", EAGER),
-    Mutant("call/check.py", "torch.bool else value != 0", "torch.bool else value == 1", FUZZ),
-    Mutant("call/check.py", "low < 0 or high > time", "low < 0 or high > time + 1", "call/test_errors.py"),
+    Mutant("call/tensors.py", "torch.bool else value != 0", "torch.bool else value == 1", FUZZ),
+    Mutant("call/tensors.py", "low < 0 or high > time", "low < 0 or high > time + 1", "call/test_errors.py"),
     Mutant("call/problem.py", "bias_x, bias_h = None, a.bias", "bias_x, bias_h = a.bias, None", "call/test_gates.py"),
     # Zoneout and the clipped gradient of the state.
     Mutant("backends/eager/backward.py", "            d.z.mul_(keep)\n", "", "call/test_zoneout.py"),

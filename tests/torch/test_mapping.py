@@ -77,8 +77,11 @@ def test_over_inputs(case: Case, wanted: bool) -> None:
     for names in ([own], [own, "initial_state"], [own, "resets", "zoneout", "reset_state"], ["initial_state"]):
         names = [name for name in names if isinstance(arguments.get(name), Tensor)]
         members = {name: _three_of(arguments[name]) for name in names}
-        leaves = [v.requires_grad_(wanted) for v in (*members.values(), arguments["recurrent_kernel"])
-                  if v.is_floating_point()]  # fmt: skip
+        leaves = [
+            v.requires_grad_(wanted)
+            for v in (*members.values(), arguments["recurrent_kernel"])
+            if v.is_floating_point()
+        ]
 
         def call(given):
             return function(**(arguments | given), backend="eager")

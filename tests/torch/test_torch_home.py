@@ -233,11 +233,15 @@ def test_func_forward_mode_and_hessian():
     torch.testing.assert_close(slope, (grad(loss)(x) * v).sum())
 
 
-@pytest.mark.parametrize("copied", [
-    copy.deepcopy,
-    lambda m: pickle.loads(pickle.dumps(m)),
-    lambda m: torch.load(_saved(m), weights_only=False),
-], ids=["deepcopy", "pickle", "save"])  # fmt: skip
+@pytest.mark.parametrize(
+    "copied",
+    [
+        copy.deepcopy,
+        lambda m: pickle.loads(pickle.dumps(m)),
+        lambda m: torch.load(_saved(m), weights_only=False),
+    ],
+    ids=["deepcopy", "pickle", "save"],
+)
 @pytest.mark.bits
 def test_copies_are_whole_and_independent(copied):
     layer = GRU(3, 5, 2, bidirectional=True, backend="eager")

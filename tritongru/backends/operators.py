@@ -150,9 +150,12 @@ def _scan_backward_shapes(*arguments) -> tuple[Tensor, ...]:
 
 _define("scan", f"{_INPUTS}, {_VARIANT}, {_SETTING}", 4, scan, _scan_shapes)
 _define(
-    "scan_backward", f"{_INPUTS}, {_VARIANT}, {_SETTING}, {_SAVED}, Tensor? d_out, Tensor? d_last, bool[] wanted",
-    len(Inputs._fields), scan_backward, _scan_backward_shapes,
-)  # fmt: skip
+    "scan_backward",
+    f"{_INPUTS}, {_VARIANT}, {_SETTING}, {_SAVED}, Tensor? d_out, Tensor? d_last, bool[] wanted",
+    len(Inputs._fields),
+    scan_backward,
+    _scan_backward_shapes,
+)
 
 
 def _keep(ctx, inputs, output) -> None:

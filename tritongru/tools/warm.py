@@ -11,9 +11,12 @@ from ..backends.numba import reasons_against_numba
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m tritongru warm`."""
     parser.add_argument(
-        "--dtype", nargs="+", choices=("float32", "float64"), default=["float32"],
+        "--dtype",
+        nargs="+",
+        choices=("float32", "float64"),
+        default=["float32"],
         help="what calls compute in; half precision is computed in float32 (default: float32)",
-    )  # fmt: skip
+    )
     parser.add_argument("--inference", action="store_true", help="leave out what gradients need")
 
 

@@ -7,9 +7,9 @@ import importlib.util
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .goals import GOALS, Cell, geometric_mean, judge
+from .goals import GOALS, geometric_mean, judge
 from .memory import kept_bytes, kept_bytes_of_torch
-from .results import FIELDS, Result, read_results
+from .results import FIELDS, Cell, Result, latest_cells, read_results
 from .workloads import NAMED
 
 RESULTS, NOTES, PAGE = Path("bench/results"), Path("docs/performance_notes.md"), Path("docs/performance.md")
@@ -68,17 +68,6 @@ def read_tables(folder: Path) -> tuple[list[Result], list[Path]]:
         else:
             others.append(path)
     return rows, others
-
-
-def latest_cells(rows: Iterable[Result]) -> list[Cell]:
-    """Return one cell, a dict from backend to row, for each workload, dtype, direction and device: of the last run."""
-    cells: dict[tuple, tuple[tuple, Cell]] = {}
-    for row in rows:
-        place = (row.kind, row.device, *row.cell[1:])
-        if place not in cells or cells[place][0] != row.cell:
-            cells[place] = (row.cell, {})
-        cells[place][1][row.backend] = row
-    return [cell for _, cell in cells.values()]
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -10,7 +10,7 @@ import importlib.metadata
 import io
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +75,9 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Result))
 _KINDS = {field.name: str(field.type).partition(" ")[0] for field in dataclasses.fields(Result)}
 
 
+Cell = dict[str, Result]  # by backend
+
+
 def conditions(device: torch.device, run: str | None = None) -> dict:
     """Return the fields of `Result` that are the same for all rows of a run."""
     now = datetime.datetime.now(datetime.timezone.utc)
@@ -129,6 +132,17 @@ def read_results(path: str | os.PathLike) -> list[Result]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     return rows
+
+
+def latest_cells(rows: Iterable[Result]) -> list[Cell]:
+    """Return one cell, a dict from backend to row, for each workload, dtype, direction and device: of the last run."""
+    cells: dict[tuple, tuple[tuple, Cell]] = {}
+    for row in rows:
+        place = (row.kind, row.device, *row.cell[1:])
+        if place not in cells or cells[place][0] != row.cell:
+            cells[place] = (row.cell, {})
+        cells[place][1][row.backend] = row
+    return [cell for _, cell in cells.values()]
 
 
 def _check_header(path, text: str) -> None:

@@ -32,9 +32,12 @@ def _build_bidirectional(entry: Entry, forward: Entry, backward: Entry) -> Bidir
     layer.name = layer.name.removeprefix("forward_")
     configs = [{**each.get_config(), "name": "", "go_backwards": False} for each in (layer, other)]
     result = Bidirectional(
-        layer, entry.config.get("merge_mode", "concat"), other if configs[0] != configs[1] else None,
-        name=str(entry.config.get("name", entry.name)), trainable=entry.config.get("trainable") is not False,
-    )  # fmt: skip
+        layer,
+        entry.config.get("merge_mode", "concat"),
+        other if configs[0] != configs[1] else None,
+        name=str(entry.config.get("name", entry.name)),
+        trainable=entry.config.get("trainable") is not False,
+    )
     result.set_weights([*forward.arrays, *backward.arrays])
     return result
 
