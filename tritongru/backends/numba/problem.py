@@ -51,13 +51,13 @@ def in_compute_dtype(a: Inputs) -> Inputs:
 
 
 class Problem:
-    """One scan: its inputs (see `in_compute_dtype`) and the fields of its plan.
+    """One scan, of so many members that run at once: its inputs (see `in_compute_dtype`) and the fields of its plan.
 
     Attributes:
         fields: values by the names in fields.py. kept: what their addresses point to.
     """
 
-    def __init__(self, a: Inputs, variant: Variant):
+    def __init__(self, a: Inputs, variant: Variant, members: int = 1):
         self.a, self.variant = a, variant
         (T, B, I), U = a.x.shape, a.u.shape[0]
         self.dtype = np.dtype(np.float64 if a.x.dtype == torch.float64 else np.float32)
@@ -76,7 +76,7 @@ class Problem:
         )  # fmt: skip
         self._set_options()
         work = 6 * T * B * U * (U + (0 if a.w is None else I))
-        order, self.bounds = share_rows(B, None if a.mask is None else a.mask.sum(0), work)
+        order, self.bounds = share_rows(B, None if a.mask is None else a.mask.sum(0), work, members)
         if order is not None:
             self.fields["ORDER"] = self.keep(order)
 
@@ -138,6 +138,10 @@ class Problem:
 
     def run_scan(self, begin: int, end: int) -> None:
         """Run the steps begin..end, counted in the order of processing."""
+        run_parts(scan.for_dtype(self.dtype), self.plan_scan(begin, end))
+
+    def plan_scan(self, begin: int, end: int) -> list[np.ndarray]:
+        """Return the plan of each part of the batch for the steps begin..end."""
         a, fields = self.a, self.fields
         I, U = fields["INPUT"], fields["UNITS"]
         # Gates that are multiplied apart begin at whole panels.
@@ -161,7 +165,7 @@ class Problem:
                 SHOWN=0 if a.mask is None else R * P, KEPT=self.drops * R * P,
             )  # fmt: skip
 
-        run_parts(scan.for_dtype(self.dtype), self.make_parts(scratch, chunk))
+        return self.make_parts(scratch, chunk)
 
 
 def make_plan(fields: dict[str, Any]) -> np.ndarray:

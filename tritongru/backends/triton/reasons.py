@@ -63,7 +63,7 @@ def describe_launches(s: Signature) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def runs_together(s: Signature) -> bool:
+def runs_at_once(s: Signature) -> bool:
     """Return whether a call of several members runs them in one launch in each pass."""
     if s.shape is None or s.members < 2:
         return False

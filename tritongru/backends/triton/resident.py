@@ -120,9 +120,9 @@ def run_members_forward(
     with _on(gx.device):
         for tile, grid in scan.waves():
             resident_forward_kernel[grid](
-                gx, scan.u, bias_n, h_first, states, out, gates if save_gates else None, carry, passed, steps.mask, resets,
-                fresh, drop, scan.rows, scan.stops, scan.board, scan.faults, scan.directions, T, B, tile, PATIENCE,
-                s_fresh_t, C=constants, **scan.options(),
+                gx, scan.u, bias_n, h_first, states, out, gates if save_gates else None, carry, passed, steps.mask,
+                steps.resets, fresh, drop, scan.rows, scan.stops, scan.board, scan.faults, scan.directions, T, B, tile,
+                PATIENCE, s_fresh_t, C=constants, **scan.options(),
             )  # fmt: skip
         check_faults(scan.faults)
     entering = gx.new_empty(0) if states is None else _entering(states, reverse)
@@ -159,9 +159,10 @@ def run_members_backward(
     with _on(u.device):
         for tile, grid in scan.waves():
             resident_backward_kernel[grid](
-                d_out, gates, entering, scan.u, steps.mask, steps.resets, drop, d_gx, d_gh_n if variant.reset_after else None,
-                d_fresh if fresh_gradient else None, carry, y_carry, scan.rows, scan.stops, scan.board, scan.faults,
-                scan.directions, T, B, tile, PATIENCE, C=constants, **scan.options(),
+                d_out, gates, entering, scan.u, steps.mask, steps.resets, drop, d_gx,
+                d_gh_n if variant.reset_after else None, d_fresh if fresh_gradient else None, carry, y_carry, scan.rows,
+                scan.stops, scan.board, scan.faults, scan.directions, T, B, tile, PATIENCE, C=constants,
+                **scan.options(),
             )  # fmt: skip
         check_faults(scan.faults)
     return d_gx, d_gh_n, carry.to(entering.dtype, copy=True), d_fresh

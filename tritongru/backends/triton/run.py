@@ -79,15 +79,13 @@ def run_members_backward(
     wanted: Sequence[Inputs],
 ) -> list[Inputs]:
     """Return the gradients of each member's inputs; `saved`, `d_out` and `d_last` are stacked."""
-    members_saved = [
-        Saved(*(value[m] if value.shape[0] else value for value in saved)) for m in range(len(members))
-    ]
+    members_saved = [Saved(*values) for values in zip(*saved, strict=True)]
 
     def one_by_one():
-        return [
-            run_backward(a, v, setting, kept, None if d_out is None else d_out[m], None if d_last is None else d_last[m], w)
-            for m, (a, v, kept, w) in enumerate(zip(members, variants, members_saved, wanted, strict=True))
-        ]
+        nothing = [None] * len(members)
+        given = (nothing if d is None else d.unbind(0) for d in (d_out, d_last))
+        each = zip(members, variants, members_saved, *given, wanted, strict=True)
+        return [run_backward(a, v, setting, kept, *d, w) for a, v, kept, *d, w in each]
 
     def together(run):
         steps = [_saved_of_steps(a, v, setting, s) for a, v, s in zip(members, variants, members_saved, strict=True)]
