@@ -252,6 +252,7 @@ class GRU(NamedWeights):
         """
         if (
             torch.compiler.is_compiling()
+            or is_transformed()
             or not isinstance(x, Tensor)
             or x.device.type != "cpu"
             or x.dim() not in (2, 3)
@@ -265,7 +266,7 @@ class GRU(NamedWeights):
         signature = Signature(
             "cpu", x.dtype, Variant(zero_output_for_mask=True, reset_gate_first=True), self.hidden_size,
             Shape(batch, time, x.shape[-1], self.hidden_size), has_bias=self.bias,
-            precision=resolve_precision("auto"), transformed=is_transformed(),
+            precision=resolve_precision("auto"),
             wants_gradients=torch.is_grad_enabled()
             and (x.requires_grad or any(p.requires_grad for p in self._flat_weights)),
             members=2 if self.bidirectional else 1,
@@ -273,7 +274,7 @@ class GRU(NamedWeights):
         decision = decide(signature, self.backend if backend is None else backend)
         if decision.backend == "aten":
             return decision
-        plain = decision.backend in WHOLE and not signature.wants_gradients and not signature.transformed
+        plain = decision.backend in WHOLE and not signature.wants_gradients
         return decision if plain and not is_watched((x, *self._flat_weights)) else None
 
     def _run_layers(

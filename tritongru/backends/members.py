@@ -202,7 +202,9 @@ def differentiable_gradients(group: Group, variant: Variant, tensors, wanted, d_
         group.variants(variant), group.unpack(tensors), group.unpack(wanted), of_members(d_out, count),
         of_members(d_last, count), strict=True,
     )  # fmt: skip
-    return group.pack([gradients.differentiable_gradients(*one) for one in rest])
+    nothing = [None] * len(Inputs._fields)
+    found = [gradients.differentiable_gradients(v, a, w, *d) if any(w) else nothing for v, a, w, *d in rest]
+    return group.pack(found)
 
 
 _NO_GRADIENTS = (None,) * len(Group._fields + Variant._fields + Setting._fields)
