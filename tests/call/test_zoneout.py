@@ -12,9 +12,11 @@ from torch import Tensor
 
 import tritongru
 from tritongru import GRU, Bidirectional, Stream, UnsupportedError, compat, gru, scan
+from tritongru.backends.numba import reasons_against_numba
 from tritongru.tools.oracle.cases import Case, differentiated, make_arguments, run_case
 
 F64 = torch.float64
+BACKENDS = [name for name in ("numba", "eager", "reference") if name != "numba" or not reasons_against_numba()]
 PRECISE = dict(rtol=1e-11, atol=1e-12)
 VARIANTS = list(itertools.product(("keras", "torch"), (False, True), (False, True)))
 
@@ -41,7 +43,7 @@ def test_chunks_of_steps(monkeypatch, rows: int) -> None:
         assert_equals_oracle(replace(case, **changes))
 
 
-@pytest.mark.parametrize("backend", ["eager", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_formula(backend: str) -> None:
     """A loop of its own: where the mask is 0 the unit is left out of the step altogether."""
     arguments = make_arguments(Case(2, 6, 3, 4, "float64", zoneout=True))

@@ -182,6 +182,13 @@ MUTANTS = [
     Mutant("backends/transforms.py", "zip(given, cotangents, strict=True)", "zip(given, cotangents[::-1], strict=True)", "torch/test_mapping.py -k differentiated"),
     Mutant("backends/mapping.py", "value.select(dim, member)", "value.select(dim, 0)", "torch/test_mapping.py"),
     Mutant("call/check.py", "kinds.count(TransformType.Grad) <= 1", "True", "torch/test_mapping.py -k no_rule"),
+    # Zoneout and the bound in numba.
+    Mutant("backends/numba/kernels/reverse.py", "d_n, d_z, z = d_n * part, d_z * part, zone_out(z, part)", "d_n, d_z = d_n * part, d_z * part", "numba/test_numba_oracle.py -k zoneout"),
+    Mutant("backends/numba/kernels/reverse.py", "total = clamp(total,", "clamp(total,", "numba/test_numba_oracle.py -k zoneout"),
+    Mutant("backends/numba/kernels/reverse.py", "(n - get(h, i_h + j, left)), left)", "(get(h, i_h + j, left) - n), left)", "numba/test_numba_oracle.py -k zoneout"),
+    Mutant("backends/numba/kernels/scan.py", "order[row] * plan[at.KEEP_ROW] + j", "order[row] * plan[at.KEEP_ROW]", "numba/test_numba_oracle.py -k zoneout"),
+    Mutant("backends/numba/problem.py", "keep.numel() == 0 or any(keep.stride())", "keep.numel() == 0", "numba/test_numba_oracle.py -k zoneout"),
+    Mutant("backends/numba/short.py", "a.drop is None and a.keep is None", "a.drop is None", "call/test_zoneout.py"),
     # Members.
     Mutant("backends/members.py", "variant._replace(reverse=backwards) for", "variant for", "call/test_members.py"),
     Mutant("backends/members.py", "return len(kinds) == 1", "return True", "call/test_members.py"),

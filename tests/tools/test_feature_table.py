@@ -12,7 +12,7 @@ from tritongru import GRU, compat, gru, scan
 from tritongru.tools.oracle.cases import Case, make_arguments
 
 TABLE = Path(__file__).parents[2] / "docs" / "peers.md"
-EAGER_ALONE = "; eager and reference"
+EAGER_ALONE = "eager and reference"
 
 
 def run(**fields):
@@ -97,7 +97,7 @@ def test_ours(feature: str) -> None:
 
 
 @pytest.mark.parametrize("feature", ON_EAGER_ALONE)
-def test_where_the_table_names_two_backends_the_others_refuse(feature: str) -> None:
+def test_where_the_table_names_backends_the_others_refuse(feature: str) -> None:
     arguments = make_arguments(Case(2, 3, 2, 4, **ON_EAGER_ALONE[feature]))
     for backend in ("triton", "aten"):
         with pytest.raises(tritongru.UnsupportedError, match=list(ON_EAGER_ALONE[feature])[0]):

@@ -114,6 +114,11 @@ class Reverse:
         if self.d_fresh is not None:
             step = B * U if self.d_fresh.dim() == 3 else 0
             problem.fields |= dict(D_FRESH=self.d_fresh.data_ptr(), D_FRESH_STEP=step)
+        self.d_keep = a.x.new_zeros(T, B, U) if wanted.keep else None
+        if self.d_keep is not None:
+            problem.fields["D_KEEP"] = self.d_keep.data_ptr()
+        if variant.gradient_clip is not None:
+            problem.fields["CLIP"] = problem.keep(a.x.new_tensor([variant.gradient_clip]))
         self.valid = self._find_valid_rows()
         sizes = [B] * T if self.valid is None else a.mask.sum(1).tolist()  # type: ignore[union-attr]
         self.steps = Steps(sizes)
@@ -169,7 +174,7 @@ class Reverse:
         if self.valid is not None and wanted.x:
             d_x = torch.zeros_like(a.x).flatten(0, 1).index_copy_(0, self.valid, found.x.flatten(0, -2)).view(a.x.shape)
             found = found._replace(x=d_x)
-        self.found = found._replace(h0=self.d_h0 if wanted.h0 else None, fresh=self.d_fresh)  # type: ignore[arg-type]
+        self.found = found._replace(h0=self.d_h0 if wanted.h0 else None, fresh=self.d_fresh, keep=self.d_keep)  # type: ignore[arg-type]
 
     def gradients(self, dtype: torch.dtype) -> Inputs:
         """Return the gradients, once the walk has ended, in the dtype of the inputs."""

@@ -46,8 +46,15 @@ def in_compute_dtype(a: Inputs) -> Inputs:
     return Inputs(
         with_rows(a.x, dtype), w, with_rows(a.bias_x, dtype), u, with_rows(a.bias_h, dtype), with_rows(a.h0, dtype),
         None if a.mask is None else a.mask.contiguous(), None if a.resets is None else a.resets.contiguous(),
-        with_rows(a.fresh, dtype), with_rows(a.drop, dtype),
+        with_rows(a.fresh, dtype), with_rows(a.drop, dtype), _of_units(a.keep, dtype),
     )  # type: ignore[arg-type]  # fmt: skip
+
+
+def _of_units(keep: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return a zoneout mask as `with_rows`; of one number for all, which is expanded, one row is made and no more."""
+    if keep is None or keep.numel() == 0 or any(keep.stride()):
+        return with_rows(keep, dtype)
+    return keep[0, 0].to(dtype).contiguous().expand(keep.shape)
 
 
 class Problem:
@@ -94,6 +101,8 @@ class Problem:
             if a.fresh is not None:
                 step = a.fresh.stride(0) if a.fresh.dim() == 3 else 0
                 self.fields |= dict(FRESH=a.fresh.data_ptr(), FRESH_STEP=step, FRESH_ROW=a.fresh.stride(-2))
+        if a.keep is not None:
+            self.fields |= dict(KEEP=a.keep.data_ptr(), KEEP_STEP=a.keep.stride(0), KEEP_ROW=a.keep.stride(1))
         if a.drop is not None:
             drop = a.drop[[1, 0, 2]] if self.drops == 3 and self.variant.reset_gate_first else a.drop
             self.fields |= dict(DROP=self.keep(drop.contiguous()), DROPS=self.drops)
