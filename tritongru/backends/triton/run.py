@@ -134,7 +134,8 @@ def _project_members(members: Sequence[Inputs], variant: Variant) -> tuple[Tenso
     x = members[0].x
     biases = [split_bias(a.bias_x, a.bias_h, variant, x.dtype) for a in members]
     w = torch.stack([a.w for a in members])  # type: ignore[misc]
-    gx = torch.matmul(x.flatten(0, 1), w).unflatten(1, x.shape[:2])
+    # Not `matmul`, which would fold the members into columns, and the scan wants each by itself.
+    gx = torch.bmm(x.flatten(0, 1).expand(len(members), -1, -1), w).unflatten(1, x.shape[:2])
     if biases[0][0] is not None:
         gx.add_(torch.stack([bias for bias, _ in biases])[:, None, None])
     return gx, None if biases[0][1] is None else torch.stack([bias_n for _, bias_n in biases])
