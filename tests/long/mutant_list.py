@@ -32,6 +32,7 @@ COMPAT = "torch/test_compat.py"
 STREAM = "torch/test_stream.py"
 DISPATCH = "call/test_dispatch.py"
 TORCH_CALLS = "call/test_aten.py"
+CELLS = "interpreted/test_kernels.py -k zoneout"
 FLAGS = "interpreted/test_kernels.py -k flags"
 SIZES = "interpreted/test_kernels.py -k sizes"
 ACTIVATIONS = "interpreted/test_kernels.py -k activations"
@@ -182,6 +183,13 @@ MUTANTS = [
     Mutant("backends/transforms.py", "zip(given, cotangents, strict=True)", "zip(given, cotangents[::-1], strict=True)", "torch/test_mapping.py -k differentiated"),
     Mutant("backends/mapping.py", "value.select(dim, member)", "value.select(dim, 0)", "torch/test_mapping.py"),
     Mutant("call/check.py", "kinds.count(TransformType.Grad) <= 1", "True", "torch/test_mapping.py -k no_rule"),
+    # Zoneout and the bound in the kernels.
+    Mutant("backends/triton/kernels/forward.py", "b_stays = 1.0 - b_takes * (1.0 - b_z)", "b_stays = b_takes * b_z", CELLS),
+    Mutant("backends/triton/kernels/backward.py", "                g_z *= b_takes\n", "", CELLS),
+    Mutant("backends/triton/kernels/backward.py", "b_z = 1.0 - b_takes * (1.0 - b_z)", "b_z = b_z", CELLS),
+    Mutant("backends/triton/kernels/backward.py", "tl.where(kept, b_bound, b_dh)", "b_bound", CELLS),
+    Mutant("backends/triton/scan.py", "    if any(keep.stride()):", "    if False:", CELLS),
+    Mutant("backends/eager/continuation.py", "Steps([B] * T), keep)", "Steps([B] * T))", "call/test_zoneout.py -k kernels_fail"),
     # Zoneout and the bound in numba.
     Mutant("backends/numba/kernels/reverse.py", "d_n, d_z, z = d_n * part, d_z * part, zone_out(z, part)", "d_n, d_z = d_n * part, d_z * part", "numba/test_numba_oracle.py -k zoneout"),
     Mutant("backends/numba/kernels/reverse.py", "total = clamp(total,", "clamp(total,", "numba/test_numba_oracle.py -k zoneout"),

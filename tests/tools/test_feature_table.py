@@ -72,10 +72,8 @@ FEATURES = {
     "the standard ONNX operator": export,
 }
 ON_EAGER_ALONE = {
-    "zoneout": dict(zoneout=True),
     "layer normalisation, each side": dict(layer_norm="separate"),
     "layer normalisation, both sides together": dict(layer_norm="joint"),
-    "clip of the state's gradient": dict(gradient_clip=1.0),
 }
 
 

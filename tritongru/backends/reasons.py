@@ -13,18 +13,18 @@ def reasons_against_transforms(s: Signature) -> list[str]:
     )
 
 
-def reasons_against_cells(s: Signature, of_norm: str = "") -> list[str]:
-    """What changes the cell itself: the Triton kernels and torch's GRU have none of it. `of_norm` says why no norm."""
+def reasons_against_cells(s: Signature) -> list[str]:
+    """What changes the cell itself, which torch's GRU does not have."""
     reasons = []
     if s.has_zoneout:
         reasons.append("zoneout given")
     if s.variant.gradient_clip is not None:
         reasons.append(f"gradient_clip={s.variant.gradient_clip:g}")
-    return reasons + reasons_against_norms(s, of_norm)
+    return reasons + reasons_against_norms(s)
 
 
 def reasons_against_norms(s: Signature, of_norm: str = "") -> list[str]:
-    """A norm over the sums of all gates runs on the eager scan and the reference alone."""
+    """A norm over the sums of all gates runs on the eager scan and the reference alone; `of_norm` says why."""
     return [] if s.variant.layer_norm is None else [f"layer_norm={s.variant.layer_norm!r}{of_norm}"]
 
 

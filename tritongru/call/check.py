@@ -22,6 +22,7 @@ class Signature(NamedTuple):
     Attributes:
         device, index: of all tensors. shape: None while tracing, when sizes are symbols.
         activations_known: whether `activation` and `recurrent_activation` are this package's.
+        wants_zoneout: whether the mask's own gradient is wanted.
         precision: of float32 products, resolved. tracing: by torch.compile, torch.export or torch.jit.trace.
         transformed: by torch.func or forward-mode differentiation, but for what is `composed`: by vmap and at most one
             derivative of torch.func, for which there are rules. wants_gradients: whether autograd will ask for any.
@@ -41,6 +42,7 @@ class Signature(NamedTuple):
     input_dropouts: int = 0
     recurrent_dropouts: int = 0
     has_zoneout: bool = False
+    wants_zoneout: bool = False
     precision: str = "ieee"
     recompute: bool = False
     tracing: bool = False
@@ -95,6 +97,7 @@ def check(a: Arguments) -> Call:
         input_dropouts=len(a.input_dropout or ()),
         recurrent_dropouts=len(a.recurrent_dropout or ()),
         has_zoneout=a.zoneout is not None,
+        wants_zoneout=torch.is_grad_enabled() and a.zoneout is not None and _requires_grad(a.zoneout),
         precision=resolve_precision(a.precision),
         recompute=bool(a.recompute),
         tracing=tracing,

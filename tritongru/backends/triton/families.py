@@ -27,7 +27,8 @@ def run_scan(direction: str, arguments: tuple[Any, ...], a: Inputs, variant: Var
     """
 
     def run_plain() -> tuple[Tensor, ...]:
-        return getattr(scan, f"scan_{direction}")(*arguments, precision)
+        zoneout = {} if a.keep is None else {"keep": a.keep}
+        return getattr(scan, f"scan_{direction}")(*arguments, precision, **zoneout)
 
     def run_resident() -> tuple[Tensor, ...]:
         # Asked again: a device that refused a grid of waiting programs is one that no longer runs them.
@@ -60,6 +61,8 @@ def run_members(
 
 def is_for_resident(direction: str, a: Inputs, precision: str, variant: Variant, members: int = 1) -> bool:
     """Return whether the kernels with weights in registers run a scan, or so many at once, on its device."""
+    if a.keep is not None or variant.gradient_clip is not None:
+        return False
     masked = a.mask is not None or a.resets is not None
     key = Key.of(direction, a.u.dtype, precision, a.u.shape[0], a.drop is not None, masked, not variant.reset_after)
     drops = 0 if a.drop is None else a.drop.shape[0]

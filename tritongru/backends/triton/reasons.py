@@ -12,7 +12,7 @@ from ...tuning.configs import Device
 from ...tuning.devices import device_limits
 from ...tuning.tables import Key
 from .. import aten
-from ..reasons import reasons_against_activations, reasons_against_cells, reasons_against_transforms
+from ..reasons import reasons_against_activations, reasons_against_norms, reasons_against_transforms
 from . import tilings
 
 
@@ -28,7 +28,8 @@ def reasons_against(s: Signature) -> list[str]:
     return (
         reasons
         + reasons_against_activations(s, "kernel_id")
-        + reasons_against_cells(s, ": a further exchange per step")
+        + reasons_against_norms(s, ": a further exchange per step")
+        + (["zoneout whose gradient is wanted"] if s.wants_zoneout else [])
     )
 
 
@@ -48,9 +49,10 @@ def describe_launches(s: Signature) -> tuple[str, ...]:
     for kernel in _passes(s):
         key = key_of(s, kernel)
         size, drops = s.dtype.itemsize, s.recurrent_dropouts
-        apart = reasons_against_resident(key, s.shape.batch, device, drops, s.members) if s.members > 1 else []
+        asked = s.shape.batch, device, drops
+        apart = _reasons_against_cells(s) or reasons_against_resident(key, *asked, s.members) if s.members > 1 else []
         members = 1 if apart else s.members
-        reasons = reasons_against_resident(key, s.shape.batch, device, drops, members)
+        reasons = _reasons_against_cells(s) or reasons_against_resident(key, *asked, members)
         if not reasons:
             tiling = tilings.choose(kernel, s.units, size, s.shape.batch, device, drops, members)
             line = f"{kernel}: resident {tiling}: the recurrent weights stay in registers"
@@ -65,11 +67,17 @@ def describe_launches(s: Signature) -> tuple[str, ...]:
 
 def runs_at_once(s: Signature) -> bool:
     """Return whether a call of several members runs them in one launch in each pass."""
-    if s.shape is None or s.members < 2:
+    if s.shape is None or s.members < 2 or _reasons_against_cells(s):
         return False
     device = device_limits(torch.device(s.device, s.index))
     asked = s.shape.batch, device, s.recurrent_dropouts, s.members
     return not any(reasons_against_resident(key_of(s, kernel), *asked) for kernel in _passes(s))
+
+
+def _reasons_against_cells(s: Signature) -> list[str]:
+    """What the plain kernels compute and the resident ones do not."""
+    bound = s.variant.gradient_clip
+    return (["zoneout given"] if s.has_zoneout else []) + ([] if bound is None else [f"gradient_clip={bound:g}"])
 
 
 def _passes(s: Signature) -> tuple[str, ...]:

@@ -196,7 +196,7 @@ def _run(direction: str, arguments: tuple, a: Inputs, variant: Variant, setting:
         return run_kernels()
     scan = faults.Scan.of(a, variant, setting.precision)
     continue_eagerly = getattr(continuation, f"scan_{direction}")
-    return faults.run_or_continue(scan, direction, run_kernels, lambda: continue_eagerly(*arguments))
+    return faults.run_or_continue(scan, direction, run_kernels, lambda: continue_eagerly(*arguments, keep=a.keep))
 
 
 def _rebuild_gates(a: Inputs, entering: Tensor, variant: Variant) -> Tensor:
