@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from . import flops, tracing
-from .backends.operators import WHOLE, is_watched, run_plain
+from .backends.operators import WHOLE, is_watched
+from .backends.running import run_plain
 from .call.arguments import Arguments, LayerNorm
 from .call.check import Signature, is_transformed, resolve_precision
 from .call.errors import check_backend, check_heads, check_norm_name
@@ -20,7 +21,7 @@ from .call.recording import is_recorded
 from .call.tensors import check_gradient_clip
 from .call.zoneout import check_zoneout_rate, draw_zoneout
 from .dispatch import Decision, decide
-from .functional import explain_call, run
+from .functional import explain_all, run_all
 from .named_weights import NamedWeights
 from .replacing import Replacement
 from .torch_inputs import pad, prepare, refuse_with_packed, sort_states, steps_of
@@ -197,6 +198,8 @@ class GRU(NamedWeights):
     ) -> Decision:
         """Return which backend the first layer of such a call would run on, and why not the others.
 
+        For two directions also whether they run at once.
+
         Args: as `forward`; `mask` is what `tritongru.explain` passes on, and must be None.
         Raises: as `forward`; TypeError for a mask.
         """
@@ -209,8 +212,7 @@ class GRU(NamedWeights):
         else:
             x, hx, lengths, resets = prepare(self, input, hx, lengths, resets)
             valid = steps_of(lengths, x)
-        h0 = None if hx is None else hx[0]
-        return explain_call(self._arguments(0, 0, x, h0, valid, resets), backend or self.backend)
+        return explain_all(self._arguments_of_layer(0, x, hx, valid, resets), backend or self.backend)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
@@ -250,6 +252,7 @@ class GRU(NamedWeights):
         """
         if (
             torch.compiler.is_compiling()
+            or is_transformed()
             or not isinstance(x, Tensor)
             or x.device.type != "cpu"
             or x.dim() not in (2, 3)
@@ -263,14 +266,15 @@ class GRU(NamedWeights):
         signature = Signature(
             "cpu", x.dtype, Variant(zero_output_for_mask=True, reset_gate_first=True), self.hidden_size,
             Shape(batch, time, x.shape[-1], self.hidden_size), has_bias=self.bias,
-            precision=resolve_precision("auto"), transformed=is_transformed(),
+            precision=resolve_precision("auto"),
             wants_gradients=torch.is_grad_enabled()
             and (x.requires_grad or any(p.requires_grad for p in self._flat_weights)),
+            members=2 if self.bidirectional else 1,
         )  # fmt: skip
         decision = decide(signature, self.backend if backend is None else backend)
         if decision.backend == "aten":
             return decision
-        plain = decision.backend in WHOLE and not signature.wants_gradients and not signature.transformed
+        plain = decision.backend in WHOLE and not signature.wants_gradients
         return decision if plain and not is_watched((x, *self._flat_weights)) else None
 
     def _run_layers(
@@ -281,29 +285,31 @@ class GRU(NamedWeights):
         Args:
             decided: the decision for every layer, where it was made beforehand (`_decide_for_all`).
         """
-        directions = 2 if self.bidirectional else 1
         backend = self.backend if backend is None else backend
         states, decision = [], None
         if resets is not None and valid is not None:
             resets = resets & valid  # a reset in the padding belongs to no segment
         for layer in range(self.num_layers):
-            outputs = []
-            for direction in range(directions):
-                h0 = None if hx is None else hx[layer * directions + direction]
-                arguments = self._arguments(layer, direction, x, h0, valid, resets)
-                if decided is None:
-                    output, state, made = run(arguments, backend)
-                    decision = made if decision is None else decision
-                else:
-                    output, state = _run_plainly(arguments, decided.backend)
-                outputs.append(output)
-                states.append(state)
-            x = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
+            arguments = self._arguments_of_layer(layer, x, hx, valid, resets)
+            if decided is None:
+                results, made = run_all(arguments, backend)
+                decision = made if decision is None else decision
+            else:
+                results = _run_plainly(arguments, decided)
+            outputs, last = zip(*results, strict=True)
+            states += last
+            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
             if self.dropout and self.training and layer + 1 < self.num_layers:
                 x = F.dropout(x, self.dropout)
         if decided is None and not torch.compiler.is_compiling():
             self.last_decision = decision
         return x, torch.stack(states)
+
+    def _arguments_of_layer(self, layer: int, x: Tensor, hx, valid, resets) -> list[Arguments]:
+        """Return the arguments of `tritongru.gru` for each direction of a layer."""
+        directions = 2 if self.bidirectional else 1
+        states = [None] * directions if hx is None else hx[layer * directions : (layer + 1) * directions]
+        return [self._arguments(layer, d, x, h0, valid, resets) for d, h0 in enumerate(states)]
 
     def _arguments(self, layer: int, direction: int, x: Tensor, h0, valid, resets) -> Arguments:
         """Return the arguments of `tritongru.gru` for one layer and direction."""
@@ -327,13 +333,15 @@ class GRU(NamedWeights):
         )  # fmt: skip
 
 
-def _run_plainly(a: Arguments, backend: str) -> tuple[Tensor, Tensor]:
-    """Run one layer and direction that neither needs checks nor is masked, reset, dropped or recorded."""
-    h0 = a.x.new_zeros(a.batch, a.recurrent_kernel.shape[1]) if a.initial_state is None else a.initial_state
-    bias_x, bias_h = a.bias or (None, None)
-    inputs = Inputs(a.x, a.kernel.t(), bias_x, a.recurrent_kernel.t(), bias_h, h0)  # type: ignore[union-attr, arg-type]
-    variant = Variant(zero_output_for_mask=True, reverse=a.go_backwards, reset_gate_first=True)
-    return run_plain(inputs, variant, resolve_precision("auto"), backend)
+def _run_plainly(calls: list[Arguments], decision: Decision) -> list[tuple[Tensor, Tensor]]:
+    """Run the directions of a layer that neither need checks nor are masked, reset, dropped or recorded."""
+    inputs, variants = [], []
+    for a in calls:
+        h0 = a.x.new_zeros(a.batch, a.recurrent_kernel.shape[1]) if a.initial_state is None else a.initial_state
+        bias_x, bias_h = a.bias or (None, None)
+        inputs.append(Inputs(a.x, a.kernel.t(), bias_x, a.recurrent_kernel.t(), bias_h, h0))  # type: ignore[union-attr, arg-type]
+        variants.append(Variant(zero_output_for_mask=True, reverse=a.go_backwards, reset_gate_first=True))
+    return run_plain(inputs, variants, resolve_precision("auto"), decision.backend, at_once=decision.members > 1)
 
 
 def patch() -> Replacement:

@@ -22,9 +22,11 @@ class Signature(NamedTuple):
     Attributes:
         device, index: of all tensors. shape: None while tracing, when sizes are symbols.
         activations_known: whether `activation` and `recurrent_activation` are this package's.
+        wants_zoneout: whether the mask's own gradient is wanted.
         precision: of float32 products, resolved. tracing: by torch.compile, torch.export or torch.jit.trace.
-        transformed: by torch.func or forward-mode differentiation; mapped: by torch.func.vmap alone, for which
-            operators have a rule. wants_gradients: whether autograd will ask for any.
+        transformed: by torch.func or forward-mode differentiation, but for what is `composed`: by vmap and at most one
+            derivative of torch.func, for which there are rules. wants_gradients: whether autograd will ask for any.
+        members: calls that may run at once.
     """
 
     device: str
@@ -40,13 +42,15 @@ class Signature(NamedTuple):
     input_dropouts: int = 0
     recurrent_dropouts: int = 0
     has_zoneout: bool = False
+    wants_zoneout: bool = False
     precision: str = "ieee"
     recompute: bool = False
     tracing: bool = False
     transformed: bool = False
-    mapped: bool = False
+    composed: bool = False
     index: int = 0
     wants_gradients: bool = False
+    members: int = 1
 
 
 class Call(NamedTuple):
@@ -73,7 +77,7 @@ def check(a: Arguments) -> Call:
     f = activations.resolve(a.activation, "activation")
     g = activations.resolve(a.recurrent_activation, "recurrent_activation")
     x, tracing = a.x, is_traced()
-    mapped = not tracing and is_mapped()
+    composed = not tracing and is_composed()
     units = a.recurrent_kernel.shape[0 if a.layout == "keras" else 1]
     variant = Variant(
         f.name, g.name, bool(a.reset_after), bool(a.zero_output_for_mask), bool(a.go_backwards), a.layout == "torch",
@@ -93,11 +97,12 @@ def check(a: Arguments) -> Call:
         input_dropouts=len(a.input_dropout or ()),
         recurrent_dropouts=len(a.recurrent_dropout or ()),
         has_zoneout=a.zoneout is not None,
+        wants_zoneout=torch.is_grad_enabled() and a.zoneout is not None and _requires_grad(a.zoneout),
         precision=resolve_precision(a.precision),
         recompute=bool(a.recompute),
         tracing=tracing,
-        transformed=is_transformed() and not mapped,
-        mapped=mapped,
+        transformed=is_transformed() and not composed,
+        composed=composed,
         index=x.device.index or 0,
         # A trace is recorded once for a world with gradients and one without.
         wants_gradients=is_recorded() or _wants_gradients(a),
@@ -118,11 +123,12 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
-def is_mapped() -> bool:
-    """Return whether torch.func.vmap is on, and no other transform than it."""
+def is_composed() -> bool:
+    """Return whether torch.func is on with vmap and at most one derivative (`grad`, `vjp`, `jacrev`) alone."""
     if not torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return False
-    return all(i.key() == TransformType.Vmap for i in get_interpreter_stack() or ())
+    kinds = [interpreter.key() for interpreter in get_interpreter_stack() or ()]
+    return set(kinds) <= {TransformType.Vmap, TransformType.Grad} and kinds.count(TransformType.Grad) <= 1
 
 
 # Dynamo cannot trace these queries; it guards the settings by itself. This is torch.compiler.assume_constant_result

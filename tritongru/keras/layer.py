@@ -151,6 +151,12 @@ class GRU(KeptState):
             return (output, new.clone()) if self.return_state else output
         arguments, rows = self._arguments(inputs, mask, training, initial_state, resets)
         outputs, state, decision = functional.run(arguments, self.backend)
+        return self._finish(arguments, rows, outputs, state, decision)
+
+    def _finish(
+        self, arguments: Arguments, rows: jagged.Rows | None, outputs: Tensor, state: Tensor, decision: Decision
+    ):
+        """Return what `forward` returns, and keep what the layer keeps of a call."""
         output = self._select(outputs, state, arguments, rows)
         if self.activity_regularizer is not None:
             self._activity_losses = [
