@@ -12,7 +12,7 @@ from ...tuning.configs import Device
 from ...tuning.devices import device_limits
 from ...tuning.tables import Key
 from .. import aten
-from ..reasons import reasons_against_activations, reasons_against_cells, reasons_against_transforms
+from ..reasons import reasons_against_activations, reasons_against_norms, reasons_against_transforms
 from . import tilings
 
 
@@ -28,7 +28,8 @@ def reasons_against(s: Signature) -> list[str]:
     return (
         reasons
         + reasons_against_activations(s, "kernel_id")
-        + reasons_against_cells(s, ": a further exchange per step")
+        + reasons_against_norms(s, ": a further exchange per step")
+        + (["zoneout whose gradient is wanted"] if s.wants_zoneout else [])
     )
 
 
@@ -45,28 +46,51 @@ def describe_launches(s: Signature) -> tuple[str, ...]:
         return ()
     device = device_limits(torch.device(s.device, s.index))
     lines = []
-    for kernel in ("forward", "backward") if s.wants_gradients else ("forward",):
+    for kernel in _passes(s):
         key = key_of(s, kernel)
-        reasons = reasons_against_resident(key, s.shape.batch, device, s.recurrent_dropouts)
+        size, drops = s.dtype.itemsize, s.recurrent_dropouts
+        asked = s.shape.batch, device, drops
+        apart = _reasons_against_cells(s) or reasons_against_resident(key, *asked, s.members) if s.members > 1 else []
+        members = 1 if apart else s.members
+        reasons = _reasons_against_cells(s) or reasons_against_resident(key, *asked, members)
         if not reasons:
-            size, drops = s.dtype.itemsize, s.recurrent_dropouts
-            tiling = tilings.choose(kernel, s.units, size, s.shape.batch, device, drops)
-            lines.append(f"{kernel}: resident {tiling}: the recurrent weights stay in registers")
-            continue
-        choice = choices.choose(key, s.shape.batch, device)
-        lines.append(
-            f"{kernel}: {choice.config} ({choice.source}): {choice.reason}; not resident: {'; '.join(reasons)}"
-        )
+            tiling = tilings.choose(kernel, s.units, size, s.shape.batch, device, drops, members)
+            line = f"{kernel}: resident {tiling}: the recurrent weights stay in registers"
+        else:
+            choice = choices.choose(key, s.shape.batch, device)
+            line = f"{kernel}: {choice.config} ({choice.source}): {choice.reason}; not resident: {'; '.join(reasons)}"
+        if s.members > 1:
+            line += f"; {s.members} scans " + (f"one after another: {'; '.join(apart)}" if apart else "in one launch")
+        lines.append(line)
     return tuple(lines)
 
 
-def reasons_against_resident(key: Key, batch: int, device: Device, drops: int) -> list[str]:
+def runs_at_once(s: Signature) -> bool:
+    """Return whether a call of several members runs them in one launch in each pass."""
+    if s.shape is None or s.members < 2 or _reasons_against_cells(s):
+        return False
+    device = device_limits(torch.device(s.device, s.index))
+    asked = s.shape.batch, device, s.recurrent_dropouts, s.members
+    return not any(reasons_against_resident(key_of(s, kernel), *asked) for kernel in _passes(s))
+
+
+def _reasons_against_cells(s: Signature) -> list[str]:
+    """What the plain kernels compute and the resident ones do not."""
+    bound = s.variant.gradient_clip
+    return (["zoneout given"] if s.has_zoneout else []) + ([] if bound is None else [f"gradient_clip={bound:g}"])
+
+
+def _passes(s: Signature) -> tuple[str, ...]:
+    return ("forward", "backward") if s.wants_gradients else ("forward",)
+
+
+def reasons_against_resident(key: Key, batch: int, device: Device, drops: int, members: int = 1) -> list[str]:
     """Why the kernels with weights in registers do not run a problem: what they cannot, or a table of the user's.
 
     Args:
-        key: of the plain kernel. batch: B. drops: recurrent dropout masks.
+        key: of the plain kernel. batch: B. drops: recurrent dropout masks. members: scans in one launch.
     """
-    reasons = tilings.reasons_against(key.kernel, key.units, key.dtype, key.precision, batch, device, drops)
+    reasons = tilings.reasons_against(key.kernel, key.units, key.dtype, key.precision, batch, device, drops, members)
     if not reasons and choices.choose(key, batch, device).source == "user":
         reasons.append("a table of the user's names a configuration of the plain kernel")
     return reasons
