@@ -1,6 +1,6 @@
 """What the CPU goals are judged by, about eight minutes on two quiet cores, and the page that tells it.
 
-    python bench/cpu.py
+    python bench/cpu.py [THREADS]
 
 Adds rows to bench/results/bench-cpu.csv and writes docs/performance.md. onnxruntime, OpenVINO, JAX and
 Keras 3 take part where they are installed.
@@ -31,7 +31,8 @@ def main() -> int:
     from tritongru.__main__ import main as command
     from tritongru.tools.benchmark.report import write_report
 
-    status = max(command(["bench", *part, *TABLE]) for part in (RUNTIMES, LOOPS, SMALL))
+    threads = ["--threads", sys.argv[1]] if len(sys.argv) > 1 else []
+    status = max(command(["bench", *part, *TABLE]) for part in (RUNTIMES + threads, LOOPS + threads, SMALL))
     print(f"wrote {write_report(ROOT)}")
     return status
 
