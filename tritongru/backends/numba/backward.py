@@ -15,7 +15,7 @@ from ..eager.sums import Sums
 from ..gradients import Saved, Setting
 from .kernels import fields as at
 from .kernels.reverse import reverse_scan
-from .kernels.vectors import PANEL
+from .kernels.vector_type import PANEL
 from .problem import Problem, in_compute_dtype, round_up, with_rows
 from .threads import run_parts
 

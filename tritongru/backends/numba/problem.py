@@ -15,7 +15,7 @@ from ..eager.layout import compute_dtype
 from .kernels import fields as at
 from .kernels.packing import pack
 from .kernels.scan import scan
-from .kernels.vectors import PANEL, count_lanes
+from .kernels.vector_type import PANEL, count_lanes
 from .threads import group_size, run_parts, share_rows
 
 # Bytes of projected input that are kept at a time: a part of every current core's second cache.

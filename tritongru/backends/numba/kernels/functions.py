@@ -17,7 +17,8 @@ from numba.extending import overload
 
 from ....activations import LEAKY_SLOPE, SELU_ALPHA, SELU_SCALE, TABLE
 from ..compile import helper
-from .vectors import Vector, absolute, fma, full, power_of_two, where_above
+from .vector_type import Vector
+from .vectors import absolute, fma, full, power_of_two, where_above
 
 LINEAR, TANH, SIGMOID, RELU, HARD_SIGMOID, ELU, SELU, SOFTPLUS, SOFTSIGN, EXPONENTIAL, LEAKY_RELU = (
     TABLE[name].kernel_id

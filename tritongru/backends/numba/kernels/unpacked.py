@@ -10,7 +10,8 @@ Columns that do not fill the last group are computed with those before them once
 from __future__ import annotations
 
 from ..compile import helper
-from .vectors import WIDTH, add_pairs, fma, full, lanes, load, load_first, pick, spread, store
+from .vector_type import WIDTH
+from .vectors import add_pairs, fma, full, lanes, load, load_first, pick, spread, store
 
 COLUMNS, PAIR = 8, 2  # of the dot products of one row, and of four
 # Bytes of a matrix from which one row reads it in order: tiles of a few columns jump from row to row, which costs the
