@@ -12,7 +12,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Report:
         registers: per thread. spills: bytes of local memory (NVIDIA) or spilled registers (AMD). in_loop: the
             instructions that spill or fetch inside a loop, where they cost time at every step. shared: bytes.
         matrix: the matrix instruction found, or "". weights_in_loop: whether the recurrent weights are read from global
-            memory inside the time loop.
+            memory inside the time loop. binary: the machine code of an NVIDIA device, else empty.
     """
 
     kernel: str
@@ -72,6 +72,7 @@ class Report:
     shared_limit: int
     matrix: str
     weights_in_loop: bool
+    binary: bytes = field(default=b"", repr=False)
 
     def violations(self) -> list[str]:
         """Return what breaks the budget every shipped configuration keeps; some schedules stream their weights."""
@@ -127,6 +128,7 @@ def compile_scan(
         weights_read_in_loop(
             compiled.asm["ttgir"], [name for name, kind in source.signature.items() if kind != "constexpr"]
         ),
+        compiled.asm.get("cubin", b""),
     )  # fmt: skip
 
 

@@ -38,12 +38,21 @@ class Problem:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One configuration for a problem: its modelled step, or the rules against it."""
+    """One configuration for a problem: its modelled step, or the rules against it.
+
+    Attributes:
+        turn: microseconds of a step for each cycle of one program.
+    """
 
     problem: Problem
     config: LaunchConfig
     step: StepTime
+    turn: float
     against: tuple[str, ...] = ()
+
+    def microseconds(self, cycles: float) -> float:
+        """Return the step of all programs, us, from the cycles of one."""
+        return self.step.launch + cycles * self.turn
 
 
 def list_candidates(
@@ -60,6 +69,7 @@ def list_candidates(
     found = [
         Candidate(
             problem, config, step_model.model_step(config, key, problem.batch, device, machine),
+            step_model.count_turns(config, key, problem.batch, device) * 1e-3 / machine.clock,
             tuple(rules_against(config, problem, device)),
         )
         for config in space
