@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ...call.problem import Variant
-from ...tuning.configs import Device, LaunchConfig, exchanges
+from ...tuning.configs import Device, LaunchConfig
 from .constants import Constants
 from .kernels.backward import gru_backward_kernel
 from .kernels.forward import gru_forward_kernel
@@ -112,8 +112,6 @@ def compile_scan(
     if target not in TARGETS:
         raise ValueError(f"`target` must be one of {', '.join(TARGETS)}, got {target!r}")
     gpu, limit = TARGETS[target]
-    if config.waits and config.exchange not in exchanges(gpu.backend):
-        raise ValueError(f"`config.exchange` {config.exchange!r} is not sound on target {target!r}")
     workspace, given = example_arguments(direction, config, units, dtype, variant, **features)
     # A schedule of one launch per step is compiled with all phases in one.
     C = workspace.constants(gpu.backend, variant, given["drop"], precision)

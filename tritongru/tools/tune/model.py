@@ -58,8 +58,7 @@ MACHINES = {
     "sm_120": Machine(clock=2.4, cache_latency=300, matrix_latency=33, matrix_rate=512, cache_total=3000),
     "gfx942": Machine(clock=2.1, cache_latency=500, matrix_latency=32, matrix_rate=2048, cache_total=8000),
 }
-# Passes through the second-level cache that an exchange takes, and whether all programs meet at one address. Estimates.
-EXCHANGE_PASSES = {"counter": (3.0, True), "flags": (2.5, False), "tagged": (1.5, False)}
+EXCHANGE_PASSES = 3.0  # through the second-level cache, an estimate
 ROWS, COLUMNS = 16, 8  # of the smallest matrix instruction
 GATE_INSTRUCTIONS = 60  # per unit and row: three activations, loads, stores; counted in the forward's machine code
 GATE_LATENCY = 200  # clocks: two exponentials and a reciprocal in a row
@@ -108,9 +107,8 @@ def model_step(config: LaunchConfig, key: Key, batch: int, device: Device, machi
     gates = GATE_LATENCY + config.block_b * config.block_h * GATE_INSTRUCTIONS / machine.scalar_rate
     exchange = launch = 0.0
     if config.waits:
-        passes, together = EXCHANGE_PASSES.get(config.exchange, EXCHANGE_PASSES["counter"])
-        crowd = machine.poll * -(-key.units // config.block_h) if together else 0.0
-        exchange = meetings * (passes * machine.cache_latency + crowd)
+        crowd = machine.poll * -(-key.units // config.block_h)
+        exchange = meetings * (EXCHANGE_PASSES * machine.cache_latency + crowd)
     if config.schedule == STEPS:
         launch = machine.launch * (meetings + (1 if key.kernel == "backward" else 0))
     micro = turns * 1e-3 / machine.clock

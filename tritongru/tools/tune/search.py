@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ...tuning.configs import EXCHANGES, Device
+from ...tuning.configs import Device
 from ...tuning.tables import MEASURED, MODELLED, REPLAYED, Entry, bucket
 from ..benchmark.timing import Timing
 from .model import Machine
@@ -62,13 +62,11 @@ class Found:
         return next(iter(able), None)
 
 
-def open_problems(
-    problems: Iterable[Problem], device: Device, machine: Machine, exchanges: Sequence[str] = EXCHANGES
-) -> list[Found]:
+def open_problems(problems: Iterable[Problem], device: Device, machine: Machine) -> list[Found]:
     """Return every problem with all its candidates, those against a rule marked with it."""
     found = []
     for problem in dict.fromkeys(problems):
-        candidates = list_candidates(problem, device, machine, exchanges)
+        candidates = list_candidates(problem, device, machine)
         tried = [Tried(one, fault="; ".join(one.against) or NOT_COMPILED) for one in candidates]
         found.append(Found(problem, tried))
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...tuning import configs
@@ -55,9 +54,7 @@ class Candidate:
         return self.step.launch + cycles * self.turn
 
 
-def list_candidates(
-    problem: Problem, device: Device, machine: Machine, exchanges: Sequence[str] = configs.EXCHANGES
-) -> list[Candidate]:
+def list_candidates(problem: Problem, device: Device, machine: Machine) -> list[Candidate]:
     """Return the whole space for a problem: what the rules allow first, by its modelled time, then the rest.
 
     The model cannot tell the best from what is within MARGIN of it. Of these the formula's own comes first, then the
@@ -65,7 +62,7 @@ def list_candidates(
     """
     key = problem.key
     usual = configs.choose(key.units, problem.batch, ITEM_SIZES[key.dtype], device, "dropout" in key.flags)
-    space = dict.fromkeys([usual, *_every_config(key.units, exchanges)])
+    space = dict.fromkeys([usual, *_every_config(key.units)])
     found = [
         Candidate(
             problem, config, step_model.model_step(config, key, problem.batch, device, machine),
@@ -103,19 +100,14 @@ def rules_against(config: LaunchConfig, problem: Problem, device: Device) -> lis
     return rules
 
 
-def _every_config(units: int, exchanges: Sequence[str]) -> list[LaunchConfig]:
+def _every_config(units: int) -> list[LaunchConfig]:
     whole = configs.next_power_of_two(units)
     found = [
         LaunchConfig(SINGLE, block_b, whole, whole, warps)
         for block_b, warps in itertools.product(BLOCKS_B, WARPS)
         if whole <= 4096
     ]
-    plain = [exchange for exchange in exchanges if exchange != "tagged"]
-    for schedule, meetings in ((PERSISTENT, exchanges), (STREAMED, plain), (STEPS, configs.EXCHANGES[:1])):
-        found += [
-            LaunchConfig(schedule, block_b, block_h, block_k, warps, exchange)
-            for block_b, block_h, block_k, warps, exchange in itertools.product(
-                BLOCKS_B, BLOCKS_H, BLOCKS_K[schedule], WARPS, meetings
-            )
-        ]
+    for schedule, blocks_k in BLOCKS_K.items():
+        sizes = itertools.product(BLOCKS_B, BLOCKS_H, blocks_k, WARPS)
+        found += [LaunchConfig(schedule, *blocks) for blocks in sizes]
     return found

@@ -25,7 +25,7 @@ from .search import NOT_COMPILED, Found
 COLUMNS = (
     "date", "kind", "device", "target", "tritongru", "triton", "torch", "kernels",
     "kernel", "dtype", "precision", "flags", "units", "batch",
-    "schedule", "block_b", "block_h", "block_k", "num_warps", "exchange",
+    "schedule", "block_b", "block_h", "block_k", "num_warps",
     "rank", "wins", "verdict", "registers", "spills", "shared", "matrix", "cycles", "cache_bytes", "compile_s",
     "launch_us", "exchange_us", "load_us", "feed_us", "product_us", "gates_us", "model_us", "replay_us", "floor_us",
     "p20_us", "p50_us", "p80_us",

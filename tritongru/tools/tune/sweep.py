@@ -21,9 +21,8 @@ from typing import Any
 
 import torch
 
-from ...call.errors import check_choice
 from ...tuning import choices
-from ...tuning.configs import EXCHANGES, Device
+from ...tuning.configs import Device
 from ...tuning.tables import FLAGS, ITEM_SIZES, KERNELS, KINDS, MEASURED, PRODUCTS, Key, Race, bucket
 from .. import options, show
 from . import store as tune_store
@@ -67,7 +66,6 @@ def tune(
     precision: Sequence[str] = ("ieee",),
     kernels: Sequence[str] = KERNELS,
     flags: Sequence[Sequence[str]] = ((),),
-    exchanges: Sequence[str] | None = None,
     target: str | None = None,
     processors: int | None = None,
     out: str | Path | None = None,
@@ -85,8 +83,6 @@ def tune(
     Args:
         units, batch, dtype, precision, kernels, flags: what to look for; `tritongru.tables.Key` describes them. A batch
             stands for its bucket, the next power of two.
-        exchanges: ways for programs to meet, of `configs.EXCHANGES`. None: all on a GPU, and the counter with `target`:
-            the model's constants for the exchange are guesses, and should not choose it.
         target: a GPU that need not be there: "sm_80", "sm_90", "sm_100", "gfx942", ... None: the GPU at hand.
         processors: multiprocessors of the target, None: those of its usual device.
         out: a folder for the table and the CSV. None: the user's cache for the GPU at hand, else "out".
@@ -104,8 +100,6 @@ def tune(
         OSError: the results cannot be written.
     """
     problems = list(list_problems(units, batch, dtype, precision, kernels, flags))
-    for name in exchanges or ():
-        check_choice("exchanges", name, EXCHANGES)
     if target is not None:
         device, machine = _target_device(target, processors), MACHINES[target]
         folder = Path(out or "out")
@@ -126,7 +120,7 @@ def tune(
     path = folder / f"{name}.json" if out or target or rehearse else choices.user_path(device.name)
     assert path is not None, "a GPU has a name"
     rows = folder / f"tune-{name}.csv"
-    found = open_problems(problems, device, machine, exchanges or (EXCHANGES[:1] if target else EXCHANGES))
+    found = open_problems(problems, device, machine)
     made = {kind: tune_store.make_provenance(kind, device) for kind in KINDS}
     ids = {kind: name for kind, (name, _) in made.items()}
 
@@ -215,7 +209,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--flags", nargs="+", default=["plain"],
         help=f"variants, each 'plain' or some of {', '.join(FLAGS)} joined by '+'; default: plain",
     )  # fmt: skip
-    add("--exchanges", nargs="+", choices=EXCHANGES, help="default: all on a GPU, the counter with --target")
     add("--workloads", type=Path, help='a JSON list of {"name": ..., "units": ..., "batch": ..., "dtype": ...}')
     add("--target", choices=tuple(USUAL_DEVICES), help="compile for this GPU, which need not be there")
     add("--processors", type=whole(1, 1024), help="multiprocessors of the target; default: those of its usual device")
@@ -246,7 +239,7 @@ def main(args: argparse.Namespace) -> int:
         # Triton settles on its interpreter when it is imported, which is later than this.
         os.environ["TRITON_INTERPRET"] = "1"
     groups = [[] if name == "plain" else name.split("+") for name in args.flags]
-    given = "precision kernels exchanges target processors out jobs depth seconds minutes rehearse".split()
+    given = "precision kernels target processors out jobs depth seconds minutes rehearse".split()
     same = {name: getattr(args, name) for name in given}
     # What ends a job on a shared machine is to keep what was found, as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -83,9 +83,7 @@ def compile_job(job: Job) -> Compiled:
         wrong = [reason for reason in wrong if reason != "no matrix instruction"]
     cycles, moved = (0.0, 0) if wrong else _replay(report)
     seconds = time.perf_counter() - begin
-    return Compiled(
-        report.registers, report.spills, report.shared, report.matrix, cycles, moved, seconds, tuple(wrong)
-    )
+    return Compiled(report.registers, report.spills, report.shared, report.matrix, cycles, moved, seconds, tuple(wrong))
 
 
 def _replay(report: Report) -> tuple[float, int]:
