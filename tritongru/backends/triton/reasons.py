@@ -8,12 +8,14 @@ from ... import faults
 from ...call.check import Signature
 from ...environment import is_interpreted, reasons_against_environment
 from ...tuning import choices
-from ...tuning.configs import Device
+from ...tuning.configs import MOST_WAVES, Device
 from ...tuning.devices import device_limits
+from ...tuning.replayed import CUDNN_STEP, CUDNN_UNITS, replayed_step
 from ...tuning.tables import Key
 from .. import aten
 from ..reasons import reasons_against_activations, reasons_against_cells, reasons_against_transforms
 from . import tilings
+from .tilings import Tiling
 
 
 def reasons_against(s: Signature) -> list[str]:
@@ -49,9 +51,10 @@ def describe_launches(s: Signature) -> tuple[str, ...]:
         key = key_of(s, kernel)
         reasons = reasons_against_resident(key, s.shape.batch, device, s.recurrent_dropouts)
         if not reasons:
-            size, drops = s.dtype.itemsize, s.recurrent_dropouts
-            tiling = tilings.choose(kernel, s.units, size, s.shape.batch, device, drops)
-            lines.append(f"{kernel}: resident {tiling}: the recurrent weights stay in registers")
+            tiling = _tiling_of(s, kernel, device)
+            step = replayed_step(kernel, key.dtype, s.units, str(tiling))
+            words = "" if step is None else f"; {step:.2f} us per step and tile by the replay, not measured"
+            lines.append(f"{kernel}: resident {tiling}: the recurrent weights stay in registers{words}")
             continue
         choice = choices.choose(key, s.shape.batch, device)
         lines.append(
@@ -82,9 +85,45 @@ def _reasons_from_speed(s: Signature) -> list[str]:
     # One step is one launch in any schedule.
     if s.shape is None or s.shape.time == 1 or aten.reasons_against(s):
         return []
-    device = device_limits(torch.device(s.device, s.index))
-    reason = choices.reason_for_aten(key_of(s, "forward"), s.shape.batch, s.wants_gradients, device)
-    return [reason] if reason else []
+    device, batch = device_limits(torch.device(s.device, s.index)), s.shape.batch
+    reason = choices.reason_from_race(key_of(s, "forward"), batch, s.wants_gradients, device)
+    if reason is not None:
+        return [reason] if reason else []
+    kernels = ("forward", "backward") if s.wants_gradients else ("forward",)
+    return list(filter(None, (_reason_from_estimates(s, kernel, device) for kernel in kernels)))[:1]
+
+
+def _reason_from_estimates(s: Signature, kernel: str, device: Device) -> str:
+    """Return why, as far as is known without a measurement, torch's own GRU is faster than a kernel; "" if it is not."""
+    assert s.shape is not None
+    key, batch = key_of(s, kernel), s.shape.batch
+    tiling, waves = None, 1
+    if reasons_against_resident(key, batch, device, s.recurrent_dropouts):
+        if reason := choices.reason_from_schedule(key, batch, device):
+            return reason
+    else:
+        tiling = _tiling_of(s, kernel, device)
+        waves = tilings.count_waves(tiling, s.units, batch, device)
+        if waves > MOST_WAVES:
+            return choices.reason_from_waves(kernel, waves)
+    # Packed sequences do not run on it.
+    if s.units > CUDNN_UNITS[s.wants_gradients] or s.has_mask or not device.target.startswith("sm_"):
+        return ""
+    step = None if tiling is None else replayed_step(kernel, key.dtype, s.units, str(tiling))
+    if step is not None and waves * step < CUDNN_STEP:
+        return ""
+    ours = "is not known" if step is None else f"takes {waves * step:.2f} us by a replay of its machine code"
+    return (
+        f"for units={s.units} aten runs cuDNN's persistent kernel, with {CUDNN_STEP} us per step published, and a step "
+        f"of the {kernel} kernel {ours}; nothing was measured here"
+    )
+
+
+def _tiling_of(s: Signature, kernel: str, device: Device) -> Tiling:
+    assert s.shape is not None
+    tiling = tilings.choose(kernel, s.units, s.dtype.itemsize, s.shape.batch, device, s.recurrent_dropouts)
+    assert tiling is not None, "no reason stands against the resident kernels"
+    return tiling
 
 
 def _reasons_from_failures(s: Signature) -> list[str]:
