@@ -158,6 +158,17 @@ def test_a_shallow_search_stops_at_the_first_that_may_run():
     assert "spills" in able[0].fault
 
 
+def test_what_a_table_holds_is_compiled_however_shallow_the_search():
+    """And for every batch, since the model's order may be wrong."""
+    held = LaunchConfig(PERSISTENT, 16, 16, 64, 2)
+    compilers = FakeCompilers(cycles=lambda job: 10.0 if job.config == held else 20.0)
+    known = [Entry(KEY, (1, 16), held, 1.0, "p"), Entry(replace(KEY, units=512), (1, 16), CONFIG, 1.0, "p")]
+    found = open_problems([Problem(KEY, 1), Problem(KEY, 64)], H100, MACHINE, known)
+    compile_candidates(found, "sm_90", compilers, 1, lambda *_: None)
+    assert [problem.winner.candidate.config for problem in found] == [held, held]
+    assert len({job.config for job in compilers.jobs}) == len(compilers.jobs) <= 3
+
+
 def test_no_winner_where_nothing_may_run():
     found, _ = search([Problem(KEY, 1)], FakeCompilers(lambda job: True), 1)
     assert found[0].winner is None and make_entries(found, IDS) == []
@@ -371,6 +382,7 @@ def test_entries_of_other_runs_stay(tmp_path):
 
 @needs_triton
 def test_an_interrupt_keeps_what_was_found(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(choices, "SHIPPED", tmp_path / "none")
     monkeypatch.setattr(tune_module, "Compilers", lambda *_: FakeCompilers(stop_after=3))
     result = tune([256, 512], [16], target="sm_90", out=tmp_path, depth=1)
     assert result.interrupted

@@ -94,7 +94,7 @@ def _reasons_from_speed(s: Signature) -> list[str]:
 
 
 def _reason_from_estimates(s: Signature, kernel: str, device: Device) -> str:
-    """Return why, as far as is known without a measurement, torch's own GRU is faster than a kernel; "" if it is not."""
+    """Return why, as far as is known unmeasured, torch's own GRU is to be preferred to a kernel; "" if it is not."""
     assert s.shape is not None
     key, batch = key_of(s, kernel), s.shape.batch
     tiling, waves = None, 1

@@ -257,9 +257,10 @@ class _Scan:
     def options(self) -> dict:
         """Return the launch options; a cooperative launch fails where its grid cannot be resident at once."""
         return dict(
-            num_warps=self.tiling.num_warps, maxnreg=self.tiling.max_registers(),
+            num_warps=self.tiling.num_warps,
+            maxnreg=self.tiling.max_registers(),
             launch_cooperative_grid=self.tiling.exchange != NO_EXCHANGE,
-        )  # fmt: skip
+        )
 
 
 def _contiguous(value: Tensor | None) -> Tensor | None:

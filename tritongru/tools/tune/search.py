@@ -62,11 +62,18 @@ class Found:
         return next(iter(able), None)
 
 
-def open_problems(problems: Iterable[Problem], device: Device, machine: Machine) -> list[Found]:
-    """Return every problem with all its candidates, those against a rule marked with it."""
+def open_problems(
+    problems: Iterable[Problem], device: Device, machine: Machine, known: Sequence[Entry] = ()
+) -> list[Found]:
+    """Return every problem with all its candidates, those against a rule marked with it.
+
+    Args:
+        known: entries of a table, whose configurations are candidates for their key, for every batch.
+    """
     found = []
     for problem in dict.fromkeys(problems):
-        candidates = list_candidates(problem, device, machine)
+        mine = [entry.config for entry in known if entry.key == problem.key]
+        candidates = list_candidates(problem, device, machine, mine)
         tried = [Tried(one, fault="; ".join(one.against) or NOT_COMPILED) for one in candidates]
         found.append(Found(problem, tried))
     return found
@@ -79,7 +86,7 @@ def compile_candidates(
 
     Args:
         found: changed in place, result by result, so that an interruption keeps what was found.
-        depth: stop at this many that may win, in the order of the model; 0: compile all.
+        depth: stop at this many that may win, in the order of the model, and what is known; 0: compile all.
         report: told how many compilations are done, how many are known to come, and what was last.
     """
     known: dict[Job, Compiled] = {}
@@ -90,8 +97,8 @@ def compile_candidates(
             for one in problem.tried:
                 if one.fault != NOT_COMPILED:
                     continue
-                if depth and able >= depth:
-                    break
+                if depth and able >= depth and not one.candidate.known:
+                    continue
                 job = Job(target, one.candidate.problem.key, one.candidate.config)
                 if job in known:
                     able += _settle(one, known[job])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ...tuning import configs
@@ -40,7 +41,7 @@ class Candidate:
     """One configuration for a problem: its modelled step, or the rules against it.
 
     Attributes:
-        turn: microseconds of a step for each cycle of one program.
+        turn: microseconds of a step for each cycle of one program. known: whether it is in the table shipped so far.
     """
 
     problem: Problem
@@ -48,26 +49,31 @@ class Candidate:
     step: StepTime
     turn: float
     against: tuple[str, ...] = ()
+    known: bool = False
 
     def microseconds(self, cycles: float) -> float:
         """Return the step of all programs, us, from the cycles of one."""
         return self.step.launch + cycles * self.turn
 
 
-def list_candidates(problem: Problem, device: Device, machine: Machine) -> list[Candidate]:
+def list_candidates(
+    problem: Problem, device: Device, machine: Machine, known: Collection[LaunchConfig] = ()
+) -> list[Candidate]:
     """Return the whole space for a problem: what the rules allow first, by its modelled time, then the rest.
+
+    Of them `known` are in a table already.
 
     The model cannot tell the best from what is within MARGIN of it. Of these the formula's own comes first, then the
     others in an order that is the same for every batch, so that neighbouring batches share a configuration.
     """
     key = problem.key
     usual = configs.choose(key.units, problem.batch, ITEM_SIZES[key.dtype], device, "dropout" in key.flags)
-    space = dict.fromkeys([usual, *_every_config(key.units)])
+    space = dict.fromkeys([usual, *known, *_every_config(key.units)])
     found = [
         Candidate(
             problem, config, step_model.model_step(config, key, problem.batch, device, machine),
             step_model.count_turns(config, key, problem.batch, device) * 1e-3 / machine.clock,
-            tuple(rules_against(config, problem, device)),
+            tuple(rules_against(config, problem, device)), config in known,
         )
         for config in space
     ]  # fmt: skip

@@ -120,7 +120,10 @@ def tune(
     path = folder / f"{name}.json" if out or target or rehearse else choices.user_path(device.name)
     assert path is not None, "a GPU has a name"
     rows = folder / f"tune-{name}.csv"
-    found = open_problems(problems, device, machine)
+    shipped = None
+    if target is not None and (shipped_path := choices.shipped_path(device)) is not None:
+        shipped = choices.load(shipped_path)
+    found = open_problems(problems, device, machine, shipped.entries if shipped else ())
     made = {kind: tune_store.make_provenance(kind, device) for kind in KINDS}
     ids = {kind: name for kind, (name, _) in made.items()}
 
