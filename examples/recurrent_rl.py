@@ -164,8 +164,11 @@ def train(
         if len(recent) == 20 and answer >= goal:
             break
     return {
-        "answer": answer, "updates": count, "seconds": time.perf_counter() - began, "difference": difference,
-    }  # fmt: skip
+        "answer": answer,
+        "updates": count,
+        "seconds": time.perf_counter() - began,
+        "difference": difference,
+    }
 
 
 def main() -> None:

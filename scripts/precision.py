@@ -158,7 +158,7 @@ def measure(sweep: str, case: Case, backends: tuple[str, ...], same: dict) -> li
                     error=largest_error(results[quantity], right),
                     scale=float(right.abs().max()),
                     allowed=allowed,
-                )  # fmt: skip
+                )
             )
     return rows
 
@@ -214,9 +214,10 @@ def draw(rows: list[dict], folder: Path) -> None:
                 panel = panels[i][j]
                 for backend, style in styles.items():
                     chosen = [
-                        r for r in rows
+                        r
+                        for r in rows
                         if (r["sweep"], r["dtype"], r["quantity"], r["backend"]) == (sweep, dtype, quantity, backend)
-                    ]  # fmt: skip
+                    ]
                     sizes = sorted({r[sweep] for r in chosen})
                     worst = [max(r["error"] / r["scale"] for r in chosen if r[sweep] == size) for size in sizes]
                     if sizes:

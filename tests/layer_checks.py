@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from unittest import mock
 
 import torch
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import tritongru
-from tritongru import compat
+from tritongru import compat, dispatch
 
 F64 = torch.float64
 PRECISE = dict(rtol=1e-9, atol=1e-10)
@@ -30,7 +31,12 @@ class _Changes:
 
 @dataclass(frozen=True, repr=False)
 class DropInCall(_Changes):
-    """One call of compat.GRU; `form` is "padded", "packed" (sorted or not), "lengths" or "unbatched"."""
+    """One call of compat.GRU.
+
+    Attributes:
+        form: "padded", "packed" (sorted or not), "lengths" or "unbatched". at_once: numba runs both directions at once,
+            as it would in a larger call.
+    """
 
     batch: int = 2
     time: int = 3
@@ -42,6 +48,7 @@ class DropInCall(_Changes):
     bidirectional: bool = False
     form: str = "padded"
     has_state: bool = False
+    at_once: bool = False
     backend: str = "auto"
     seed: int = 0
 
@@ -51,7 +58,7 @@ drop_in_calls = st.builds(
     input_size=choose("input_size", (1, 2, 5)),
     units=choose("units", (1, 3, 9)),
     layers=choose("layers", (1, 2, 3)), bias=choose("bias", EITHER), batch_first=choose("batch_first", EITHER),
-    bidirectional=choose("bidirectional", EITHER),
+    bidirectional=choose("bidirectional", EITHER), at_once=choose("at_once", EITHER),
     form=choose("form", ("padded", "packed", "lengths", "unbatched")), has_state=choose("has_state", EITHER),
     backend=choose("backend", ("auto", "eager", "reference")), seed=st.integers(0, 10**6),
 )  # fmt: skip
@@ -59,6 +66,16 @@ drop_in_calls = st.builds(
 
 def check_drop_in(c: DropInCall) -> int:
     """Assert that compat.GRU gives nn.GRU's output, state and gradients, by name."""
+    if not c.at_once:
+        return _check_drop_in(c)
+    dispatch.forget()
+    with mock.patch.dict(dispatch.RUNS_AT_ONCE, numba=lambda signature: True):
+        compared = _check_drop_in(c)
+    dispatch.forget()
+    return compared
+
+
+def _check_drop_in(c: DropInCall) -> int:
     torch.manual_seed(c.seed)
     options = dict(bias=c.bias, batch_first=c.batch_first, bidirectional=c.bidirectional, dtype=F64)
     theirs = nn.GRU(c.input_size, c.units, c.layers, **options)
@@ -123,7 +140,7 @@ layer_calls = st.builds(
     recurrent_activation=choose("recurrent_activation", ("sigmoid", "hard_sigmoid")),
     time_major=choose("time_major", EITHER),
     zero_output_for_mask=choose("zero_output_for_mask", EITHER), masked=choose("masked", EITHER), cut=st.integers(0, 7),
-    law=choose("law", ("split", "reset", "padding", "permute", "stateful", "stream", "backwards")),
+    law=choose("law", ("split", "reset", "padding", "permute", "stateful", "stream", "backwards", "both", "map")),
     backend=choose("backend", ("auto", "eager", "reference")), seed=st.integers(0, 10**6),
 )  # fmt: skip
 
@@ -249,7 +266,34 @@ def _backwards(c: LayerCall) -> None:
     _same(last, state)
 
 
+def _both(c: LayerCall) -> None:
+    """A Bidirectional is its two layers."""
+    s = _Subject(c)
+    both = tritongru.Bidirectional(s.layer, merge_mode=None, weights=s.layer.get_weights() * 2)
+    turned = [value.transpose(0, 1) if c.time_major and value is not None else value for value in (s.x, s.mask)]
+    found = both(turned[0], mask=turned[1])
+    y, h = both.forward_layer(turned[0], mask=turned[1])
+    y_rev, h_rev = both.backward_layer(turned[0], mask=turned[1])
+    for value, right in zip(found, (y, y_rev.flip(0 if c.time_major else 1), h, h_rev), strict=True):
+        _same(value, right)
+
+
+def _map(c: LayerCall) -> None:
+    """The gradient of each row by torch.func is that of the sum over the rows by autograd."""
+    s = _Subject(c)
+
+    def loss(x: Tensor, mask: Tensor | None) -> Tensor:
+        outputs, last = s(x, mask)
+        return outputs.square().sum() + last.pow(3).sum()
+
+    leaf = s.x.clone().requires_grad_()
+    (right,) = torch.autograd.grad(loss(leaf, s.mask), leaf)
+    masks = None if s.mask is None else s.mask[:, None]
+    found = torch.func.vmap(torch.func.grad(loss), (0, None if masks is None else 0))(s.x[:, None], masks)
+    _same(found[:, 0], right)
+
+
 LAWS = {
     "split": _split, "reset": _reset, "padding": _padding, "permute": _permute, "stateful": _stateful,
-    "stream": _stream, "backwards": _backwards,
+    "stream": _stream, "backwards": _backwards, "both": _both, "map": _map,
 }  # fmt: skip

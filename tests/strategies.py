@@ -255,9 +255,12 @@ def make_steps(c: Configuration) -> dict[str, Tensor | str]:
 
     given: dict = {}
     masks = {
-        "all": lambda: torch.ones(B, T, dtype=torch.bool), "nothing": lambda: torch.zeros(B, T, dtype=torch.bool),
-        "holes": lambda: chance(0.6), "first": lambda: ~at(0), "rows": lambda: chance(0.8) & (chance(0.5)[:, :1]),
-    }  # fmt: skip
+        "all": lambda: torch.ones(B, T, dtype=torch.bool),
+        "nothing": lambda: torch.zeros(B, T, dtype=torch.bool),
+        "holes": lambda: chance(0.6),
+        "first": lambda: ~at(0),
+        "rows": lambda: chance(0.8) & (chance(0.5)[:, :1]),
+    }
     if c.mask != "none":
         mask = passed(masks[c.mask]())
         forms = {"int": lambda m: m.int() * 2, "float": lambda m: m.float() * 0.5, "column": lambda m: m.unsqueeze(2)}
@@ -266,9 +269,11 @@ def make_steps(c: Configuration) -> dict[str, Tensor | str]:
         random = torch.randint(0, T + 1, (B,), generator=generator)
         given["lengths"] = {"random": random, "zeros": torch.zeros_like(random), "full": torch.full((B,), T)}[c.lengths]
     resets = {
-        "random": lambda: chance(0.3), "all": lambda: torch.ones(B, T, dtype=torch.bool), "first": lambda: at(0),
+        "random": lambda: chance(0.3),
+        "all": lambda: torch.ones(B, T, dtype=torch.bool),
+        "first": lambda: at(0),
         "last": lambda: at(T - 1),
-    }  # fmt: skip
+    }
     if c.resets != "none":
         given["resets"] = passed(resets[c.resets]())
         given["reset_state"] = "initial" if c.reset_state == "initial" else None

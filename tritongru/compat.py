@@ -8,21 +8,23 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from . import flops, tracing
-from .backends.operators import WHOLE, is_watched, run_plain
+from .backends.operators import WHOLE, is_watched
+from .backends.running import run_plain
 from .call.arguments import Arguments, LayerNorm
-from .call.check import Signature, check_gradient_clip, check_lengths, is_transformed, resolve_precision
+from .call.check import Signature, is_transformed, resolve_precision
 from .call.errors import check_backend, check_heads, check_norm_name
-from .call.padding import valid_steps
 from .call.problem import Inputs, Shape, Variant
 from .call.recording import is_recorded
+from .call.tensors import check_gradient_clip
 from .call.zoneout import check_zoneout_rate, draw_zoneout
 from .dispatch import Decision, decide
-from .functional import explain_call, run
+from .functional import explain_all, run_all
 from .named_weights import NamedWeights
 from .replacing import Replacement
+from .torch_inputs import pad, prepare, refuse_with_packed, sort_states, steps_of
 
 
 class GRU(NamedWeights):
@@ -170,7 +172,7 @@ class GRU(NamedWeights):
         if is_recorded() and self._is_plain_call(lengths, resets, backend):
             return tracing.TorchGRU.forward(self, input, hx)  # type: ignore[arg-type]
         if isinstance(input, PackedSequence):
-            _refuse_with_packed(lengths, resets)
+            refuse_with_packed(lengths, resets)
             return self._forward_packed(input, hx, backend)
         decision = self._decide_for_all(input, hx, backend) if lengths is None and resets is None else None
         if decision is not None:
@@ -178,8 +180,8 @@ class GRU(NamedWeights):
                 self.last_decision = decision
             if decision.backend == "aten":
                 return tracing.TorchGRU.forward(self, input, hx)  # type: ignore[arg-type]
-        x, hx, lengths, resets = self._prepare(input, hx, lengths, resets)
-        output, h_n = self._run_layers(x, hx, _valid_steps(lengths, x), resets, backend, decision)
+        x, hx, lengths, resets = prepare(self, input, hx, lengths, resets)
+        output, h_n = self._run_layers(x, hx, steps_of(lengths, x), resets, backend, decision)
         if input.dim() == 2:
             return output.squeeze(1), h_n.squeeze(1)
         return (output.transpose(0, 1) if self.batch_first else output), h_n
@@ -196,20 +198,21 @@ class GRU(NamedWeights):
     ) -> Decision:
         """Return which backend the first layer of such a call would run on, and why not the others.
 
+        For two directions also whether they run at once.
+
         Args: as `forward`; `mask` is what `tritongru.explain` passes on, and must be None.
         Raises: as `forward`; TypeError for a mask.
         """
         if mask is not None:
             raise TypeError("compat.GRU takes no `mask`: pass `lengths`")
         if isinstance(input, PackedSequence):
-            _refuse_with_packed(lengths, resets)
-            x, _, valid = _pad(input)
-            x, hx, _, _ = self._prepare(x, _sort_states(hx, input), None, None, time_major=True)
+            refuse_with_packed(lengths, resets)
+            x, _, valid = pad(input)
+            x, hx, _, _ = prepare(self, x, sort_states(hx, input), None, None, time_major=True)
         else:
-            x, hx, lengths, resets = self._prepare(input, hx, lengths, resets)
-            valid = _valid_steps(lengths, x)
-        h0 = None if hx is None else hx[0]
-        return explain_call(self._arguments(0, 0, x, h0, valid, resets), backend or self.backend)
+            x, hx, lengths, resets = prepare(self, input, hx, lengths, resets)
+            valid = steps_of(lengths, x)
+        return explain_all(self._arguments_of_layer(0, x, hx, valid, resets), backend or self.backend)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
@@ -232,70 +235,13 @@ class GRU(NamedWeights):
         return not other
 
     def _forward_packed(self, packed: PackedSequence, hx, backend) -> tuple[PackedSequence, Tensor]:
-        x, lengths, valid = _pad(packed)
-        x, hx, _, _ = self._prepare(x, _sort_states(hx, packed), None, None, time_major=True)
+        x, lengths, valid = pad(packed)
+        x, hx, _, _ = prepare(self, x, sort_states(hx, packed), None, None, time_major=True)
         output, h_n = self._run_layers(x, hx, valid, None, backend)
         data = pack_padded_sequence(output, lengths).data
         out = PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
         order = packed.unsorted_indices
         return out, h_n if order is None else h_n.index_select(1, order)
-
-    def _prepare(self, x: Tensor, hx, lengths, resets, time_major: bool = False):
-        """Return checked x (T,B,I), hx (L*D,B,U) or None, lengths (B,) or None, resets (T,B) bool or None."""
-        if not isinstance(x, Tensor):
-            raise TypeError(f"GRU: input must be a torch.Tensor or a PackedSequence, got {type(x).__name__}")
-        if x.dim() not in (2, 3):
-            raise ValueError(f"GRU: Expected input to be 2D or 3D, got {x.dim()}D instead")
-        if x.shape[-1] != self.input_size:
-            raise RuntimeError(
-                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.shape[-1]}"
-            )
-        unbatched, batch_first = x.dim() == 2, self.batch_first and not time_major
-        if hx is not None and hx.dim() != x.dim():
-            kind = "unbatched 2-D" if unbatched else "batched 3-D"
-            raise RuntimeError(f"For {kind} input, hx should also be {x.dim()}-D but got {hx.dim()}-D tensor")
-        if unbatched:
-            if lengths is not None:
-                raise ValueError("`lengths` needs a batched 3-D input: cut one sequence to its length instead")
-            x, hx = x.unsqueeze(1), None if hx is None else hx.unsqueeze(1)
-        elif batch_first:
-            x = x.transpose(0, 1)
-        T, B, _ = x.shape
-        self._check_hx(x, hx, B)
-        if resets is not None:
-            axes, steps = ("(T,)", (T,)) if unbatched else ("(B,T)", (B, T)) if batch_first else ("(T,B)", (T, B))
-            if not isinstance(resets, Tensor) or tuple(resets.shape) != steps:
-                got = tuple(resets.shape) if isinstance(resets, Tensor) else type(resets).__name__
-                raise ValueError(f"`resets` must be a tensor of shape {axes} = {steps}, got {got}")
-            resets = resets if resets.dtype == torch.bool else resets != 0
-            resets = resets.unsqueeze(1) if unbatched else resets.t() if batch_first else resets
-        return x, hx, check_lengths(lengths, B, T, x), resets
-
-    def _check_hx(self, x: Tensor, hx: Tensor | None, batch: int) -> None:
-        weight = self.weight_ih_l0
-        autocast = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
-        if x.dtype != weight.dtype and not autocast:
-            raise ValueError(
-                f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
-                f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
-            )
-        if x.device != weight.device:
-            raise RuntimeError(
-                f"Input and parameter tensors are not at the same device, found input tensor at {x.device} "
-                f"and parameter tensor at {weight.device}"
-            )
-        if hx is None:
-            return
-        expected = (self.num_layers * (2 if self.bidirectional else 1), batch, self.hidden_size)
-        if tuple(hx.shape) != expected:
-            raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.shape)}")
-        if hx.device != x.device:
-            raise RuntimeError(
-                f"Input and hidden tensors are not at the same device, found input tensor at {x.device} "
-                f"and hidden tensor at {hx.device}"
-            )
-        if hx.dtype != x.dtype and not autocast:
-            raise ValueError(f"GRU: hx must have the dtype of the input, {x.dtype}, got {hx.dtype}")
 
     def _decide_for_all(self, x: Tensor, hx: Tensor | None, backend: str | None) -> Decision | None:
         """Return the decision for a call whose layers need no further checks each; None for any other.
@@ -306,6 +252,7 @@ class GRU(NamedWeights):
         """
         if (
             torch.compiler.is_compiling()
+            or is_transformed()
             or not isinstance(x, Tensor)
             or x.device.type != "cpu"
             or x.dim() not in (2, 3)
@@ -319,14 +266,15 @@ class GRU(NamedWeights):
         signature = Signature(
             "cpu", x.dtype, Variant(zero_output_for_mask=True, reset_gate_first=True), self.hidden_size,
             Shape(batch, time, x.shape[-1], self.hidden_size), has_bias=self.bias,
-            precision=resolve_precision("auto"), transformed=is_transformed(),
+            precision=resolve_precision("auto"),
             wants_gradients=torch.is_grad_enabled()
             and (x.requires_grad or any(p.requires_grad for p in self._flat_weights)),
+            members=2 if self.bidirectional else 1,
         )  # fmt: skip
         decision = decide(signature, self.backend if backend is None else backend)
         if decision.backend == "aten":
             return decision
-        plain = decision.backend in WHOLE and not signature.wants_gradients and not signature.transformed
+        plain = decision.backend in WHOLE and not signature.wants_gradients
         return decision if plain and not is_watched((x, *self._flat_weights)) else None
 
     def _run_layers(
@@ -337,29 +285,31 @@ class GRU(NamedWeights):
         Args:
             decided: the decision for every layer, where it was made beforehand (`_decide_for_all`).
         """
-        directions = 2 if self.bidirectional else 1
         backend = self.backend if backend is None else backend
         states, decision = [], None
         if resets is not None and valid is not None:
             resets = resets & valid  # a reset in the padding belongs to no segment
         for layer in range(self.num_layers):
-            outputs = []
-            for direction in range(directions):
-                h0 = None if hx is None else hx[layer * directions + direction]
-                arguments = self._arguments(layer, direction, x, h0, valid, resets)
-                if decided is None:
-                    output, state, made = run(arguments, backend)
-                    decision = made if decision is None else decision
-                else:
-                    output, state = _run_plainly(arguments, decided.backend)
-                outputs.append(output)
-                states.append(state)
-            x = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
+            arguments = self._arguments_of_layer(layer, x, hx, valid, resets)
+            if decided is None:
+                results, made = run_all(arguments, backend)
+                decision = made if decision is None else decision
+            else:
+                results = _run_plainly(arguments, decided)
+            outputs, last = zip(*results, strict=True)
+            states += last
+            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
             if self.dropout and self.training and layer + 1 < self.num_layers:
                 x = F.dropout(x, self.dropout)
         if decided is None and not torch.compiler.is_compiling():
             self.last_decision = decision
         return x, torch.stack(states)
+
+    def _arguments_of_layer(self, layer: int, x: Tensor, hx, valid, resets) -> list[Arguments]:
+        """Return the arguments of `tritongru.gru` for each direction of a layer."""
+        directions = 2 if self.bidirectional else 1
+        states = [None] * directions if hx is None else hx[layer * directions : (layer + 1) * directions]
+        return [self._arguments(layer, d, x, h0, valid, resets) for d, h0 in enumerate(states)]
 
     def _arguments(self, layer: int, direction: int, x: Tensor, h0, valid, resets) -> Arguments:
         """Return the arguments of `tritongru.gru` for one layer and direction."""
@@ -383,43 +333,15 @@ class GRU(NamedWeights):
         )  # fmt: skip
 
 
-def _run_plainly(a: Arguments, backend: str) -> tuple[Tensor, Tensor]:
-    """Run one layer and direction that neither needs checks nor is masked, reset, dropped or recorded."""
-    h0 = a.x.new_zeros(a.batch, a.recurrent_kernel.shape[1]) if a.initial_state is None else a.initial_state
-    bias_x, bias_h = a.bias or (None, None)
-    inputs = Inputs(a.x, a.kernel.t(), bias_x, a.recurrent_kernel.t(), bias_h, h0)  # type: ignore[union-attr, arg-type]
-    variant = Variant(zero_output_for_mask=True, reverse=a.go_backwards, reset_gate_first=True)
-    return run_plain(inputs, variant, resolve_precision("auto"), backend)
-
-
-def _refuse_with_packed(lengths, resets) -> None:
-    for name, value in (("lengths", lengths), ("resets", resets)):
-        if value is not None:
-            raise ValueError(f"`{name}` was given with a PackedSequence: pass the padded input with `lengths` instead")
-
-
-def _valid_steps(lengths: Tensor | None, x: Tensor) -> Tensor | None:
-    """Return (T,B), true where a step of x (T,B,I) is not padding."""
-    return None if lengths is None else valid_steps(lengths, x.shape[0])
-
-
-def _pad(packed: PackedSequence) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return x (T,B,I) with its rows in packed order, their lengths (B,) on the host, and the valid steps (T,B).
-
-    Where nothing is padded the valid steps are None.
-    """
-    x, lengths = pad_packed_sequence(PackedSequence(packed.data, packed.batch_sizes))
-    # batch_sizes lie on the host, so the comparison stops no device. A trace is to hold for other lengths too.
-    full = not is_recorded() and bool(packed.batch_sizes[-1] == packed.batch_sizes[0])
-    return x, lengths, None if full else _valid_steps(lengths.to(x.device), x)
-
-
-def _sort_states(hx: Tensor | None, packed: PackedSequence) -> Tensor | None:
-    """Return hx (L*D,B,U) with its rows in packed order; one that does not fit as it is, for the checks to name."""
-    order = packed.sorted_indices
-    if hx is None or order is None or hx.dim() != 3 or hx.shape[1] != len(order) or hx.device != order.device:
-        return hx
-    return hx.index_select(1, order)
+def _run_plainly(calls: list[Arguments], decision: Decision) -> list[tuple[Tensor, Tensor]]:
+    """Run the directions of a layer that neither need checks nor are masked, reset, dropped or recorded."""
+    inputs, variants = [], []
+    for a in calls:
+        h0 = a.x.new_zeros(a.batch, a.recurrent_kernel.shape[1]) if a.initial_state is None else a.initial_state
+        bias_x, bias_h = a.bias or (None, None)
+        inputs.append(Inputs(a.x, a.kernel.t(), bias_x, a.recurrent_kernel.t(), bias_h, h0))  # type: ignore[union-attr, arg-type]
+        variants.append(Variant(zero_output_for_mask=True, reverse=a.go_backwards, reset_gate_first=True))
+    return run_plain(inputs, variants, resolve_precision("auto"), decision.backend, at_once=decision.members > 1)
 
 
 def patch() -> Replacement:

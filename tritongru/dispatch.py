@@ -32,14 +32,17 @@ class Decision:
         backend: "triton", "aten", "numba", "eager" or "reference".
         rejected: dict from backend name to the tuple of its reasons, each naming the argument and its value.
         launches: how the Triton kernels would be launched, a line for each; empty for the other backends.
+        members: how many scans of the call run at once, as two directions or several heads; 1: one after another.
     """
 
     backend: str
     rejected: dict[str, tuple[str, ...]] = field(default_factory=dict)
     launches: tuple[str, ...] = ()
+    members: int = 1
 
     def __str__(self) -> str:
-        lines = [f"backend: {self.backend}", *(f"  {launch}" for launch in self.launches)]
+        at_once = f", {self.members} scans at once" if self.members > 1 else ""
+        lines = [f"backend: {self.backend}{at_once}", *(f"  {launch}" for launch in self.launches)]
         for name, reasons in self.rejected.items():
             lines.append(f"  not {name}: " + "; ".join(reasons))
         return "\n".join(lines)
@@ -51,6 +54,13 @@ REASONS_AGAINST: dict[str, Callable[[Signature], list[str]]] = {
     "numba": numba.reasons_against,
     "eager": eager.reasons_against,
     "reference": lambda signature: [],  # it runs everything
+}
+
+
+# Where the backend can run several scans of one call at once, and whether it does so for a call.
+RUNS_AT_ONCE: dict[str, Callable[[Signature], bool]] = {
+    "triton": triton.runs_at_once,
+    "numba": numba.runs_at_once,
 }
 
 
@@ -67,6 +77,14 @@ def decide(signature: Signature, backend: str = "auto") -> Decision:
     if signature.tracing:  # what is kept would not be traced
         return _decide(signature, backend)
     return _decide_once(signature, backend, environment.changes())
+
+
+def may_run_at_once(decision: Decision, signature: Signature) -> bool:
+    """Return whether the scans of a call go to the backend together: it runs them at once, or sees when it runs."""
+    if signature.tracing:
+        # Sizes are not known yet.
+        return decision.backend == "triton" and not is_recorded() and not is_exporting_to_onnx()
+    return decision.members > 1
 
 
 def explain(signature: Signature, backend: str = "auto") -> Decision:
@@ -87,6 +105,14 @@ def forget() -> None:
 
 def _decide(signature: Signature, backend: str) -> Decision:
     check_backend(backend)
+    decision = _decide_one(signature, backend)
+    can_run_at_once = RUNS_AT_ONCE.get(decision.backend)
+    if signature.members == 1 or can_run_at_once is None or not can_run_at_once(signature):
+        return decision
+    return replace(decision, members=signature.members)
+
+
+def _decide_one(signature: Signature, backend: str) -> Decision:
     if backend == "auto":
         return _without_operators(_choose(signature), signature)
     if reasons := REASONS_AGAINST[backend](signature):

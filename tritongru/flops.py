@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from .backends import operators  # noqa: F401  (registers the operators)
 from .backends.gradients import RECOMPUTE
+from .backends.members import Group
 from .call.problem import Inputs
 
 
@@ -60,4 +60,21 @@ def _scan_backward(a: dict) -> int:
     return rebuilt + _project(a) * (wanted.x + wanted.w) + _recur(a) * (1 + wanted.u)  # type: ignore[operator]
 
 
-_COUNTS = {"scan": _scan, "scan_backward": _scan_backward}
+def _of_each(count: Callable[[dict], int]) -> Callable[[dict], int]:
+    """Return the formula of all members for that of one."""
+
+    def count_all(a: dict) -> int:
+        group = Group(tuple(a["present"]), tuple(a["backwards"]))
+        wanted = group.unpack(a["wanted"] if "wanted" in a else [False] * len(a["tensors"]))
+        members = zip(group.unpack(a["tensors"]), wanted, strict=True)
+        return sum(count(a | shapes._asdict() | {"wanted": [bool(w) for w in wants]}) for shapes, wants in members)
+
+    return count_all
+
+
+_COUNTS = {
+    "scan": _scan,
+    "scan_backward": _scan_backward,
+    "scan_members": _of_each(_scan),
+    "scan_members_backward": _of_each(_scan_backward),
+}

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
+
 import torch
 from torch import Tensor
 
 from . import dispatch
 from .backends.aten import run_aten
-from .backends.operators import run_scan
+from .backends.gradients import Setting
+from .backends.members import are_alike
+from .backends.running import run_members, run_scan, setting_of
 from .call.arguments import Arguments, LayerNorm
-from .call.check import Call, check
+from .call.check import Call, Signature, check
 from .call.heads import has_heads, split_heads
-from .call.problem import canonicalize
+from .call.problem import Problem, canonicalize, clear_padding
 from .dispatch import Decision
 from .reference import gru_reference
 
@@ -170,9 +175,67 @@ def run(arguments: Arguments, backend: str = "auto") -> tuple[Tensor, Tensor, De
         outputs as `gru`, but always at the time index of the input, also where `go_backwards`; final state (B,U); the
         decision.
     """
-    if has_heads(arguments):
-        return _run_heads(arguments, backend)
-    call = check(arguments)
+    if not has_heads(arguments):
+        return _run_checked(check(arguments), backend)
+    (result,), decision = run_all([arguments], backend)
+    return *result, decision
+
+
+def run_all(calls: Sequence[Arguments], backend: str = "auto") -> tuple[list[tuple[Tensor, Tensor]], Decision]:
+    """Run calls that need nothing of each other, as the directions of a layer: at once where their backend can.
+
+    Returns:
+        outputs and final state of each, as `run`; the decision of the first.
+    """
+    if any(map(has_heads, calls)):
+        heads = [split_heads(a) if has_heads(a) else [a] for a in calls]
+        found, decision = run_all([head for call in heads for head in call], backend)
+        each = iter(found)
+        whole = [zip(*islice(each, len(call)), strict=True) for call in heads]
+        return [(torch.cat(outputs, dim=-1), torch.cat(states, dim=-1)) for outputs, states in whole], decision
+    checked = [check(a) for a in calls]
+    if (signature := _signature_of_all(checked)) is not None:
+        decision = dispatch.decide(signature, backend)
+        if dispatch.may_run_at_once(decision, signature):
+            problems = _canonicalize_all(checked)
+            if are_alike([problem.inputs for problem in problems]):
+                return _run_at_once(checked, problems, signature, decision, backend)
+    results = [_run_checked(call, backend) for call in checked]
+    return [(outputs, state) for outputs, state, _ in results], results[0][2]
+
+
+def _signature_of_all(calls: Sequence[Call]) -> Signature | None:
+    """Return the signature of several calls at once; None for one call, or if more than directions differ."""
+    first, *others = (call.signature for call in calls)
+    if not others or any(_forwards(first) != _forwards(other) for other in others):
+        return None
+    return first._replace(members=len(calls))
+
+
+def _forwards(signature: Signature) -> Signature:
+    return signature._replace(variant=signature.variant._replace(reverse=False))
+
+
+def _canonicalize_all(calls: Sequence[Call]) -> list[Problem]:
+    """Return the canonical forms of calls; steps are cleared of padding once where the calls share them."""
+    first = calls[0].arguments
+    steps = clear_padding(first)
+    problems = []
+    for a, s in calls:
+        is_shared = a.x is first.x and a.mask is first.mask and a.lengths is first.lengths
+        problems.append(canonicalize(a, s.variant, steps if is_shared else None))
+    return problems
+
+
+def _run_at_once(calls: Sequence[Call], problems: Sequence[Problem], s: Signature, decision: Decision, backend: str):
+    outputs, states = run_members(problems, _setting_of(s, decision, backend))
+    if _continues(decision, backend) and not s.tracing:
+        decision = dispatch.after_run(decision, s)
+    each = zip(calls, outputs.unbind(0), states.unbind(0), strict=True)
+    return [(call.arguments.by_time(out), state) for call, out, state in each], decision
+
+
+def _run_checked(call: Call, backend: str) -> tuple[Tensor, Tensor, Decision]:
     decision = dispatch.decide(call.signature, backend)
     if backend == "auto":
         dispatch.warn_of_fallback(decision, call.signature)
@@ -183,28 +246,39 @@ def run(arguments: Arguments, backend: str = "auto") -> tuple[Tensor, Tensor, De
     if decision.backend == "aten":
         outputs, state = run_aten(problem, s.precision, s.wants_gradients)
     else:
-        # On "auto" a call that the kernels fail continues elsewhere.
-        name = "auto" if backend == "auto" and decision.backend == "triton" else decision.backend
-        outputs, state = run_scan(problem, s.precision, s.recompute, s.wants_gradients, name)
-        if name == "auto" and not s.tracing:
+        outputs, state = run_scan(problem, _setting_of(s, decision, backend))
+        if _continues(decision, backend) and not s.tracing:
             decision = dispatch.after_run(decision, s)
     return a.by_time(outputs), state, decision
 
 
+def _continues(decision: Decision, backend: str) -> bool:
+    """Return whether a call that the kernels fail continues elsewhere."""
+    return backend == "auto" and decision.backend == "triton"
+
+
+def _setting_of(s: Signature, decision: Decision, backend: str) -> Setting:
+    name = "auto" if _continues(decision, backend) else decision.backend
+    return setting_of(s.precision, s.recompute, s.wants_gradients, name)
+
+
 def explain_call(arguments: Arguments, backend: str = "auto") -> Decision:
     """Return the decision for a call, without running it; for several heads that for one of them."""
-    arguments = split_heads(arguments)[0] if has_heads(arguments) else arguments
-    return dispatch.explain(check(arguments).signature, backend)
+    return explain_all([arguments], backend)
 
 
-def _run_heads(arguments: Arguments, backend: str) -> tuple[Tensor, Tensor, Decision]:
-    """Run the heads one after another, each as a GRU of its own; the decision is the first one's."""
-    outputs, states, decisions = zip(*(run(head, backend) for head in split_heads(arguments)), strict=True)
-    return torch.cat(outputs, dim=-1), torch.cat(states, dim=-1), decisions[0]
+def explain_all(calls: Sequence[Arguments], backend: str = "auto") -> Decision:
+    """Return the decision for `run_all`, without running it."""
+    calls = [head for a in calls for head in (split_heads(a) if has_heads(a) else [a])]
+    checked = [check(a) for a in calls]
+    return dispatch.explain(_signature_of_all(checked) or checked[0].signature, backend)
 
 
 def _run_reference(call: Call) -> tuple[Tensor, Tensor]:
     own = call.arguments._asdict()
     del own["precision"], own["recompute"]
     outputs, state = gru_reference(**own)
+    if call.arguments.time == 0:
+        # Without a step it is the initial state itself, which is the caller's.
+        state = state.clone()
     return call.arguments.in_order_of_processing(outputs), state

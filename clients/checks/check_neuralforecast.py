@@ -13,10 +13,11 @@ def forecast(**arguments):
 
     frame = pandas.DataFrame(
         {
-            "unique_id": np.repeat(["a", "b", "c"], 80), "ds": np.tile(np.arange(80), 3),
+            "unique_id": np.repeat(["a", "b", "c"], 80),
+            "ds": np.tile(np.arange(80), 3),
             "y": np.concatenate([np.sin(np.arange(80) / 5 + i) for i in range(3)]),
         }
-    )  # fmt: skip
+    )
     model = GRU(
         h=4, input_size=16, max_steps=10, encoder_n_layers=2, encoder_hidden_size=12, encoder_dropout=0.1,
         batch_size=3, random_seed=1, accelerator="cpu", logger=False, enable_checkpointing=False,

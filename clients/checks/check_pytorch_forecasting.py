@@ -17,9 +17,13 @@ def lengths():
     (y.square().sum() + state.sum()).backward()
     whole, last = layer(x.detach(), h)
     return {
-        "y": y, "state": state, "dx": x.grad, "whole": whole, "last": last,
+        "y": y,
+        "state": state,
+        "dx": x.grad,
+        "whole": whole,
+        "last": last,
         **{f"d{name}": p.grad for name, p in layer.named_parameters()},
-    }  # fmt: skip
+    }
 
 
 def network():
@@ -33,10 +37,11 @@ def network():
     frame = pandas.DataFrame(
         {
             "value": np.concatenate([np.sin(np.arange(60) / 4 + i) for i in range(4)]).astype("float32"),
-            "time": np.tile(np.arange(60), 4), "series": np.repeat([str(i) for i in range(4)], 60),
+            "time": np.tile(np.arange(60), 4),
+            "series": np.repeat([str(i) for i in range(4)], 60),
             "known": numbers.normal(size=240).astype("float32"),
         }
-    )  # fmt: skip
+    )
     data = TimeSeriesDataSet(
         frame, time_idx="time", target="value", group_ids=["series"], max_encoder_length=12, min_encoder_length=4,
         max_prediction_length=3, time_varying_unknown_reals=["value"], time_varying_known_reals=["known"],

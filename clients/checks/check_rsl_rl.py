@@ -35,18 +35,26 @@ def make_runner():
             return self.get_observations(), reward, done, {"time_outs": torch.zeros(8, dtype=torch.bool)}
 
     model = {
-        "class_name": "RNNModel", "rnn_type": "gru", "rnn_hidden_dim": 16, "rnn_num_layers": 1, "hidden_dims": [16],
+        "class_name": "RNNModel",
+        "rnn_type": "gru",
+        "rnn_hidden_dim": 16,
+        "rnn_num_layers": 1,
+        "hidden_dims": [16],
         "activation": "elu",
-    }  # fmt: skip
+    }
     distribution = {"class_name": "GaussianDistribution", "init_std": 1.0}
     algorithm = {
         "class_name": "PPO", "num_learning_epochs": 2, "num_mini_batches": 2, "schedule": "fixed",
         "learning_rate": 1e-3, "rnd_cfg": None, "symmetry_cfg": None,
     }  # fmt: skip
     settings = {
-        "num_steps_per_env": 12, "save_interval": 100, "obs_groups": {"actor": ["policy"], "critic": ["policy"]},
-        "actor": model | {"distribution_cfg": distribution}, "critic": dict(model), "algorithm": algorithm,
-    }  # fmt: skip
+        "num_steps_per_env": 12,
+        "save_interval": 100,
+        "obs_groups": {"actor": ["policy"], "critic": ["policy"]},
+        "actor": model | {"distribution_cfg": distribution},
+        "critic": dict(model),
+        "algorithm": algorithm,
+    }
     with contextlib.redirect_stdout(io.StringIO()):
         return OnPolicyRunner(Env(), settings, log_dir=None, device="cpu")
 

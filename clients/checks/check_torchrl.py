@@ -9,8 +9,12 @@ def make():
     from torchrl.modules import GRUModule
 
     return GRUModule(
-        input_size=5, hidden_size=8, num_layers=2, in_keys=["x", "h"], out_keys=["y", ("next", "h")],
-    )  # fmt: skip
+        input_size=5,
+        hidden_size=8,
+        num_layers=2,
+        in_keys=["x", "h"],
+        out_keys=["y", ("next", "h")],
+    )
 
 
 def act():

@@ -37,9 +37,13 @@ VALUE_ERRORS = {
     "lengths below": (dict(lengths=torch.tensor([1, 2, -1])), "`lengths`.*-1"),
     "reset state alone": (dict(reset_state=zeros(B, U)), "`reset_state`.*`resets`"),
     "reset state name": (
-        dict(resets=torch.ones(B, T, dtype=torch.bool), reset_state="zeros"), "`reset_state`.*'zeros'"),
+        dict(resets=torch.ones(B, T, dtype=torch.bool), reset_state="zeros"),
+        "`reset_state`.*'zeros'",
+    ),
     "reset state shape": (
-        dict(resets=torch.ones(B, T, dtype=torch.bool), reset_state=zeros(U)), r"`reset_state`.*\(9,\)"),
+        dict(resets=torch.ones(B, T, dtype=torch.bool), reset_state=zeros(U)),
+        r"`reset_state`.*\(9,\)",
+    ),
     "dropout count": (dict(input_dropout=[zeros(B, T, I)] * 2), "`input_dropout`.*2"),
     "dropout shape": (dict(recurrent_dropout=zeros(B, U + 1)), "`recurrent_dropout`.*9"),
     "activation": (dict(activation="tanhh"), "`activation`='tanhh'"),
@@ -47,7 +51,7 @@ VALUE_ERRORS = {
     "layout": (dict(layout="jax"), "`layout`.*'jax'"),
     "precision": (dict(precision="fp8"), "`precision`.*'fp8'"),
     "backend": (dict(backend="cuda"), "`backend`.*'cuda'"),
-}  # fmt: skip
+}
 
 TYPE_ERRORS = {
     "x kind": (dict(x=[[1.0]]), "`x`.*list"),

@@ -133,10 +133,14 @@ def test_offsets_past_two_to_the_31() -> None:
     assert x.shape == (T, B, I) and x.untyped_storage().nbytes() < 1024
     with torch.device("meta"):
         shapes = {
-            "x": torch.empty(T, B, I), "kernel": torch.empty(I, 3 * U), "recurrent_kernel": torch.empty(U, 3 * U),
-            "bias": torch.empty(2, 3 * U), "mask": torch.empty(T, B, dtype=torch.bool),
-            "resets": torch.empty(T, B, dtype=torch.bool), "reset_state": torch.empty(T, B, U),
-        }  # fmt: skip
+            "x": torch.empty(T, B, I),
+            "kernel": torch.empty(I, 3 * U),
+            "recurrent_kernel": torch.empty(U, 3 * U),
+            "bias": torch.empty(2, 3 * U),
+            "mask": torch.empty(T, B, dtype=torch.bool),
+            "resets": torch.empty(T, B, dtype=torch.bool),
+            "reset_state": torch.empty(T, B, U),
+        }
     for name in ("x", "kernel", "recurrent_kernel", "bias", "reset_state"):
         shapes[name].requires_grad_()
     outputs, state = gru(**shapes, time_major=True, backend="eager")

@@ -239,8 +239,11 @@ def test_errors_are_told_apart_by_where_they_arose():
             scope["fail"]()
         return caught.value
 
-    for statement in ("raise RuntimeError('Failed to find C compiler')", "open('/no/such/ptxas')",
-                      "import subprocess; subprocess.check_call(['false'])"):  # fmt: skip
+    for statement in (
+        "raise RuntimeError('Failed to find C compiler')",
+        "open('/no/such/ptxas')",
+        "import subprocess; subprocess.check_call(['false'])",
+    ):
         assert faults.classify(raised_in("triton.runtime.build", statement)) == faults.OTHER
         assert faults.classify(raised_in("tritongru.backends.triton.scan", statement)) is None
         assert faults.classify(raised_in("torch.anything", statement)) is None

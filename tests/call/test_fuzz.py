@@ -17,9 +17,12 @@ def test_any_configuration(name: str, examples: int) -> None:
     target = TARGETS[name]
 
     @settings(
-        max_examples=examples, deadline=None, database=None, derandomize=True,
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
         suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
-    )  # fmt: skip
+    )
     @given(target.strategy())
     def check(configuration) -> None:
         target.check(configuration)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import tritongru
 from tritongru import GRU, Stream, UnsupportedError, compat, gru, scan
+from tritongru.backends.numba import reasons_against_numba
 from tritongru.reference import gru_reference
 from tritongru.tools.oracle.cases import Case, differentiated, make_arguments
 from tritongru.tools.oracle.compare import compare
@@ -94,8 +95,9 @@ def test_gradcheck() -> None:
 
 
 def test_every_backend_runs_it_that_runs_one_head() -> None:
-    rows = compare(2, 3, 6, dtype="float32", backends=["eager", "aten", "reference"], heads=3)
-    assert {row.verdict for row in rows} == {"ok"} and {row.backend for row in rows} == {"eager", "aten", "reference"}
+    rows = compare(2, 3, 6, dtype="float32", backends=["numba", "eager", "aten", "reference"], heads=3)
+    there = {"eager", "aten", "reference"} | (set() if reasons_against_numba() else {"numba"})
+    assert {row.backend for row in rows if row.verdict == "ok"} == there and "FAIL" not in {row.verdict for row in rows}
     with pytest.raises(UnsupportedError, match="mask"):
         gru(**make_arguments(Case(heads=3, mask=True)), backend="aten")
 
@@ -170,8 +172,11 @@ def test_files_that_cannot_hold_them_say_so(tmp_path) -> None:
     from tritongru.tools.weight_files import convert
 
     layer = GRU(4, input_size=3, heads=2)
-    for call in (lambda: convert.save_keras(layer, tmp_path / "layer.h5"), lambda: convert.to_torch(layer),
-                 lambda: convert.from_torch(compat.GRU(3, 4, heads=2))):  # fmt: skip
+    for call in (
+        lambda: convert.save_keras(layer, tmp_path / "layer.h5"),
+        lambda: convert.to_torch(layer),
+        lambda: convert.from_torch(compat.GRU(3, 4, heads=2)),
+    ):
         with pytest.raises(ValueError, match="heads=2"):
             call()
     assert not list(tmp_path.iterdir())

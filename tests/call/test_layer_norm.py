@@ -212,8 +212,11 @@ def test_the_torch_layer(kind: str) -> None:
     layer = compat.GRU(3, 4, 2, bidirectional=True, batch_first=True, layer_norm=kind, dtype=F64)
     plain = compat.GRU(3, 4, 2, bidirectional=True, batch_first=True)
     assert set(layer.state_dict()) - set(plain.state_dict()) == {
-        "layer_norm_scale_l0", "layer_norm_scale_l0_reverse", "layer_norm_scale_l1", "layer_norm_scale_l1_reverse"
-    }  # fmt: skip
+        "layer_norm_scale_l0",
+        "layer_norm_scale_l0_reverse",
+        "layer_norm_scale_l1",
+        "layer_norm_scale_l1_reverse",
+    }
     assert f"layer_norm='{kind}'" in repr(layer)
     with torch.no_grad():
         layer.layer_norm_scale_l0.uniform_(0.5, 1.5)
@@ -231,8 +234,11 @@ def test_the_torch_layer(kind: str) -> None:
     assert (layer.layer_norm_scale_l0 == 1).all() and not (layer.weight_hh_l0 == 1).any()
 
 
-@pytest.mark.parametrize("make", [lambda **o: GRU(4, **o), lambda **o: GRUCell(4, **o),
-                                  lambda **o: compat.GRU(3, 4, **o)], ids=["keras", "cell", "torch"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [lambda **o: GRU(4, **o), lambda **o: GRUCell(4, **o), lambda **o: compat.GRU(3, 4, **o)],
+    ids=["keras", "cell", "torch"],
+)
 def test_bad_names_are_refused_by_the_layers(make) -> None:
     with pytest.raises(ValueError, match="`layer_norm` must be one of .*, got 'batch'"):
         make(layer_norm="batch")

@@ -40,9 +40,13 @@ def test_equals_torch_gru(batch: int, time: int, inputs: int, units: int, bias: 
     h0 = torch.randn(batch, units, dtype=torch.float64)
     weights = dict(model.named_parameters())
     outputs, state = gru_reference(
-        x, weights["weight_ih_l0"], weights["weight_hh_l0"],
-        (weights["bias_ih_l0"], weights["bias_hh_l0"]) if bias else None, h0, layout="torch",
-    )  # fmt: skip
+        x,
+        weights["weight_ih_l0"],
+        weights["weight_hh_l0"],
+        (weights["bias_ih_l0"], weights["bias_hh_l0"]) if bias else None,
+        h0,
+        layout="torch",
+    )
     expected, last = model(x, h0[None])
     torch.testing.assert_close(outputs, expected, **PRECISE)
     torch.testing.assert_close(state, last[0], **PRECISE)

@@ -37,22 +37,29 @@ def run_onnxruntime(arguments: dict) -> tuple[torch.Tensor, torch.Tensor]:
         both = bias if arguments["reset_after"] else torch.stack((bias, both[0]))
     lengths = arguments.get("lengths")
     feeds = {
-        "X": x.transpose(0, 1), "W": arguments["kernel"].t()[None], "R": arguments["recurrent_kernel"].t()[None],
-        "B": both.reshape(1, -1), "H": arguments["initial_state"][None],
+        "X": x.transpose(0, 1),
+        "W": arguments["kernel"].t()[None],
+        "R": arguments["recurrent_kernel"].t()[None],
+        "B": both.reshape(1, -1),
+        "H": arguments["initial_state"][None],
         "L": torch.full((B,), T) if lengths is None else lengths,
-    }  # fmt: skip
+    }
     helper, kinds = onnx.helper, onnx.TensorProto
     parameters = {
         "activation_alpha": [alphas[name] for name in chosen if name in alphas],
         "activation_beta": [betas[name] for name in chosen if name in betas],
     }
     node = helper.make_node(
-        "GRU", ["X", "W", "R", "B", "L", "H"], ["Y", "Y_h"], hidden_size=units,
+        "GRU",
+        ["X", "W", "R", "B", "L", "H"],
+        ["Y", "Y_h"],
+        hidden_size=units,
         direction="reverse" if arguments["go_backwards"] else "forward",
-        linear_before_reset=int(arguments["reset_after"]), activations=[names[name] for name in chosen],
+        linear_before_reset=int(arguments["reset_after"]),
+        activations=[names[name] for name in chosen],
         # The helper cannot tell the type of an empty list.
         **{name: values for name, values in parameters.items() if values},
-    )  # fmt: skip
+    )
     inputs = [
         helper.make_tensor_value_info(name, kinds.INT32 if name == "L" else kinds.FLOAT, list(value.shape))
         for name, value in feeds.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -11,10 +12,14 @@ from test_eager import assert_equals_oracle
 from torch import Tensor
 
 import tritongru
-from tritongru import GRU, Bidirectional, Stream, UnsupportedError, compat, gru, scan
-from tritongru.tools.oracle.cases import Case, differentiated, make_arguments, run_case
+from tritongru import GRU, Bidirectional, Stream, UnsupportedError, compat, faults, gru, scan
+from tritongru.backends.numba import reasons_against_numba
+from tritongru.call.check import check
+from tritongru.call.problem import canonicalize
+from tritongru.tools.oracle.cases import Case, as_arguments, differentiated, make_arguments, run_case
 
 F64 = torch.float64
+BACKENDS = [name for name in ("numba", "eager", "reference") if name != "numba" or not reasons_against_numba()]
 PRECISE = dict(rtol=1e-11, atol=1e-12)
 VARIANTS = list(itertools.product(("keras", "torch"), (False, True), (False, True)))
 
@@ -41,7 +46,7 @@ def test_chunks_of_steps(monkeypatch, rows: int) -> None:
         assert_equals_oracle(replace(case, **changes))
 
 
-@pytest.mark.parametrize("backend", ["eager", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_formula(backend: str) -> None:
     """A loop of its own: where the mask is 0 the unit is left out of the step altogether."""
     arguments = make_arguments(Case(2, 6, 3, 4, "float64", zoneout=True))
@@ -81,10 +86,32 @@ def test_all_ones_change_nothing_and_all_zeros_keep_the_state() -> None:
     torch.testing.assert_close(state, arguments["initial_state"], **PRECISE)
 
 
-@pytest.mark.parametrize("backend", ["triton", "aten"])
-def test_others_say_why_not(backend: str) -> None:
+def test_torchs_gru_says_why_not() -> None:
     with pytest.raises(UnsupportedError, match="zoneout given"):
-        gru(**make_arguments(Case(zoneout=True)), backend=backend)
+        gru(**make_arguments(Case(zoneout=True)), backend="aten")
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_a_call_that_the_kernels_fail_keeps_its_zoneout(monkeypatch, reset_after: bool) -> None:
+    pytest.importorskip("triton")
+    from tritongru.backends.triton import families
+
+    def refuse(*arguments):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(families, "run_scan", refuse)
+    case = Case(3, 5, 2, 4, "float32", mask=True, zoneout=True, gradient_clip=0.3, reset_after=reset_after)
+    call = check(as_arguments(make_arguments(case)))
+    (inputs, variant), results = canonicalize(call.arguments, call.signature.variant), []
+    weights = torch.randn(5, 3, 4)
+    for backend in ("auto", "eager"):
+        leaf = inputs.u.clone().requires_grad_()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", tritongru.FallbackWarning)
+            out, last, *_ = torch.ops.tritongru.scan(*inputs._replace(u=leaf), *variant, "ieee", "gates", backend)
+            results.append((out, last, torch.autograd.grad((out * weights).sum() + last.sum(), leaf)[0]))
+    faults.forget()
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize(
@@ -101,8 +128,10 @@ def test_bad_input_is_named(value, error: type, text: str) -> None:
         gru(**make_arguments(Case()), zoneout=value)
 
 
-@pytest.mark.parametrize("rate, error", [(1.5, ValueError), (-0.1, ValueError), (float("nan"), ValueError),
-                                         ("a", TypeError), (True, TypeError)])  # fmt: skip
+@pytest.mark.parametrize(
+    "rate, error",
+    [(1.5, ValueError), (-0.1, ValueError), (float("nan"), ValueError), ("a", TypeError), (True, TypeError)],
+)
 def test_bad_rates_are_named(rate, error: type) -> None:
     for make in (lambda: GRU(4, zoneout=rate), lambda: compat.GRU(3, 4, zoneout=rate)):
         with pytest.raises(error, match=r"`zoneout` must be a number in \[0, 1\], got"):
@@ -112,9 +141,12 @@ def test_bad_rates_are_named(rate, error: type) -> None:
 def layers() -> list:
     options = dict(zoneout=0.3, dtype=F64)
     keras = GRU(4, input_size=3, return_sequences=True, **options)
-    return [keras, GRU(4, input_size=3, return_sequences=True, time_major=True, **options),
-            Bidirectional(GRU(4, input_size=3, return_sequences=True, **options)),
-            compat.GRU(3, 4, 2, bidirectional=True, **options)]  # fmt: skip
+    return [
+        keras,
+        GRU(4, input_size=3, return_sequences=True, time_major=True, **options),
+        Bidirectional(GRU(4, input_size=3, return_sequences=True, **options)),
+        compat.GRU(3, 4, 2, bidirectional=True, **options),
+    ]
 
 
 @pytest.mark.parametrize("index", range(4))
@@ -150,8 +182,10 @@ def test_evaluation_takes_the_mean() -> None:
         expected.append(h)
     outputs, right = layer(x), torch.stack(expected, dim=1)
     torch.testing.assert_close(outputs, right, **PRECISE)
-    for ours, theirs in zip(*(torch.autograd.grad(v.square().sum(), (x, layer.recurrent_kernel, layer.kernel))
-                              for v in (outputs, right)), strict=True):  # fmt: skip
+    for ours, theirs in zip(
+        *(torch.autograd.grad(v.square().sum(), (x, layer.recurrent_kernel, layer.kernel)) for v in (outputs, right)),
+        strict=True,
+    ):
         torch.testing.assert_close(ours, theirs, **PRECISE)
 
 

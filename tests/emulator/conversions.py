@@ -10,8 +10,9 @@ import numpy as np
 from .ptx import WIDTHS, Instruction, UnsupportedInstruction, register
 from .registers import Registers
 
-_WHOLE = {f"{sign}{bits}": np.dtype(f"{'i' if sign == 's' else 'u'}{bits // 8}")
-          for sign in "su" for bits in (8, 16, 32, 64)}  # fmt: skip
+_WHOLE = {
+    f"{sign}{bits}": np.dtype(f"{'i' if sign == 's' else 'u'}{bits // 8}") for sign in "su" for bits in (8, 16, 32, 64)
+}
 
 
 def to_bfloat16(value: np.ndarray) -> np.ndarray:

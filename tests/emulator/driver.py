@@ -84,6 +84,7 @@ def emulated_gpu(**options):
         (launch, "device_limits", lambda device: gpu.device),
         (resident, "device_limits", lambda device: gpu.device),
         (families, "device_limits", lambda device: gpu.device),
+        (reasons, "device_limits", lambda device: gpu.device),
         # Asked there only whether kernels can run on a CPU.
         (reasons, "is_interpreted", lambda: True),
     ]

@@ -121,8 +121,10 @@ def _multiply(instruction, registers):
         rows, floats = warp.rows["u32"], warp.rows["f32"]
         left, right, total = np.empty((16, k)), np.empty((k, 8)), np.empty((16, 8))
         for matrix, places, values in (
-            (left, places_a, read(rows, a)), (right, places_b, read(rows, b)), (total, _C, [floats[i] for i in c]),
-        ):  # fmt: skip
+            (left, places_a, read(rows, a)),
+            (right, places_b, read(rows, b)),
+            (total, _C, [floats[i] for i in c]),
+        ):
             for where, value in zip(places, values, strict=True):
                 matrix[where] = value
         total += left @ right

@@ -117,9 +117,13 @@ def parse(text: str) -> Kernel:
             for statement in filter(None, map(str.strip, code.split(";"))):
                 instructions.append(_read_statement(statement, source, number))
     return Kernel(
-        name, tuple((n, t) for t, n in parameters), tuple(instructions), labels, registers,
+        name,
+        tuple((n, t) for t, n in parameters),
+        tuple(instructions),
+        labels,
+        registers,
         int(threads[1]) if threads else 32,
-    )  # fmt: skip
+    )
 
 
 def _declare(kind: str, names: str, registers: dict[str, int]) -> dict[str, str]:

@@ -159,20 +159,24 @@ FAULTS = {
     "two values at one address": ("st.shared.b32 [global_smem], %r1;", AccessError, "different values"),
     "a copy nobody waited for": (
         "cp.async.ca.shared.global [%r4], [%rd2], 4; cp.async.commit_group; bar.sync 0; ld.shared.b32 %r8, [%r4];",
-        AccessError, "waited for",
+        AccessError,
+        "waited for",
     ),
     "lanes that part": ("setp.lt.u32 %p1, %r1, 5; @%p1 bra $L_1; $L_1:", UnsupportedInstruction, "part"),
     "a barrier that some warps pass by": (
-        "setp.lt.u32 %p1, %r1, 32; @%p1 bra $L_1; bar.sync 0; $L_1:", SynchronisationError, "have ended",
+        "setp.lt.u32 %p1, %r1, 32; @%p1 bra $L_1; bar.sync 0; $L_1:",
+        SynchronisationError,
+        "have ended",
     ),
     "two different barriers": (
         "setp.lt.u32 %p1, %r1, 32; @%p1 bra $L_1; bar.sync 0; bra.uni $L_2; $L_1: bar.sync 0; $L_2:",
-        SynchronisationError, "meet at barriers",
+        SynchronisationError,
+        "meet at barriers",
     ),
     "an endless loop": ("$L_1: bra.uni $L_1;", SynchronisationError, "not ended"),
     "an unknown instruction": ("popc.b32 %r8, %r1;", UnsupportedInstruction, "popc"),
     "an unknown qualifier": ("add.sat.s32 %r8, %r1, 1;", UnsupportedInstruction, "sat"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

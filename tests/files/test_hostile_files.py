@@ -93,9 +93,7 @@ def test_a_chunk_that_unpacks_to_more_than_its_size(tmp_path):
     path = write_v3(tmp_path / "m.weights.h5", {"layers/gru": make_arrays()})
     with h5py.File(path, "a") as root:
         del root["layers/gru/cell/vars/1"]
-        dataset = root["layers/gru/cell/vars"].create_dataset(
-            "1", (5, 15), "f4", chunks=(5, 15), compression="gzip"
-        )  # fmt: skip
+        dataset = root["layers/gru/cell/vars"].create_dataset("1", (5, 15), "f4", chunks=(5, 15), compression="gzip")
         dataset.id.write_direct_chunk((0, 0), zlib.compress(bytes(1 << 26)))
     with pytest.raises(ValueError, match="m.weights.h5: .*unpacks to more than its 300 bytes"):
         convert.load_keras(path)

@@ -127,8 +127,9 @@ def test_a_stack_within_a_model(tmp_path, suffix):
         GRU(3, input_size=2 * U, return_sequences=True),
     ]
     convert.save_keras(stack, path)
-    again = read_keras(path, lambda: in_model(L.Bidirectional(L.GRU(U, return_sequences=True)),
-                                              L.GRU(3, return_sequences=True)))  # fmt: skip
+    again = read_keras(
+        path, lambda: in_model(L.Bidirectional(L.GRU(U, return_sequences=True)), L.GRU(3, return_sequences=True))
+    )
     assert_same(again(x), stack[1].eval()(stack[0].eval()(x)))
 
 

@@ -11,7 +11,7 @@ from tritongru.activations import TABLE
 from tritongru.backends.triton.scan import use_config
 from tritongru.environment import is_interpreted
 from tritongru.reference import gru_reference
-from tritongru.tools.oracle import tolerance
+from tritongru.tools.oracle import cases, tolerance
 from tritongru.tuning.configs import SCHEDULES, LaunchConfig, next_power_of_two
 
 ACTIVATIONS = [entry.name for entry in TABLE.values() if entry.kernel_id is not None]
@@ -97,6 +97,39 @@ def check(arguments, dtype=torch.float32, schedule="single", **options):
         assert not actual[name].any(), name
     for name, right in truth.items():
         tolerance.check(name, actual[name], oracle[name], right)
+
+
+CELLS = [(True, None), (False, 0.2), (True, 0.2)]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
+@pytest.mark.parametrize("zoneout, bound", CELLS)
+def test_zoneout_and_a_bound_of_the_gradient(zoneout, bound, reset_after, schedule):
+    for seed, (mask, resets, drops) in enumerate(itertools.product((False, True), (False, True), (0, 3))):
+        case = cases.Case(
+            17 if seed == 3 else 3, 4, 3, 9, ("float32", "bfloat16")[seed % 2], seed, reset_after=reset_after,
+            layout=("keras", "torch")[seed % 2], go_backwards=seed % 3 == 1, mask=mask, resets=resets,
+            reset_state="steps" if resets else None, recurrent_dropouts=drops, zoneout=zoneout, gradient_clip=bound,
+            recompute=seed % 4 == 2, recurrent_activation=("sigmoid", "softsign", "tanh")[seed % 3],
+        )  # fmt: skip
+        arguments = cases.make_arguments(case, DEVICE)
+        if zoneout and seed % 4 == 1:
+            arguments["zoneout"] = torch.tensor(0.75, dtype=torch.float64)
+            arguments["zoneout"] = arguments["zoneout"].to(arguments["recurrent_kernel"])
+        truth = cases.run_case(cases.in_dtype(arguments, torch.float64), "reference")
+        oracle = cases.run_case(arguments, "reference")
+        with use_config(config_for(schedule, 9)):
+            actual = cases.run_case(arguments, "triton")
+        for name, right in truth.items():
+            tolerance.check(f"{case}: {name}", actual[name], oracle[name], right)
+
+
+def test_a_gradient_of_zoneout_has_a_reason():
+    arguments = draw((2, 3, 2, 4), 0, zoneout=torch.rand(2, 3, 4, dtype=torch.float64).requires_grad_())
+    arguments = cast(arguments, torch.float32)
+    with pytest.raises(tritongru.UnsupportedError, match="zoneout whose gradient is wanted"):
+        tritongru.gru(**arguments, backend="triton")
 
 
 def label(size):

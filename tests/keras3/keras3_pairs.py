@@ -56,9 +56,11 @@ def assert_same(theirs, ours, what="", **tolerance):
     assert len(theirs) == len(ours)
     for index, (expected, actual) in enumerate(zip(theirs, ours, strict=True)):
         torch.testing.assert_close(
-            torch.as_tensor(actual), torch.as_tensor(expected), **(tolerance or CLOSE),
+            torch.as_tensor(actual),
+            torch.as_tensor(expected),
+            **(tolerance or CLOSE),
             msg=lambda m, i=index: f"{what} {i}: {m}",
-        )  # fmt: skip
+        )
 
 
 def run_with_gradients(layer, inputs, **call):

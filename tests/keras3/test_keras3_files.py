@@ -36,8 +36,12 @@ def test_a_keras_without_this_package_reads_our_model(suffix, tmp_path):
     np.save(tmp_path / "x.npy", TOKENS)
     done = subprocess.run(
         [sys.executable, "-c", ALONE, path, str(tmp_path / "y.npy"), str(tmp_path / "x.npy")],
-        env=dict(os.environ, KERAS_BACKEND="torch"), capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+        env=dict(os.environ, KERAS_BACKEND="torch"),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same(np.load(tmp_path / "y.npy"), model.predict(TOKENS, verbose=0))
 

@@ -22,9 +22,13 @@ def test_outputs_states_and_gradients(mask, reset_after, dropout):
     x, h = torch.randn(B, T, I), torch.randn(B, U)
     for backwards, sequences, zero, state in itertools.product([True, False], repeat=4):
         pair = make_pair(
-            reset_after=reset_after, go_backwards=backwards, return_sequences=sequences, return_state=state,
-            zero_output_for_mask=zero, **DROPOUT[dropout],
-        )  # fmt: skip
+            reset_after=reset_after,
+            go_backwards=backwards,
+            return_sequences=sequences,
+            return_state=state,
+            zero_output_for_mask=zero,
+            **DROPOUT[dropout],
+        )
         for training in (False, True):
             theirs, ours = (run_with_gradients(layer, [x, h], mask=mask_of(mask), training=training) for layer in pair)
             assert_same(theirs, ours, (backwards, sequences, zero, state, training))
@@ -144,9 +148,12 @@ def test_a_stateful_layer_trains_where_keras_fails_without_a_mask():
 @pytest.mark.parametrize("reset_after", [True, False])
 def test_losses_of_training(reset_after, dropout):
     arguments = {
-        "reset_after": reset_after, "kernel_regularizer": "l2", "activity_regularizer": "l1",
-        "recurrent_constraint": "max_norm", **DROPOUT[dropout],
-    }  # fmt: skip
+        "reset_after": reset_after,
+        "kernel_regularizer": "l2",
+        "activity_regularizer": "l1",
+        "recurrent_constraint": "max_norm",
+        **DROPOUT[dropout],
+    }
     theirs, ours = tagger(keras.layers.GRU, **arguments), tagger(GRU, **arguments)
     assert_same(fit(theirs), fit(ours))
     assert_same(*(model.predict(keras3_pairs.TOKENS, verbose=0) for model in (theirs, ours)))

@@ -138,8 +138,12 @@ def test_another_backend_is_refused(monkeypatch):
 def test_a_backend_that_is_not_installed_is_refused():
     done = subprocess.run(
         [sys.executable, "-c", "import tritongru.keras3"],
-        env=dict(os.environ, KERAS_BACKEND="tensorflow"), capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+        env=dict(os.environ, KERAS_BACKEND="tensorflow"),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert done.returncode == 1 and "KERAS_BACKEND" in done.stderr.splitlines()[-1]
 
 

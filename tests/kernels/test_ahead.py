@@ -56,11 +56,15 @@ def test_budget(target, units, dtype, direction):
 @pytest.mark.parametrize(
     "target, units, batch, blocks",
     [
-        ("sm_90", 256, 128, (16, 16)), ("sm_90", 512, 128, (16, 32)), ("sm_90", 512, 256, (32, 32)),
-        ("sm_90", 1024, 64, (16, 32)), ("sm_90", 1536, 32, (32, 16)), ("sm_80", 512, 128, (32, 32)),
+        ("sm_90", 256, 128, (16, 16)),
+        ("sm_90", 512, 128, (16, 32)),
+        ("sm_90", 512, 256, (32, 32)),
+        ("sm_90", 1024, 64, (16, 32)),
+        ("sm_90", 1536, 32, (32, 16)),
+        ("sm_80", 512, 128, (32, 32)),
         ("sm_80", 1024, 16, (16, 16)),
     ],
-)  # fmt: skip
+)
 def test_budget_of_many_rows(target, units, batch, blocks, direction):
     """All rows run at once, without spills; the shared memory is what the formula counts on."""
     config = config_for(target, units, torch.bfloat16, batch)
@@ -80,11 +84,14 @@ def test_budget_of_many_rows(target, units, batch, blocks, direction):
 @pytest.mark.parametrize(
     "target, units, dtype, batch",
     [
-        ("sm_90", 4096, torch.bfloat16, 64), ("sm_90", 4001, torch.bfloat16, 16), ("sm_90", 2048, torch.float32, 16),
-        ("gfx942", 1024, torch.bfloat16, 16), ("sm_80", 2048, torch.float16, 128),
+        ("sm_90", 4096, torch.bfloat16, 64),
+        ("sm_90", 4001, torch.bfloat16, 16),
+        ("sm_90", 2048, torch.float32, 16),
+        ("gfx942", 1024, torch.bfloat16, 16),
+        ("sm_80", 2048, torch.float16, 128),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_budget_where_weights_are_streamed(target, units, dtype, batch, direction):
     needs_linker(target)
     config = config_for(target, units, dtype, batch)

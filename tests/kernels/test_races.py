@@ -61,9 +61,7 @@ def test_the_loser_of_a_race_is_passed_over(write, gpu):
     write("user", race(triton=2.0, aten=1.0, training=True), race(triton=1.0, aten=2.0, training=False))
     decision = decide(facts(training=True))
     assert decision.backend == "aten"
-    assert decision.rejected["triton"] == (
-        "aten took 1.00 us per step and triton 2.00, measured on 2026-01-02",
-    )  # fmt: skip
+    assert decision.rejected["triton"] == ("aten took 1.00 us per step and triton 2.00, measured on 2026-01-02",)
     assert decide(facts(training=False)).backend == "triton"
     assert decide(facts(), "triton").backend == "triton"
 
@@ -78,10 +76,14 @@ def test_the_users_race_comes_before_the_shipped_one(write, gpu):
 @pytest.mark.parametrize(
     "place, asked, units, found",
     [
-        ("user", 512, 512, True), ("user", 480, 512, False), ("shipped", 480, 512, True), ("shipped", 528, 512, False),
-        ("shipped", 240, 512, False), ("shipped", 500, 512, False),
+        ("user", 512, 512, True),
+        ("user", 480, 512, False),
+        ("shipped", 480, 512, True),
+        ("shipped", 528, 512, False),
+        ("shipped", 240, 512, False),
+        ("shipped", 500, 512, False),
     ],
-)  # fmt: skip
+)
 def test_near_units_are_for_shipped_tables(write, place, asked, units, found):
     write(place, race(units))
     reason = choices.reason_from_race(replace(KEY, units=asked), 16, True, H100)

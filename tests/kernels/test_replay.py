@@ -117,9 +117,11 @@ def test_a_barrier_waits_for_the_slowest_warp():
 def exchange(*between):
     """A step that asks for a word of the step before, multiplies, and publishes its own."""
     return step_of(
-        line("LDG.E.128.STRONG.GPU R4, desc[UR4][R2.64]", writes=0), line(HMMA, waits=1), *between,
+        line("LDG.E.128.STRONG.GPU R4, desc[UR4][R2.64]", writes=0),
+        line(HMMA, waits=1),
+        *between,
         line("@P0 STG.E.STRONG.GPU desc[UR4][R2.64], R4"),
-    )  # fmt: skip
+    )
 
 
 def test_a_strong_load_gets_its_value_after_the_last_publication():
@@ -133,9 +135,11 @@ def test_a_strong_load_gets_its_value_after_the_last_publication():
 
 def test_a_fence_and_a_counter_by_one_lane():
     step = step_of(
-        line("LDG.E.STRONG.GPU R4, desc[UR4][R2.64]", writes=0), line(HMMA, waits=1),
-        line("@!P0 MEMBAR.ALL.GPU"), line("@!P0 REDG.E.ADD.STRONG.GPU desc[UR4][R2.64], R4"),
-    )  # fmt: skip
+        line("LDG.E.STRONG.GPU R4, desc[UR4][R2.64]", writes=0),
+        line(HMMA, waits=1),
+        line("@!P0 MEMBAR.ALL.GPU"),
+        line("@!P0 REDG.E.ADD.STRONG.GPU desc[UR4][R2.64], R4"),
+    )
     assert [x.leader for x in step] == [False, False, True, True, False]
     assert cycles(step, warps=4, fence=600) - cycles(step, warps=4, fence=500) == 100
 

@@ -13,7 +13,9 @@ import torch
 pytest.importorskip("triton.experimental.gluon.language.nvidia.ampere")
 from triton import knobs  # noqa: E402
 
-from tritongru.backends.triton import resident, tilings  # noqa: E402
+import tritongru  # noqa: E402
+from tritongru import GRU, Bidirectional, compat, dispatch, faults  # noqa: E402
+from tritongru.backends.triton import families, resident, tilings  # noqa: E402
 from tritongru.backends.triton.tilings import Tiling  # noqa: E402
 from tritongru.call.errors import ExchangeError  # noqa: E402
 from tritongru.call.problem import Variant  # noqa: E402
@@ -111,7 +113,8 @@ def test_members_of_a_launch_are_scans_of_their_own(tiling):
     u, bias = torch.randn(M, U, 3 * U, generator=g).bfloat16() / 6, torch.randn(M, U, generator=g).bfloat16()
     drop = (torch.rand(M, 3, B, U, generator=g) < 0.8).bfloat16()
     mask = torch.rand(T, B, generator=g) < 0.7
-    resets, fresh = torch.rand(T, B, generator=g) < 0.3, torch.randn(M, B, U, generator=g).bfloat16()
+    # Resets of each member's own, as two directions have them; the mask of all.
+    resets, fresh = torch.rand(M, T, B, generator=g) < 0.3, torch.randn(M, B, U, generator=g).bfloat16()
     d_out, d_last = torch.randn(M, T, B, U, generator=g).bfloat16(), torch.randn(M, B, U, generator=g).bfloat16()
     reverse = [False, True]
     with emulated_gpu():
@@ -123,16 +126,134 @@ def test_members_of_a_launch_are_scans_of_their_own(tiling):
         )
         for m, variant in enumerate([Variant(), Variant(reverse=True)]):
             alone = resident.run_forward(
-                gx[m], u[m], bias[m], h0[m], mask, resets, fresh[m], drop[m], variant, True, tiling=tiling
+                gx[m], u[m], bias[m], h0[m], mask, resets[m], fresh[m], drop[m], variant, True, tiling=tiling
             )
             # Rows end early in a launch of their own: what is masked to the end has no gates.
             for name, together, single in zip(("out", "last", "entering"), found, alone, strict=False):
                 assert torch.equal(together[m], single), name
             alone_back = resident.run_backward(
-                d_out[m], d_last[m], alone[3], alone[2], u[m], mask, resets, drop[m], variant, True, tiling=tiling
+                d_out[m], d_last[m], alone[3], alone[2], u[m], mask, resets[m], drop[m], variant, True, tiling=tiling
             )
             for name, together, single in zip(("d_gx", "d_gh_n", "d_h0", "d_fresh"), back, alone_back, strict=True):
                 assert torch.equal(together[m], single), name
+
+
+def results_of_layer(layer, *inputs, seed=0, **options) -> tuple[list[torch.Tensor], list[str]]:
+    """Return what a layer gives, the gradient of everything, and the kernels that were launched, on an emulated GPU."""
+    with emulated_gpu(seed=seed) as gpu:
+        outputs = layer(*inputs, **options)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        g = torch.Generator().manual_seed(2)
+        cotangents = [torch.randn(value.shape, generator=g).to(value.dtype) for value in outputs]
+        leaves = [*layer.parameters(), *(value for value in inputs if value is not None and value.requires_grad)]
+        gradients = torch.autograd.grad(outputs, leaves, cotangents)
+    return [*outputs, *gradients], [name for name in gpu.launches if name.startswith("resident")]
+
+
+def layers_of_members():
+    """Yield a name, a layer of several members, how many, and a call of it."""
+    g = torch.Generator().manual_seed(3)
+    x, hx = (torch.randn(*shape, generator=g).bfloat16() for shape in ((3, 5, 3), (2, 5, 32)))
+    lengths, resets = torch.tensor([3, 1, 0, 2, 3]), torch.rand(3, 5, generator=g) < 0.3
+    mask = torch.rand(5, 3, generator=g) < 0.7
+    first = x.transpose(0, 1)
+    two = dict(bidirectional=True, backend="triton", dtype=torch.bfloat16)
+    keras = dict(return_sequences=True, backend="triton", dtype="bfloat16")
+    yield "torch", compat.GRU(3, 32, **two), 2, (x, hx), dict(lengths=lengths, resets=resets)
+    yield "dropout", compat.GRU(3, 32, recurrent_dropout=0.3, **two), 2, (x,), {}
+    yield "exchange", compat.GRU(3, 96, **two), 2, (x,), dict(lengths=lengths)
+    yield "keras", Bidirectional(GRU(32, return_state=True, input_size=3, **keras)), 2, (first,), dict(mask=mask)
+    yield "before", Bidirectional(GRU(32, reset_after=False, input_size=3, **keras)), 2, (first,), {}
+    yield "heads", GRU(48, heads=3, input_size=3, **keras), 3, (first,), dict(mask=mask)
+    yield "all", compat.GRU(3, 32, heads=2, **two), 4, (x, hx), dict(lengths=lengths)
+
+
+@pytest.mark.parametrize(
+    "name, layer, members, inputs, options", list(layers_of_members()), ids=[case[0] for case in layers_of_members()]
+)
+def test_members_of_a_layer_are_one_launch_with_the_same_bits(monkeypatch, name, layer, members, inputs, options):
+    inputs = [value.clone().requires_grad_() for value in inputs]
+    torch.manual_seed(4)
+    together, launches = results_of_layer(layer, *inputs, **options)
+    assert launches == ["resident_forward_kernel", "resident_backward_kernel"]
+    assert layer.last_decision.members == members
+    monkeypatch.setitem(dispatch.RUNS_AT_ONCE, "triton", lambda signature: False)
+    torch.manual_seed(4)
+    apart, launches = results_of_layer(layer, *inputs, **options)
+    assert launches == ["resident_forward_kernel"] * members + ["resident_backward_kernel"] * members
+    # The input's gradient is a sum over the members, which autograd takes in the order of their calls.
+    of_x = len(together) - len(inputs)
+    for place, (value, right) in enumerate(zip(together, apart, strict=True)):
+        if place == of_x and members > 2:
+            torch.testing.assert_close(value, right, rtol=0.05, atol=0.02)
+        else:
+            assert torch.equal(value, right), place
+
+
+def test_it_is_said_that_members_are_one_launch():
+    layer = compat.GRU(3, 32, bidirectional=True, dtype=torch.bfloat16)
+    x = torch.randn(2, 3, 3).bfloat16()
+    with emulated_gpu():
+        said = layer.explain(x, backend="triton")
+        assert said.members == 2 and "triton, 2 scans at once" in str(said)
+        assert [line.endswith("; 2 scans in one launch") for line in said.launches] == [True, True]
+    large = compat.GRU(3, 1024, bidirectional=True, dtype=torch.bfloat16)
+    with emulated_gpu(processors=100):
+        said = large.explain(x, backend="triton")
+        assert said.members == 1 and "2 scans one after another: 2 scans of units=1024 cannot run at once" in str(said)
+        assert "resident" in said.launches[0]
+
+
+def test_members_that_cannot_launch_run_one_after_another(monkeypatch):
+    layer = compat.GRU(3, 32, bidirectional=True, dtype=torch.bfloat16)
+    x = torch.randn(2, 3, 3).bfloat16().requires_grad_()
+    right, _ = results_of_layer(layer, x, backend="triton")
+
+    def refuse(*arguments, **options):
+        raise torch.OutOfMemoryError("no room for two")
+
+    for name in ("run_members_forward", "run_members_backward"):
+        monkeypatch.setattr(resident, name, refuse)
+    # One scan is a member of its own there.
+    monkeypatch.setattr(families, "is_for_resident", lambda *a: len(a) > 4)
+    with pytest.warns(tritongru.FallbackWarning, match="resident .several scans.*no room for two"):
+        found, launches = results_of_layer(layer, x, backend="triton")
+    faults.forget()
+    assert not launches
+    for value, expected in zip(found, right, strict=True):
+        torch.testing.assert_close(value, expected, rtol=0.05, atol=0.05)
+
+
+def test_a_compiled_layer_runs_members_at_once():
+    layer = compat.GRU(3, 32, bidirectional=True, dtype=torch.bfloat16, backend="triton")
+    x = torch.randn(3, 5, 3).bfloat16().requires_grad_()
+    right, _ = results_of_layer(layer, x)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    found, launches = results_of_layer(compiled, x)
+    assert launches == ["resident_forward_kernel", "resident_backward_kernel"]
+    assert all(map(torch.equal, found, right))
+
+
+def test_an_ensemble_is_one_launch():
+    layers = [compat.GRU(3, 32, dtype=torch.bfloat16) for _ in range(3)]
+    stacked, _ = torch.func.stack_module_state(layers)
+    x = torch.randn(2, 5, 3).bfloat16()
+
+    def call(parameters, backend="triton"):
+        return torch.func.functional_call(layers[0], parameters, (x,), dict(backend=backend))[0]
+
+    def gradient(backend):
+        return torch.func.vmap(torch.func.grad(lambda p: call(p, backend).float().square().sum()))(stacked)
+
+    with emulated_gpu() as gpu:
+        outputs = torch.func.vmap(call)(stacked)
+        assert [name for name in gpu.launches if name.startswith("resident")] == ["resident_forward_kernel"]
+        found = gradient("triton")
+        assert gpu.launches.count("resident_backward_kernel") == 1
+        for member, layer in enumerate(layers):
+            assert torch.equal(outputs[member], layer(x, backend="triton")[0])
+    for name, right in gradient("reference").items():
+        torch.testing.assert_close(found[name], right, rtol=0.05, atol=0.05)
 
 
 # Mistakes in compiled code.

@@ -4,7 +4,8 @@
     python tests/long/emulate.py --barriers
     python tests/long/emulate.py --tables 128
 
-Every second call runs the kernels with weights in registers, where they serve it. Every call runs forward and backward
+Every second call runs the kernels with weights in registers, where they serve it, and every sixth several heads, which
+these run in one launch. Every call runs forward and backward
 through the PTX that Triton compiles, and is compared with the oracle; every access to memory is checked. A failure is
 printed as the `Scan` or `ResidentScan` that repeats it. It ends with status 1 if there was one.
 
@@ -104,6 +105,16 @@ def draw_resident(seed: int) -> ResidentScan | None:
             return None
         chosen.append(found[0])
     return ResidentScan(case, *chosen, scan.capability, seed, processors, r.random() < 0.3 and size == 2)
+
+
+def draw_heads(seed: int) -> Scan:
+    """Return the call of several heads that `seed` stands for, which the resident kernels run in one launch."""
+    r, scan = random.Random(seed), draw(seed)
+    heads, units = r.choice([(2, 18), (2, 64), (3, 96), (2, 160), (4, 64)])
+    case = replace(scan.case, heads=heads, units=units, batch=r.choice([1, 3, 18]))
+    if case.dtype == "float32" and case.precision != "tf32":
+        case = replace(case, dtype="bfloat16", precision="auto", activation="tanh", recurrent_activation="sigmoid")
+    return Scan(case, None, scan.capability, seed)
 
 
 def _drawn_tilings(r: random.Random, units: int) -> Iterator[Tiling]:
@@ -215,6 +226,8 @@ def check_all(scans: Iterable[Scan | ResidentScan]) -> int:
 def _kind(scan: Scan | ResidentScan) -> str:
     if isinstance(scan, ResidentScan):
         return f"resident {scan.forward.exchange}"
+    if scan.case.heads > 1:
+        return "of several heads"
     return scan.config.schedule if isinstance(scan.config, LaunchConfig) else "of a table or the formula"
 
 
@@ -224,6 +237,9 @@ def drawn(first: int, minutes: float, most: int | None) -> Iterator[Scan | Resid
     for number in itertools.count() if most is None else range(most):
         if time.monotonic() > end:
             return
+        if number % 6 == 5:
+            yield draw_heads(first + number)
+            continue
         resident = draw_resident(first + number) if number % 2 else None
         yield draw(first + number) if resident is None else resident
 

@@ -24,14 +24,15 @@ HALF = "call/test_eager.py -k half"
 NO_STEPS = "call/test_eager.py -k no_steps"
 ATEN = "call/test_eager.py -k aten"
 FUZZ = "call/test_fuzz.py -k backends"
-LAYER = "keras/test_keras_layer.py"
-MASKS = "keras/test_keras_layer.py -k masks"
-STATE = "keras/test_keras_layer.py -k state"
-CARRIED = "keras/test_stateful.py"
+LAYER = "layers/test_keras_layer.py"
+MASKS = "layers/test_keras_layer.py -k masks"
+STATE = "layers/test_keras_layer.py -k state"
+CARRIED = "layers/test_stateful.py"
 COMPAT = "torch/test_compat.py"
 STREAM = "torch/test_stream.py"
 DISPATCH = "call/test_dispatch.py"
 TORCH_CALLS = "call/test_aten.py"
+CELLS = "interpreted/test_kernels.py -k zoneout"
 FLAGS = "interpreted/test_kernels.py -k flags"
 SIZES = "interpreted/test_kernels.py -k sizes"
 ACTIVATIONS = "interpreted/test_kernels.py -k activations"
@@ -145,8 +146,8 @@ MUTANTS = [
     Mutant("call/problem.py", "            fresh = h0\n", "            fresh = None\n", SHAPES),
     Mutant("call/problem.py", "fresh = a.by_time(fresh)", "fresh = fresh[0].expand(x.shape[0], -1, -1)", SHAPES),
     Mutant("call/problem.py", "bias_x, bias_h = a.bias.unbind(0)", "bias_h, bias_x = a.bias.unbind(0)", EAGER),
-    Mutant("call/check.py", "torch.bool else value != 0", "torch.bool else value == 1", FUZZ),
-    Mutant("call/check.py", "low < 0 or high > time", "low < 0 or high > time + 1", "call/test_errors.py"),
+    Mutant("call/tensors.py", "torch.bool else value != 0", "torch.bool else value == 1", FUZZ),
+    Mutant("call/tensors.py", "low < 0 or high > time", "low < 0 or high > time + 1", "call/test_errors.py"),
     Mutant("call/problem.py", "bias_x, bias_h = None, a.bias", "bias_x, bias_h = a.bias, None", "call/test_gates.py"),
     # Zoneout and the clipped gradient of the state.
     Mutant("backends/eager/backward.py", "            d.z.mul_(keep)\n", "", "call/test_zoneout.py"),
@@ -167,10 +168,43 @@ MUTANTS = [
     Mutant("call/heads.py", "value.unflatten(0, (3, heads, width))[:, head]", "value.unflatten(0, (heads, 3, width))[head]", "call/test_heads.py"),
     Mutant("call/heads.py", '"recurrent_dropout", "zoneout")', '"recurrent_dropout")', "call/test_heads.py"),
     # torch.func.vmap.
-    Mutant("backends/mapping.py", 'value.dim() - 2 - (dim is not None) if name == "fresh"', '0 if name == "fresh"', "torch/test_mapping.py"),
-    Mutant("backends/mapping.py", '"drop": 1, "keep": 1}', '"drop": 1}', "torch/test_mapping.py"),
-    Mutant("backends/mapping.py", "(states, 1)", "(states, 0)", "torch/test_mapping.py"),
-    Mutant("backends/operators.py", "torch._C._are_functorch_transforms_active()", "False", "torch/test_mapping.py"),
+    Mutant("backends/transforms.py", 'value.dim() - 2 - (dim is not None) if name == "fresh"', '0 if name == "fresh"', "torch/test_mapping.py"),
+    Mutant("backends/transforms.py", '"drop": 1, "keep": 1}', '"drop": 1}', "torch/test_mapping.py"),
+    Mutant("backends/transforms.py", "(last, 1), (states, 2)", "(last, 1), (states, 1)", "torch/test_mapping.py"),
+    Mutant("backends/transforms.py", "t.select(dim, member) for member", "t.select(dim, 0) for member", "torch/test_mapping.py"),
+    Mutant("backends/transforms.py", "value = value.movedim(dim, 1)", "value = value.movedim(dim, 0)", "torch/test_mapping.py"),
+    Mutant("backends/transforms.py", "zip(given, cotangents, strict=True)", "zip(given, cotangents[::-1], strict=True)", "torch/test_mapping.py -k differentiated"),
+    Mutant("backends/mapping.py", "value.select(dim, member)", "value.select(dim, 0)", "torch/test_mapping.py"),
+    Mutant("call/check.py", "kinds.count(TransformType.Grad) <= 1", "True", "torch/test_mapping.py -k no_rule"),
+    # Zoneout and the bound in the kernels.
+    Mutant("backends/triton/kernels/forward.py", "b_stays = 1.0 - b_takes * (1.0 - b_z)", "b_stays = b_takes * b_z", CELLS),
+    Mutant("backends/triton/kernels/backward.py", "                g_z *= b_takes\n", "", CELLS),
+    Mutant("backends/triton/kernels/backward.py", "b_z = 1.0 - b_takes * (1.0 - b_z)", "b_z = b_z", CELLS),
+    Mutant("backends/triton/kernels/backward.py", "tl.where(kept, b_bound, b_dh)", "b_bound", CELLS),
+    Mutant("backends/triton/scan.py", "    if any(keep.stride()):", "    if False:", CELLS),
+    Mutant("backends/eager/continuation.py", "Steps([B] * T), keep)", "Steps([B] * T))", "call/test_zoneout.py -k kernels_fail"),
+    # Zoneout and the bound in numba.
+    Mutant("backends/numba/kernels/reverse.py", "d_n, d_z, z = d_n * part, d_z * part, zone_out(z, part)", "d_n, d_z = d_n * part, d_z * part", "numba_backend/test_numba_oracle.py -k zoneout"),
+    Mutant("backends/numba/kernels/reverse.py", "total = clamp(total,", "clamp(total,", "numba_backend/test_numba_oracle.py -k zoneout"),
+    Mutant("backends/numba/kernels/reverse.py", "(n - get(h, i_h + j, left)), left)", "(get(h, i_h + j, left) - n), left)", "numba_backend/test_numba_oracle.py -k zoneout"),
+    Mutant("backends/numba/kernels/scan.py", "order[row] * plan[at.KEEP_ROW] + j", "order[row] * plan[at.KEEP_ROW]", "numba_backend/test_numba_oracle.py -k zoneout"),
+    Mutant("backends/numba/problem.py", "keep.numel() == 0 or any(keep.stride())", "keep.numel() == 0", "numba_backend/test_numba_oracle.py -k zoneout"),
+    Mutant("backends/numba/short.py", "a.drop is None and a.keep is None", "a.drop is None", "call/test_zoneout.py"),
+    # Members.
+    Mutant("backends/members.py", "variant._replace(reverse=backwards) for", "variant for", "call/test_members.py"),
+    Mutant("backends/members.py", "return len(kinds) == 1", "return True", "call/test_members.py"),
+    Mutant("backends/members.py", "if is_whole else (M, width, T, B, U)", "if not is_whole else (M, width, T, B, U)", "call/test_members.py -k opcheck"),
+    Mutant("backends/numba/members.py", "value[m].data_ptr()", "value[0].data_ptr()", "call/test_members.py"),
+    Mutant("backends/numba/threads.py", "parts[thread::count]", "parts[thread : thread + 1]", "call/test_members.py"),
+    Mutant("backends/triton/run.py", "[v.reverse for v in variants], save_gates", "[variants[0].reverse] * len(variants), save_gates", "kernels/test_resident.py -k same_bits"),
+    Mutant("backends/triton/run.py", 'name in ("mask", "resets") and _are_same(values)', 'name in ("mask", "resets")', "kernels/test_resident.py -k same_bits"),
+    Mutant("backends/triton/run.py", "not _are_same([a.x for a in members])", "False", "kernels/test_resident.py -k same_bits"),
+    Mutant("backends/triton/kernels/resident_forward.py", "resets += member * T * B", "resets += member * 0", "kernels/test_resident.py -k members_of"),
+    Mutant("backends/triton/kernels/resident_backward.py", "resets += member * T * B", "resets += member * 0", "kernels/test_resident.py -k members_of"),
+    Mutant("backends/triton/resident.py", "mask is not None and not self.steps.end_alike", "False", "kernels/test_resident.py -k members_of"),
+    Mutant("functional.py", "a.x is first.x and a.mask", "a.mask", "call/test_members.py"),
+    Mutant("keras/bidirectional.py", "(resets, shifted))\n        else", "(resets, resets))\n        else", LAYER),
+    Mutant("backends/running.py", "    if torch._C._are_functorch_transforms_active():\n        out, last", "    if False:\n        out, last", "torch/test_mapping.py"),
     Mutant("call/check.py", "            return True\n    return False", "            return False\n    return False", "torch/test_mapping.py"),
     # Autograd around the scan.
     Mutant("backends/eager/layout.py", "torch.cat((after[begin + 1 : end], h0))", "torch.cat((h0, after[: end - 1]))", FLAGS),
@@ -208,13 +242,13 @@ MUTANTS = [
            f"{LAYER} -k state"),
     Mutant("keras/dropout.py", "shape[time_axis] = 1", "pass", f"{LAYER} -k mask"),
     Mutant("keras/base.py", "self._write(name, constraint(parameter) if heads", "print(name, constraint(parameter) if heads", f"{LAYER} -k constr"),
-    Mutant("keras/constraints.py", "norm.clamp(0, self.max_value)", "norm", "keras/test_keras_parts.py -k constraint"),
+    Mutant("keras/constraints.py", "norm.clamp(0, self.max_value)", "norm", "layers/test_keras_parts.py -k constraint"),
     Mutant("keras/bidirectional.py", "else y_rev.flip(axis)", "else y_rev", f"{LAYER} -k bidirectional"),
     Mutant("keras/bidirectional.py", "resets=shifted", "resets=resets",
            f"{LAYER} -k bidirectional"),
     Mutant("keras/bidirectional.py", "initial_state=states[1]", "initial_state=states[0]", f"{LAYER} -k bidirectional"),
     # The drop-in.
-    Mutant("compat.py", "hx[layer * directions + direction]", "hx[direction * self.num_layers + layer]", COMPAT),
+    Mutant("compat.py", "hx[layer * directions : (layer + 1) * directions]", "hx[:directions]", COMPAT),
     Mutant("compat.py", "resets = torch.cat((resets[1:], torch.zeros_like(resets[:1])))", "pass", COMPAT),
     Mutant("compat.py", "resets = resets & valid", "pass", COMPAT),
     Mutant("compat.py", "layer + 1 < self.num_layers", "layer < self.num_layers", "torch/test_compat.py -k dropped"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tritongru.__main__ import main
-from tritongru.tools.benchmark import bench, contenders, floor, memory, report, results, workloads
+from tritongru.tools.benchmark import bench, contenders, floor, front, memory, report, results, workloads
 from tritongru.tools.benchmark.bench import BUILDERS, PEERS, build, has_failed
 from tritongru.tools.benchmark.contenders import FORWARD, INFERENCE, TRAINING, UnavailableError, make_call
 from tritongru.tools.benchmark.work import Work
@@ -97,9 +97,13 @@ def test_a_spent_budget_begins_no_cell():
 def test_sets_are_what_they_say():
     sizes = {(w.time, w.batch, w.input_size, w.units) for w in workloads.SETS["cpu"]}
     assert sizes == {
-        (100, 32, 64, 128), (200, 64, 256, 256), (50, 16, 512, 512), (128, 1, 128, 256), (500, 64, 64, 64),
+        (100, 32, 64, 128),
+        (200, 64, 256, 256),
+        (50, 16, 512, 512),
+        (128, 1, 128, 256),
+        (500, 64, 64, 64),
         (1000, 1, 40, 64),
-    }  # fmt: skip
+    }
     grid = workloads.SETS["gpu-grid"]
     assert {(w.units, w.batch) for w in grid} == {
         (U, B) for U in (256, 512, 768, 1024, 2048) for B in (1, 8, 16, 64, 128)
@@ -156,8 +160,11 @@ def test_wrong_options_and_files_are_named_before_anything_runs(tmp_path, capsys
     monkeypatch.setattr(bench, "bench", lambda *a, **k: pytest.fail("ran"))
     foreign = tmp_path / "foreign.csv"
     foreign.write_text("a,b\n")
-    for options, named in ((["nonsense"], "nonsense"), (["--sizes", "1,2,0,4"], "1,2,0,4"),
-                           (["tiny", "--csv", str(foreign)], "foreign.csv")):  # fmt: skip
+    for options, named in (
+        (["nonsense"], "nonsense"),
+        (["--sizes", "1,2,0,4"], "1,2,0,4"),
+        (["tiny", "--csv", str(foreign)], "foreign.csv"),
+    ):
         assert main(["bench", "--csv", str(tmp_path / "b.csv"), *options]) == 2
         assert named in capsys.readouterr().err
     assert foreign.read_text() == "a,b\n"
@@ -298,5 +305,22 @@ def test_plots_are_drawn(tmp_path):
     results.append_results(table, more)
     assert main(["bench", "--csv", str(table), "--plots", str(tmp_path / "plots")]) == 0
     drawn = {path.name for path in (tmp_path / "plots").glob("*.svg")}
-    assert {"units-cpu-float32-forward-backward.svg", "ratio-cpu-float32-forward-backward.svg",
-            "floor-cuda-bfloat16-forward.svg"} <= drawn  # fmt: skip
+    assert {
+        "units-cpu-float32-forward-backward.svg",
+        "ratio-cpu-float32-forward-backward.svg",
+        "floor-cuda-bfloat16-forward.svg",
+    } <= drawn
+
+
+def test_the_front_picture_shows_the_newest_run_with_its_losses(tmp_path):
+    pytest.importorskip("matplotlib")
+    base = dict(workload="cpu", direction=TRAINING)
+    older = row(**base, run="1", backend="auto", p50_ms=1.0, device="another device")
+    newer = [
+        row(**base, run="2", backend=name, p50_ms=ms) for name, ms in (("nn.GRU", 4.0), ("auto", 5.0), ("jax", 3.0))
+    ]
+    (path,) = front.draw_front([older, *newer], tmp_path / "front.svg")
+    text = path.read_text()
+    assert all(f"<!-- {word} -->" in text for word in ("nn.GRU", "tritongru", "JAX", "training"))
+    assert "another device" not in text and "onnxruntime" not in text
+    assert not front.draw_front([newer[1]], tmp_path / "nothing.svg") and not (tmp_path / "nothing.svg").exists()

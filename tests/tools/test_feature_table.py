@@ -12,7 +12,7 @@ from tritongru import GRU, compat, gru, scan
 from tritongru.tools.oracle.cases import Case, make_arguments
 
 TABLE = Path(__file__).parents[2] / "docs" / "peers.md"
-EAGER_ALONE = "; eager and reference"
+EAGER_ALONE = "eager and reference"
 
 
 def run(**fields):
@@ -37,6 +37,15 @@ def map_over_weights():
     call = torch.func.vmap(lambda p, x: torch.func.functional_call(members[0], (p,), (x,)), in_dims=(0, None))
     call(stacked, torch.randn(3, 2, 5))
     assert members[0].last_decision.backend in ("eager", "numba")
+    loss = lambda p, x: torch.func.functional_call(members[0], (p,), (x,))[0].sum()  # noqa: E731
+    torch.func.vmap(torch.func.grad(loss), in_dims=(0, None))(stacked, torch.randn(3, 2, 5))
+    assert members[0].last_decision.backend in ("eager", "numba")
+
+
+def both_directions():
+    """tests/kernels/test_resident.py counts the launches."""
+    x = torch.randn(2, 3, 5)
+    return compat.GRU(5, 4, bidirectional=True)(x), tritongru.Bidirectional(GRU(4))(x)
 
 
 def export():
@@ -53,7 +62,8 @@ FEATURES = {
     "layer normalisation, each side": lambda: (run(layer_norm="separate"), layers(layer_norm="separate")),
     "layer normalisation, both sides together": lambda: (run(layer_norm="joint"), layers(layer_norm="joint")),
     "clip of the state's gradient": lambda: (run(gradient_clip=1.0), layers(gradient_clip=1.0)),
-    "`vmap` over weights and inputs on a fast backend": map_over_weights,
+    "`vmap`, `grad` and both over weights and inputs on a fast backend": map_over_weights,
+    "both directions in one launch": both_directions,
     "resets inside a sequence, with values": lambda: run(resets=True, reset_state="steps"),
     "lengths without packing, zero allowed": lambda: run(lengths=True),
     "recurrent dropout": lambda: (run(recurrent_dropouts=1), layers(recurrent_dropout=0.5)),
@@ -62,10 +72,8 @@ FEATURES = {
     "the standard ONNX operator": export,
 }
 ON_EAGER_ALONE = {
-    "zoneout": dict(zoneout=True),
     "layer normalisation, each side": dict(layer_norm="separate"),
     "layer normalisation, both sides together": dict(layer_norm="joint"),
-    "clip of the state's gradient": dict(gradient_clip=1.0),
 }
 
 
@@ -87,7 +95,7 @@ def test_ours(feature: str) -> None:
 
 
 @pytest.mark.parametrize("feature", ON_EAGER_ALONE)
-def test_where_the_table_names_two_backends_the_others_refuse(feature: str) -> None:
+def test_where_the_table_names_backends_the_others_refuse(feature: str) -> None:
     arguments = make_arguments(Case(2, 3, 2, 4, **ON_EAGER_ALONE[feature]))
     for backend in ("triton", "aten"):
         with pytest.raises(tritongru.UnsupportedError, match=list(ON_EAGER_ALONE[feature])[0]):

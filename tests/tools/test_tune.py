@@ -417,13 +417,16 @@ def test_a_swept_table_can_be_shipped(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "change, word",
     [
-        ({"dtype": "float64"}, "`dtype`.*'float64'"), ({"units": [0]}, "`units`.*0"),
+        ({"dtype": "float64"}, "`dtype`.*'float64'"),
+        ({"units": [0]}, "`units`.*0"),
         ({"batch": [1.5]}, "`batch`.*1.5"),
-        ({"flags": [["x"]]}, "`flags`.*'x'"), ({"kernels": ["up"]}, "`kernels`.*'up'"),
-        ({"precision": ["exact"]}, "`precision`.*'exact'"), ({"target": "sm_1"}, "`target`.*'sm_1'"),
+        ({"flags": [["x"]]}, "`flags`.*'x'"),
+        ({"kernels": ["up"]}, "`kernels`.*'up'"),
+        ({"precision": ["exact"]}, "`precision`.*'exact'"),
+        ({"target": "sm_1"}, "`target`.*'sm_1'"),
     ],
     ids=str,
-)  # fmt: skip
+)
 @needs_triton
 def test_bad_arguments(change, word, tmp_path):
     arguments = {"target": "sm_90", "out": tmp_path} | change
@@ -441,8 +444,9 @@ def test_without_a_gpu_a_target_is_asked_for():
 def test_problems():
     found = list(list_problems([64], [1, 3, 4], ["float32", "bfloat16"], ("ieee", "tf32"), ["forward"], [["masked"]]))
     assert [str(problem) for problem in found[:2]] == [
-        "forward float32 ieee U=64 B=1 masked", "forward float32 ieee U=64 B=4 masked"
-    ]  # fmt: skip
+        "forward float32 ieee U=64 B=1 masked",
+        "forward float32 ieee U=64 B=4 masked",
+    ]
     assert len(found) == 6  # two buckets; bfloat16 has one way to multiply
 
 

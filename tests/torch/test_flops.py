@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import tritongru
+from tritongru import dispatch
 from tritongru.compat import GRU
 from tritongru.environment import is_interpreted
 
@@ -50,6 +51,22 @@ def test_of_rows_with_lengths_all_steps_count():
     full = counted(lambda: layer(x, backend="eager"))
     assert counted(lambda: layer(x, lengths=torch.tensor([1, 2, 3, 6]))) == full
     assert full[0] == 2 * T * B * (I * 3 * U + U * 3 * U)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_members_count_as_much_as_their_scans(monkeypatch, recompute):
+    pytest.importorskip("numba")
+    tritongru.flops.register()
+    x, w, u = torch.randn(B, T, I), torch.randn(I, 12 * U, requires_grad=True), torch.randn(4, U, 3 * U)
+    found = []
+    for at_once in (True, False):
+        monkeypatch.setitem(dispatch.RUNS_AT_ONCE, "numba", lambda signature, at_once=at_once: at_once)
+        dispatch.forget()
+        found.append(counts(tritongru.gru, x, w, recurrent_kernel=u, recompute=recompute, backend="numba"))
+    dispatch.forget()
+    (forward, backward), apart = found
+    assert set(forward[1]) == {"tritongru.scan_members"} and set(backward[1]) == {"tritongru.scan_members_backward"}
+    assert (forward[0], backward[0]) == (apart[0][0], apart[1][0])
 
 
 def test_gates_that_are_rebuilt_count_again():

@@ -1,4 +1,4 @@
-"""torch.func.vmap of layers and functions runs on the fast backends, with autograd's gradients."""
+"""torch.func.vmap and one derivative, in any order, run on the fast backends; what comes out is the reference's."""
 
 from __future__ import annotations
 
@@ -77,8 +77,11 @@ def test_over_inputs(case: Case, wanted: bool) -> None:
     for names in ([own], [own, "initial_state"], [own, "resets", "zoneout", "reset_state"], ["initial_state"]):
         names = [name for name in names if isinstance(arguments.get(name), Tensor)]
         members = {name: _three_of(arguments[name]) for name in names}
-        leaves = [v.requires_grad_(wanted) for v in (*members.values(), arguments["recurrent_kernel"])
-                  if v.is_floating_point()]  # fmt: skip
+        leaves = [
+            v.requires_grad_(wanted)
+            for v in (*members.values(), arguments["recurrent_kernel"])
+            if v.is_floating_point()
+        ]
 
         def call(given):
             return function(**(arguments | given), backend="eager")
@@ -144,22 +147,108 @@ def test_second_derivatives_of_a_map() -> None:
     torch.testing.assert_close(*seconds, **PRECISE)
 
 
-def test_other_transforms_run_on_the_reference() -> None:
+FAST = ["eager", "numba"]
+# Compositions with one derivative. Of a loss of (parameters, x), members first in what is mapped.
+COMPOSED = {
+    "grad": lambda loss, p, x: torch.func.grad(loss)(_of(p, 0), x[0]),
+    "grad of x": lambda loss, p, x: torch.func.grad(loss, argnums=1)(_of(p, 0), x[0]),
+    "grad(vmap) over parameters": lambda loss, p, x: torch.func.grad(
+        lambda p, x: vmap(loss, (0, None))(p, x).square().sum(), argnums=(0, 1)
+    )(p, x[0]),
+    "grad(vmap) over inputs": lambda loss, p, x: torch.func.grad(
+        lambda p, x: vmap(loss, (None, 0))(p, x).square().sum(), argnums=(0, 1)
+    )(_of(p, 0), x),
+    "vmap(grad) over parameters": lambda loss, p, x: vmap(torch.func.grad(loss, (0, 1)), (0, None))(p, x[0]),
+    "vmap(grad) over inputs": lambda loss, p, x: vmap(torch.func.grad(loss, (0, 1)), (None, 0))(_of(p, 0), x),
+    "vmap(grad) over both": lambda loss, p, x: vmap(torch.func.grad(loss, (0, 1)))(p, x),
+    "vmap(grad(vmap))": lambda loss, p, x: vmap(
+        torch.func.grad(lambda p, x: vmap(loss, (None, 0))(p, x).sum()), (0, None)
+    )(p, x),
+    "vjp": lambda loss, p, x: torch.func.vjp(loss, _of(p, 0), x[0])[1](x.new_tensor(2.0)),
+    "jacrev": lambda loss, p, x: torch.func.jacrev(lambda x: torch.stack((loss(_of(p, 0), x), x.sum())))(x[0]),
+}  # fmt: skip
+
+
+def _of(parameters: dict[str, Tensor], member: int) -> dict[str, Tensor]:
+    return {name: value[member] for name, value in parameters.items()}
+
+
+@pytest.mark.parametrize("options", [{}, dict(bidirectional=True), dict(num_layers=2), dict(lengths=True)], ids=str)
+@pytest.mark.parametrize("name", COMPOSED)
+def test_one_derivative_and_maps(name: str, options: dict) -> None:
+    options = dict(options)
+    lengths = torch.tensor([4, 2]) if options.pop("lengths", False) else None
+    layers, stacked = stack_of_layers(3, **options)
+    x, seen, results = torch.randn(3, 4, 2, 3, dtype=F64), [], []
+    for backend in ("auto", "reference"):
+        weights = torch.linspace(-1, 1, 4 * 2, dtype=F64).view(4, 2, 1)
+
+        def loss(parameters, x, backend=backend, weights=weights):
+            outputs, state = functional_call(layers[0], parameters, (x,), dict(backend=backend, lengths=lengths))
+            seen.append(layers[0].last_decision.backend)
+            return (weights * outputs).sum() + state.pow(3).sum()
+
+        results.append(COMPOSED[name](loss, {key: value.detach() for key, value in stacked.items()}, x))
+    assert seen[0] in FAST and seen[-1] == "reference"
+    torch.testing.assert_close(*results, **PRECISE)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.time and c.batch], ids=str)
+def test_gradients_of_each_member(case: Case) -> None:
+    """vmap(grad) of every tensor argument there is, against one call of autograd for each member."""
+    arguments, function = make_arguments(case), scan if case.gates else gru
+    leaves = {name: value for name, value in arguments.items() if isinstance(value, Tensor) and value.dtype == F64}
+    members = {name: torch.stack((value, 0.5 * value, value.flip(0))) for name, value in leaves.items()}
+
+    def loss(given, backend="eager"):
+        return _loss(*function(**(arguments | given), backend=backend))
+
+    found = vmap(torch.func.grad(loss))(members)
+    for member in range(3):
+        given = {name: value[member].detach().requires_grad_() for name, value in members.items()}
+        right = torch.autograd.grad(loss(given, "reference"), list(given.values()))
+        for (name, value), expected in zip(found.items(), right, strict=True):
+            torch.testing.assert_close(
+                value[member], expected, **PRECISE, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+def test_a_derivative_of_torch_func_is_differentiated_by_autograd() -> None:
+    """As in learning to learn: the inner derivative by torch.func, the outer one by backward()."""
+    layer = compat.GRU(2, 3, dtype=F64)
+    x = torch.randn(3, 4, 1, 2, dtype=F64)
+    outer = []
+    for backend in ("auto", "reference"):
+        weight = layer.weight_hh_l0.detach().clone().requires_grad_()
+
+        def loss(weight, x, backend=backend):
+            return functional_call(layer, {"weight_hh_l0": weight}, (x,), dict(backend=backend))[0].square().sum()
+
+        inner = vmap(torch.func.grad(loss), (None, 0))(weight, x)
+        outer.append(torch.autograd.grad(inner.square().sum(), weight)[0])
+    torch.testing.assert_close(*outer, **PRECISE)
+
+
+def test_what_has_no_rule_runs_on_the_reference() -> None:
     layer, seen = compat.GRU(3, 5, dtype=F64), []
     x = torch.randn(4, 6, 2, 3, dtype=F64)
 
     def loss(x):
-        seen.append(layer.explain(x).backend)
+        seen.append(layer.explain(x))
         return layer(x)[0].square().sum()
 
-    single = torch.stack([torch.func.grad(loss)(v) for v in x])
-    torch.testing.assert_close(vmap(torch.func.grad(loss))(x), single, **PRECISE)
-    torch.testing.assert_close(torch.func.grad(lambda x: vmap(loss)(x).sum())(x), single, **PRECISE)
     torch.func.jvp(loss, (x[0],), (x[1],))
-    assert set(seen) == {"reference"}
+    torch.func.hessian(loss)(x[0, :2])
+    torch.func.grad(lambda x: torch.func.grad(loss)(x).sum())(x[0])
+    torch.func.jacfwd(loss)(x[0])
+    assert {decision.backend for decision in seen} == {"reference"}
+    assert "forward-mode" in seen[0].rejected["eager"][0]
 
 
 def test_aten_says_why_not() -> None:
     layer, seen = compat.GRU(3, 5), []
     vmap(lambda x: seen.append(layer.explain(x)) or layer(x))(torch.randn(3, 4, 2, 3))
-    assert seen[0].backend in ("eager", "numba") and "torch.func.vmap is active" in seen[0].rejected["aten"]
+    assert (
+        seen[0].backend in ("eager", "numba")
+        and "a torch.func transform (grad, vmap) is active" in seen[0].rejected["aten"]
+    )

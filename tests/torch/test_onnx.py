@@ -48,11 +48,13 @@ def run_their_gru(x, w, u, bias, h0, lengths, direction, reset_after, named):
     floats = onnx.TensorProto.FLOAT
     arrays = {"W": w, "R": u} | ({} if bias is None else {"B": bias})
     attributes = {
-        "hidden_size": u.shape[-1], "direction": direction, "linear_before_reset": int(reset_after),
+        "hidden_size": u.shape[-1],
+        "direction": direction,
+        "linear_before_reset": int(reset_after),
         "activations": [name for name, _, _ in named],
         "activation_alpha": [value for _, alpha, _ in named for value in alpha],
         "activation_beta": [value for _, _, beta in named for value in beta],
-    }  # fmt: skip
+    }
     attributes = {name: value for name, value in attributes.items() if value != []}
     names = ["x", "W", "R", "B" if bias is not None else "", "lengths" if lengths is not None else "", "h0"]
     node = onnx.helper.make_node("GRU", names, ["y", "h"], **attributes)
@@ -224,10 +226,13 @@ def test_export_of_a_larger_model(tmp_path):
 
     def inputs(B, T):
         return {
-            "x": torch.randn(B, T, 3), "mask": torch.rand(B, T) < 0.7, "resets": torch.rand(B, T) < 0.3,
-            "lengths": torch.randint(0, T + 1, (B,)), "fresh": torch.randn(B, T, 5),
+            "x": torch.randn(B, T, 3),
+            "mask": torch.rand(B, T) < 0.7,
+            "resets": torch.rand(B, T) < 0.3,
+            "lengths": torch.randint(0, T + 1, (B,)),
+            "fresh": torch.randn(B, T, 5),
             "drops": (torch.rand(3, B, 5) < 0.5) * 2.0,
-        }  # fmt: skip
+        }
 
     rows = {0: B, 1: T}
     torch.onnx.export(

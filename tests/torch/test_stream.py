@@ -86,8 +86,9 @@ def test_what_is_written_into_an_output_stays_there(training):
         torch.testing.assert_close(layer.kernel.grad, found)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))],
-                         ids=["deepcopy", "pickle"])  # fmt: skip
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))], ids=["deepcopy", "pickle"]
+)
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_a_copy_goes_on_by_itself(copied, dtype):
     layer = GRU(U, input_size=I, dropout=0.5, recurrent_dropout=0.5, dtype=dtype)

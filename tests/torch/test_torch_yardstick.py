@@ -184,16 +184,20 @@ def test_packed_gradients_under_autograd_check():
     assert torch.autograd.gradgradcheck(call, (data,))
 
 
-@pytest.mark.parametrize(("wrong", "message"), [
-    (lambda p, h: (p.to("meta"), h), "input tensor at meta and parameter tensor at cpu"),
-    (lambda p, h: (p, h.to("meta")), "hidden tensor at meta"),
-    (lambda p, h: (p.double(), h), r"input dtype \(torch.float64\) does not match weight dtype"),
-    (lambda p, h: (p, h.double()), "hx must have the dtype of the input"),
-    (lambda p, h: (p, h[:, :1]), r"Expected hidden size \(2, 2, 5\), got \[2, 1, 5\]"),
-    (lambda p, h: (p, h[:1]), r"Expected hidden size \(2, 2, 5\), got \[1, 2, 5\]"),
-    (lambda p, h: (p, h[..., :4]), r"Expected hidden size \(2, 2, 5\), got \[2, 2, 4\]"),
-    (lambda p, h: (PackedSequence(p.data[:, :2], *p[1:]), h), "Expected 3, got 2"),
-], ids=["device", "hx-device", "dtype", "hx-dtype", "hx-batch", "hx-layers", "hx-units", "features"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda p, h: (p.to("meta"), h), "input tensor at meta and parameter tensor at cpu"),
+        (lambda p, h: (p, h.to("meta")), "hidden tensor at meta"),
+        (lambda p, h: (p.double(), h), r"input dtype \(torch.float64\) does not match weight dtype"),
+        (lambda p, h: (p, h.double()), "hx must have the dtype of the input"),
+        (lambda p, h: (p, h[:, :1]), r"Expected hidden size \(2, 2, 5\), got \[2, 1, 5\]"),
+        (lambda p, h: (p, h[:1]), r"Expected hidden size \(2, 2, 5\), got \[1, 2, 5\]"),
+        (lambda p, h: (p, h[..., :4]), r"Expected hidden size \(2, 2, 5\), got \[2, 2, 4\]"),
+        (lambda p, h: (PackedSequence(p.data[:, :2], *p[1:]), h), "Expected 3, got 2"),
+    ],
+    ids=["device", "hx-device", "dtype", "hx-dtype", "hx-batch", "hx-layers", "hx-units", "features"],
+)
 @pytest.mark.parametrize("enforce_sorted", [True, False])
 def test_a_wrong_packed_call_is_named(wrong, message, enforce_sorted):
     layer = GRU(3, 5, 2)

@@ -24,8 +24,8 @@ from .reasons import reasons_against_cells, reasons_against_transforms
 def reasons_against(s: Signature) -> list[str]:
     """torch's own GRU runs one variant only."""
     v, reasons = s.variant, reasons_against_transforms(s) + reasons_against_cells(s)
-    if s.mapped:
-        reasons.append("torch.func.vmap is active")
+    if s.composed:
+        reasons.append("a torch.func transform (grad, vmap) is active")
     if v.activation != "tanh":
         reasons.append(f"activation={v.activation!r} is not 'tanh'")
     if v.recurrent_activation != "sigmoid":

@@ -40,9 +40,12 @@ def differentiable_gradients(v: Variant, a: Inputs, wanted: Inputs, d_out, d_las
     outputs, last = reference_scan(alias, v)
     pairs = [(o, d) for o, d in ((outputs, d_out), (last, d_last)) if d is not None]
     found = torch.autograd.grad(
-        [o for o, _ in pairs], [t for t, want in zip(alias, wanted, strict=True) if want], [d for _, d in pairs],
-        create_graph=True, allow_unused=True,
-    )  # fmt: skip
+        [o for o, _ in pairs],
+        [t for t, want in zip(alias, wanted, strict=True) if want],
+        [d for _, d in pairs],
+        create_graph=True,
+        allow_unused=True,
+    )
     rest = iter(found)
     return Inputs(*(next(rest) if want else None for want in wanted))  # type: ignore[arg-type]
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..call.problem import Inputs, Problem, Variant
+from ..call.problem import Inputs, Variant
 from ..call.recording import is_traced
 from . import eager, gradients, mapping, numba
-from .gradients import RECOMPUTE, SAVE_GATES, SAVE_NOTHING, Saved, Setting
+from .gradients import SAVE_GATES, SAVE_NOTHING, Saved, Setting
 from .precision import product_precision
 from .triton import run as triton
 
@@ -27,24 +27,28 @@ _INPUTS = (
     "Tensor? fresh, Tensor? drop, Tensor? keep, "
     "Tensor? scale"
 )
-_VARIANT = (
+VARIANT = (
     "str activation, str recurrent_activation, bool reset_after, bool zero_output_for_mask, bool reverse, "
     "bool reset_gate_first, float? gradient_clip, str? layer_norm, float epsilon"
 )
-_SETTING = "str precision, str save, str backend"
-_SAVED = "Tensor out, Tensor states, Tensor gates"
+SETTING = "str precision, str save, str backend"
+SAVED = "Tensor out, Tensor states, Tensor gates"
 
 # The backends that own everything between the inputs and the gradients, and save states and gates their own way.
 WHOLE = {"eager": eager, "numba": numba}
 
-_library = torch.library.Library("tritongru", "FRAGMENT")
+LIBRARY = torch.library.Library("tritongru", "FRAGMENT")
 
 
-def _define(name: str, arguments: str, results: int, run, fake) -> None:
-    returns = ", ".join(["Tensor"] * results)
-    _library.define(f"{name}({arguments}) -> ({returns})", tags=torch.Tag.pt2_compliant_tag)
-    _library.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"tritongru::{name}", fake, lib=_library)
+def define(name: str, arguments: str, returns: str, run, fake) -> None:
+    """Make an operator of `run`, with the shapes that `fake` tells a compiler."""
+    LIBRARY.define(f"{name}({arguments}) -> {returns}", tags=torch.Tag.pt2_compliant_tag)
+    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"tritongru::{name}", fake, lib=LIBRARY)
+
+
+def _tensors(count: int) -> str:
+    return f"({', '.join(['Tensor'] * count)})"
 
 
 def split(arguments: Sequence[Any], *kinds: type) -> list[Any]:
@@ -52,28 +56,6 @@ def split(arguments: Sequence[Any], *kinds: type) -> list[Any]:
     values = iter(arguments)
     found = [kind(*islice(values, len(kind._fields))) for kind in kinds]  # type: ignore[attr-defined]
     return [*found, tuple(values)]
-
-
-def run_scan(problem: Problem, precision: str, recompute: bool, wants_gradients: bool, backend: str):
-    """Run `problem` on a backend, or on "auto": triton, and eager where the kernels fail.
-
-    Args:
-        precision: of float32 products, resolved. recompute: keep no gates for the backward pass.
-
-    Returns:
-        outputs (T,B,U), at the time index of the input; last state (B,U).
-    """
-    save = SAVE_NOTHING if not wants_gradients else RECOMPUTE if recompute else SAVE_GATES
-    setting = Setting(precision, save, backend)
-    if save == SAVE_NOTHING and backend in WHOLE and not is_watched(problem.inputs):
-        # The operator is for autograd and for tracing; it costs as much as a step.
-        return _forward(problem.inputs, problem.variant, setting)[:2]
-    return torch.ops.tritongru.scan.default(*problem.inputs, *problem.variant, *setting)[:2]
-
-
-def run_plain(a: Inputs, variant: Variant, precision: str, backend: str) -> tuple[Tensor, Tensor]:
-    """Run a scan that nothing watches (`is_watched`), without gradients, on one of `WHOLE`; returns as `run_scan`."""
-    return _forward(a, variant, Setting(precision, SAVE_NOTHING, backend))[:2]
 
 
 def is_watched(tensors: Sequence[Tensor | None]) -> bool:
@@ -87,7 +69,8 @@ def is_watched(tensors: Sequence[Tensor | None]) -> bool:
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def _forward(a: Inputs, variant: Variant, setting: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward(a: Inputs, variant: Variant, setting: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Run a scan on the backend of the setting; returns as `scan`."""
     save_gates = setting.save == SAVE_GATES
     with product_precision(a.x, setting.precision):
         if backend := WHOLE.get(setting.backend):
@@ -103,7 +86,7 @@ def scan(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         `eager.continuation`); on "eager" states and gates as `eager.run_forward`.
     """
     inputs, variant, setting, _ = split(arguments, Inputs, Variant, Setting)
-    return _forward(inputs, variant, setting)
+    return forward(inputs, variant, setting)
 
 
 def _scan_shapes(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -131,10 +114,10 @@ def scan_backward(*arguments) -> tuple[Tensor, ...]:
     run = WHOLE.get(setting.backend, triton).run_backward
     with product_precision(a.x, setting.precision):
         found = run(a, variant, setting, saved, d_out, d_last, Inputs(*wanted))
-    return tuple(a.x.new_empty(0) if d is None else _laid_out_as(d, t) for d, t in zip(found, a, strict=True))
+    return tuple(a.x.new_empty(0) if d is None else laid_out_as(d, t) for d, t in zip(found, a, strict=True))
 
 
-def _laid_out_as(gradient: Tensor, t: Tensor) -> Tensor:
+def laid_out_as(gradient: Tensor, t: Tensor) -> Tensor:
     """Return `gradient` with the strides that `_scan_backward_shapes` tells a compiler, in memory of its own."""
     alone = gradient.untyped_storage().nbytes() == gradient.numel() * gradient.element_size()
     if alone and gradient.stride() == t.stride():
@@ -148,11 +131,14 @@ def _scan_backward_shapes(*arguments) -> tuple[Tensor, ...]:
     return tuple(torch.empty_like(t) if want else a.x.new_empty(0) for t, want in zip(a, wanted, strict=True))
 
 
-_define("scan", f"{_INPUTS}, {_VARIANT}, {_SETTING}", 4, scan, _scan_shapes)
-_define(
-    "scan_backward", f"{_INPUTS}, {_VARIANT}, {_SETTING}, {_SAVED}, Tensor? d_out, Tensor? d_last, bool[] wanted",
-    len(Inputs._fields), scan_backward, _scan_backward_shapes,
-)  # fmt: skip
+define("scan", f"{_INPUTS}, {VARIANT}, {SETTING}", _tensors(4), scan, _scan_shapes)
+define(
+    "scan_backward",
+    f"{_INPUTS}, {VARIANT}, {SETTING}, {SAVED}, Tensor? d_out, Tensor? d_last, bool[] wanted",
+    _tensors(len(Inputs._fields)),
+    scan_backward,
+    _scan_backward_shapes,
+)
 
 
 def _keep(ctx, inputs, output) -> None:
@@ -183,6 +169,6 @@ def _differentiate(ctx, d_out, d_last, _d_states, _d_gates):
 
 _NO_GRADIENTS = (None,) * len(Variant._fields + Setting._fields)
 
-torch.library.register_autograd("tritongru::scan", _differentiate, setup_context=_keep, lib=_library)
-torch.library.register_vmap("tritongru::scan", mapping.map_scan, lib=_library)
-torch.library.register_vmap("tritongru::scan_backward", mapping.map_scan_backward, lib=_library)
+torch.library.register_autograd("tritongru::scan", _differentiate, setup_context=_keep, lib=LIBRARY)
+for _operator in (torch.ops.tritongru.scan.default, torch.ops.tritongru.scan_backward.default):
+    mapping.register_loop(_operator, LIBRARY)

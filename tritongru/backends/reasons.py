@@ -13,16 +13,19 @@ def reasons_against_transforms(s: Signature) -> list[str]:
     )
 
 
-def reasons_against_cells(s: Signature, of_norm: str = "") -> list[str]:
-    """What changes the cell itself runs on the eager scan and the reference alone; `of_norm` says why a norm does."""
+def reasons_against_cells(s: Signature) -> list[str]:
+    """What changes the cell itself, which torch's GRU does not have."""
     reasons = []
     if s.has_zoneout:
         reasons.append("zoneout given")
     if s.variant.gradient_clip is not None:
         reasons.append(f"gradient_clip={s.variant.gradient_clip:g}")
-    if s.variant.layer_norm is not None:
-        reasons.append(f"layer_norm={s.variant.layer_norm!r}{of_norm}")
-    return reasons
+    return reasons + reasons_against_norms(s)
+
+
+def reasons_against_norms(s: Signature, of_norm: str = "") -> list[str]:
+    """A norm over the sums of all gates runs on the eager scan and the reference alone; `of_norm` says why."""
+    return [] if s.variant.layer_norm is None else [f"layer_norm={s.variant.layer_norm!r}{of_norm}"]
 
 
 def reasons_against_activations(s: Signature, needed: str) -> list[str]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from .arguments import Arguments
-from .check import check_tensors, in_autocast_dtype
+from .check import in_autocast_dtype
+from .tensors import check_tensors
 
 
 def has_heads(a: Arguments) -> bool:

@@ -75,9 +75,14 @@ class Problem(NamedTuple):
     variant: Variant
 
 
-def canonicalize(a: Arguments, variant: Variant) -> Problem:
-    """Return the canonical form of arguments in plain form (`check.check`)."""
-    x, w, u = a.by_time(a.x), a.kernel, a.recurrent_kernel
+def canonicalize(a: Arguments, variant: Variant, steps: tuple[Tensor, Tensor | None] | None = None) -> Problem:
+    """Return the canonical form of arguments in plain form (`check.check`).
+
+    Args:
+        steps: `clear_padding(a)`, where it is known.
+    """
+    x, mask = clear_padding(a) if steps is None else steps
+    w, u = a.kernel, a.recurrent_kernel
     bias_x, bias_h = a.bias, None
     if a.layout == "torch":
         w, u = None if w is None else w.t(), u.t()
@@ -87,15 +92,6 @@ def canonicalize(a: Arguments, variant: Variant) -> Problem:
         bias_x, bias_h = (None, None) if a.bias is None else a.bias
     elif a.bias is not None and a.reset_after:
         bias_x, bias_h = a.bias.unbind(0)  # type: ignore[union-attr]
-
-    mask = None if a.mask is None else a.by_time(a.mask)
-    if a.lengths is not None:
-        within = valid_steps(a.lengths, x.shape[0])
-        mask = within if mask is None else mask & within
-    if mask is not None and not is_exporting_to_onnx():
-        # What stands in the padding must not matter, not even a NaN: in the weights' gradient it meets a zero. An ONNX
-        # file has no gradients. (A zero on the device: a host waits while its own is copied.)
-        x = torch.where(mask[:, :, None], x, x.new_zeros(()))
 
     if a.input_dropout:
         x, w = _drop_input(x, w, [a.by_time(m.expand(a.x.shape)) for m in a.input_dropout], variant)
@@ -117,6 +113,20 @@ def canonicalize(a: Arguments, variant: Variant) -> Problem:
             fresh = a.by_time(fresh)
     keep = None if a.zoneout is None else a.by_time(a.zoneout)
     return Problem(Inputs(x, w, bias_x, u, bias_h, h0, mask, resets, fresh, drop, keep, scale), variant)  # type: ignore[arg-type]
+
+
+def clear_padding(a: Arguments) -> tuple[Tensor, Tensor | None]:
+    """Return x (T,B,I) without what stands in the padding, and the mask (T,B) or None."""
+    x = a.by_time(a.x)
+    mask = None if a.mask is None else a.by_time(a.mask)
+    if a.lengths is not None:
+        within = valid_steps(a.lengths, x.shape[0])
+        mask = within if mask is None else mask & within
+    if mask is not None and not is_exporting_to_onnx():
+        # What stands in the padding must not matter, not even a NaN: in the weights' gradient it meets a zero. An ONNX
+        # file has no gradients. (A zero on the device: a host waits while its own is copied.)
+        x = torch.where(mask[:, :, None], x, x.new_zeros(()))
+    return x, mask
 
 
 def _drop_input(x: Tensor, w: Tensor, masks, variant: Variant) -> tuple[Tensor, Tensor | None]:

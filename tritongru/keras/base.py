@@ -37,7 +37,7 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
     layer_norm_scale_regularizer = layer_norm_scale_constraint = None
 
     def __init__(
-        self, units, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer,
+        self, units, *, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer,
         bias_initializer, kernel_regularizer, recurrent_regularizer, bias_regularizer, kernel_constraint,
         recurrent_constraint, bias_constraint, dropout, recurrent_dropout, reset_after, implementation, input_size,
         device, dtype, options, layer_norm=None, heads=1,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn.modules.module import _has_any_global_hook
 
+from .. import functional
 from . import jagged
 from .arguments import as_steps, split_inputs
 from .layer import GRU
@@ -91,28 +95,35 @@ class Bidirectional(WeightedLayer, torch.nn.Module):
         Returns:
             the merged output, or the two outputs for `merge_mode=None`; with `return_state` followed by both states.
         """
-        x, initial_state = split_inputs(inputs, initial_state)
-        states = (None, None)
-        if initial_state is not None:
-            states = initial_state if isinstance(initial_state, (tuple, list)) else [initial_state]
-            if len(states) % 2:
-                raise ValueError(
-                    "When passing `initial_state` to a Bidirectional RNN, the state should be a list containing the "
-                    f"states of the underlying RNNs. Received: {initial_state}"
-                )
-            half = len(states) // 2
-            states = [list(states[:half]), list(states[half:])]
+        x, states = self._split(inputs, initial_state)
         if not self.stateful or torch.compiler.is_compiling():
             return self._run(x, mask, training, states, resets)
         # One layer may have gone on when the other fails.
         with unchanged_by_failure(*self._parts):
             return self._run(x, mask, training, states, resets)
 
+    def _split(self, inputs, initial_state):
+        """Return the input, and the states of both layers."""
+        x, initial_state = split_inputs(inputs, initial_state)
+        if initial_state is None:
+            return x, (None, None)
+        states = initial_state if isinstance(initial_state, (tuple, list)) else [initial_state]
+        if len(states) % 2:
+            raise ValueError(
+                "When passing `initial_state` to a Bidirectional RNN, the state should be a list containing the "
+                f"states of the underlying RNNs. Received: {initial_state}"
+            )
+        half = len(states) // 2
+        return x, (list(states[:half]), list(states[half:]))
+
     def _run(self, x, mask, training, states, resets):
         forward, backward = self._parts
         shifted = None if resets is None else self._shift(as_steps(resets, forward.recurrent_kernel))
-        y = forward(x, mask=mask, training=training, initial_state=states[0], resets=resets)
-        y_rev = backward(x, mask=mask, training=training, initial_state=states[1], resets=shifted)
+        if all(map(_can_join, self._parts)) and not _is_step(x, forward.time_major):
+            y, y_rev = self._run_at_once(x, mask, training, states, (resets, shifted))
+        else:
+            y = forward(x, mask=mask, training=training, initial_state=states[0], resets=resets)
+            y_rev = backward(x, mask=mask, training=training, initial_state=states[1], resets=shifted)
         final: tuple[Tensor, ...] = ()
         if forward.return_state:
             (y, h), (y_rev, h_rev) = y, y_rev
@@ -124,6 +135,16 @@ class Bidirectional(WeightedLayer, torch.nn.Module):
             return (y, y_rev, *final)
         merged = merge(y, y_rev, self.merge_mode)
         return (merged, *final) if final else merged
+
+    def _run_at_once(self, x, mask, training, states, resets) -> list[Any]:
+        """Run both layers as one call; returns what each of them returns."""
+        each = [
+            layer._arguments(x, mask, training, state, starts)
+            for layer, state, starts in zip(self._parts, states, resets, strict=True)
+        ]
+        results, decision = functional.run_all([arguments for arguments, _ in each], self.forward_layer.backend)
+        rest = zip(self._parts, each, results, strict=True)
+        return [layer._finish(*given, *result, decision) for layer, given, result in rest]
 
     def _shift(self, resets: Tensor) -> Tensor:
         # Before step t of one direction lies after step t of the other, hence before its neighbour.
@@ -187,10 +208,14 @@ class Bidirectional(WeightedLayer, torch.nn.Module):
         return self.forward_layer.last_decision
 
     def explain(self, inputs, mask=None, training=None, initial_state=None, resets=None):
-        """Return which backend would run the forward layer, and every reason against the others."""
-        x, initial_state = split_inputs(inputs, initial_state)
-        state = None if initial_state is None else initial_state[0]
-        return self.forward_layer.explain(x, mask, training, state, resets)
+        """Return which backend would run the forward layer, whether both run at once, and why not on the others."""
+        x, (state, *others) = self._split(inputs, initial_state)
+        if not all(map(_can_join, self._parts)):
+            return self.forward_layer.explain(x, mask, training, state, resets)
+        shifted = None if resets is None else self._shift(as_steps(resets, self.forward_layer.recurrent_kernel))
+        given = zip(self._parts, (state, *others), (resets, shifted), strict=True)
+        calls = [layer._arguments(x, mask, training, h, starts, dry=True)[0] for layer, h, starts in given]
+        return functional.explain_all(calls, self.forward_layer.backend)
 
     def compute_mask(self, inputs, mask=None):
         """Return the mask of each output, None for the states."""
@@ -226,6 +251,18 @@ class Bidirectional(WeightedLayer, torch.nn.Module):
             if config.get(key) is not None:
                 config[key] = GRU.from_config(dict(config[key]["config"]))
         return cls(**config)
+
+
+def _can_join(layer: GRU) -> bool:
+    """Return whether nothing looks at the call of a layer, or takes its place: it can be half of another call."""
+    hooks = (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks)
+    watched = any(hooks) or _has_any_global_hook() or layer._compiled_call_impl is not None
+    return layer.built and not watched and type(layer).forward is GRU.forward and "forward" not in vars(layer)
+
+
+def _is_step(x, time_major: bool) -> bool:
+    # A step like the last one is not checked again, see step.py.
+    return isinstance(x, Tensor) and x.dim() == 3 and x.shape[0 if time_major else 1] == 1
 
 
 def merge(y: Tensor, y_rev: Tensor, merge_mode: str) -> Tensor:

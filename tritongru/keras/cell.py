@@ -34,11 +34,29 @@ class GRUCell(RecurrentWeights):
         implementation=2, layer_norm=None, input_size=None, backend="auto", device=None, dtype=None, **options,
     ):  # fmt: skip
         super().__init__(
-            units, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer,
-            bias_initializer, kernel_regularizer, recurrent_regularizer, bias_regularizer, kernel_constraint,
-            recurrent_constraint, bias_constraint, dropout, recurrent_dropout, reset_after, implementation, input_size,
-            device, dtype, options, layer_norm,
-        )  # fmt: skip
+            units,
+            activation=activation,
+            recurrent_activation=recurrent_activation,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            recurrent_initializer=recurrent_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            recurrent_regularizer=recurrent_regularizer,
+            bias_regularizer=bias_regularizer,
+            kernel_constraint=kernel_constraint,
+            recurrent_constraint=recurrent_constraint,
+            bias_constraint=bias_constraint,
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
+            reset_after=reset_after,
+            implementation=implementation,
+            input_size=input_size,
+            device=device,
+            dtype=dtype,
+            options=options,
+            layer_norm=layer_norm,
+        )
         check_backend(backend)
         self.backend = backend
         self._last_step = LastStep()

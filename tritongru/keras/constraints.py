@@ -119,7 +119,9 @@ min_max_norm, radial_constraint = MinMaxNorm, RadialConstraint
 TABLE = name_classes(
     (MaxNorm, NonNeg, UnitNorm, MinMaxNorm, RadialConstraint),
     # Keras 1's spellings, which 2.9 still takes.
-    maxnorm=MaxNorm, nonneg=NonNeg, unitnorm=UnitNorm,
-)  # fmt: skip
+    maxnorm=MaxNorm,
+    nonneg=NonNeg,
+    unitnorm=UnitNorm,
+)
 registry = Registry("constraint", TABLE)
 get, serialize, deserialize = registry.get, registry.serialize, registry.deserialize

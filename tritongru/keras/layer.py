@@ -7,8 +7,8 @@ from torch import Tensor
 
 from .. import functional
 from ..call.arguments import Arguments
-from ..call.check import check_gradient_clip
 from ..call.errors import check_backend
+from ..call.tensors import check_gradient_clip
 from ..call.zoneout import check_zoneout_rate, draw_zoneout
 from ..dispatch import Decision
 from . import jagged, regularizers
@@ -72,11 +72,30 @@ class GRU(KeptState):
         **options,
     ):  # fmt: skip
         super().__init__(
-            units, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer,
-            bias_initializer, kernel_regularizer, recurrent_regularizer, bias_regularizer, kernel_constraint,
-            recurrent_constraint, bias_constraint, dropout, recurrent_dropout, reset_after, implementation, input_size,
-            device, dtype, options, layer_norm, heads,
-        )  # fmt: skip
+            units,
+            activation=activation,
+            recurrent_activation=recurrent_activation,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            recurrent_initializer=recurrent_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            recurrent_regularizer=recurrent_regularizer,
+            bias_regularizer=bias_regularizer,
+            kernel_constraint=kernel_constraint,
+            recurrent_constraint=recurrent_constraint,
+            bias_constraint=bias_constraint,
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
+            reset_after=reset_after,
+            implementation=implementation,
+            input_size=input_size,
+            device=device,
+            dtype=dtype,
+            options=options,
+            layer_norm=layer_norm,
+            heads=heads,
+        )
         check_backend(backend)
         self.activity_regularizer = regularizers.get(activity_regularizer)
         self.return_sequences, self.return_state = bool(return_sequences), bool(return_state)
@@ -132,9 +151,12 @@ class GRU(KeptState):
             return (output, new.clone()) if self.return_state else output
         arguments, rows = self._arguments(inputs, mask, training, initial_state, resets)
         outputs, state, decision = functional.run(arguments, self.backend)
-        if self.return_state and decision.backend == "reference":
-            # Without a step it gives the initial state itself, which is the caller's.
-            state = state.clone()
+        return self._finish(arguments, rows, outputs, state, decision)
+
+    def _finish(
+        self, arguments: Arguments, rows: jagged.Rows | None, outputs: Tensor, state: Tensor, decision: Decision
+    ):
+        """Return what `forward` returns, and keep what the layer keeps of a call."""
         output = self._select(outputs, state, arguments, rows)
         if self.activity_regularizer is not None:
             self._activity_losses = [

@@ -123,10 +123,10 @@ class KeptState(RecurrentWeights):
     time_major: bool
     _batch_size: int | None = None
 
-    def __init__(self, *arguments) -> None:
+    def __init__(self, units, **arguments) -> None:
         # Before the base, which may build: drawing weights begins the state anew.
         self._carried = CarriedState()
-        super().__init__(*arguments)
+        super().__init__(units, **arguments)
 
     def _set_batch(self, input_shape) -> None:
         shape = tuple(input_shape)

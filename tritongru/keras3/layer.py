@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import keras
 import torch
@@ -10,7 +10,7 @@ from keras import ops
 from torch import Tensor
 
 from ..functional import gru
-from . import activations, own_path, pickling
+from . import activations, own_path
 from .naming import register
 
 # Neither "auto" nor True, for which Keras's wrappers go past the layer to cuDNN.
@@ -108,7 +108,13 @@ class GRU(keras.layers.GRU):
     def __reduce__(self):
         # Keras pickles a layer as a file, and a file names Keras's class.
         method, arguments = super().__reduce__()
-        return pickling.load_as_ours, (method.__name__, *arguments)
+        return load_as_ours, (method.__name__, *arguments)
+
+
+def load_as_ours(method: str, *arguments: Any) -> keras.layers.Layer:
+    """Return the layer that `method` of `keras.layers.GRU` reads from `arguments`, as our class; for pickled ones."""
+    with keras.saving.custom_object_scope({"GRU": GRU}):
+        return getattr(keras.layers.GRU, method)(*arguments)
 
 
 def is_exporting() -> bool:
@@ -162,9 +168,12 @@ def _input_dropout(layer: GRU, sequences: Tensor, mask: Tensor | None, training:
     cell = layer.cell
     # Keras skips its loop in this case, and with it the exception for a rate of 1.
     drops_everything = (
-        cell.dropout == 1 and mask is None and cell.reset_after and not cell.recurrent_dropout
+        cell.dropout == 1
+        and mask is None
+        and cell.reset_after
+        and not cell.recurrent_dropout
         and layer.__dict__["use_cudnn"] == "auto"
-    )  # fmt: skip
+    )
     if not training or not (0 < cell.dropout < 1 or drops_everything):
         return None
     # `keras.layers.RNN.call` has drawn the masks; the cell keeps them until the call ends.

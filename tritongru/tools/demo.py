@@ -157,9 +157,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m tritongru demo`."""
     parser.add_argument("--seeds", type=options.whole(1, 1000), default=5, help="how many models to train (default: 5)")
     parser.add_argument(
-        "--epochs", type=options.whole(1, 100_000), default=EPOCHS,
+        "--epochs",
+        type=options.whole(1, 100_000),
+        default=EPOCHS,
         help=f"passes over the 270 utterances (default: {EPOCHS})",
-    )  # fmt: skip
+    )
     parser.add_argument("--output", type=Path, default=Path("out/demo.png"), help="the figure (default: out/demo.png)")
     parser.add_argument("--device", type=options.device, help="default: the GPU where there is one, else the CPU")
     parser.add_argument("--no-compare", action="store_true", help="leave out the comparison with the oracle")

@@ -11,24 +11,27 @@ from ..backends.numba import reasons_against_numba
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m tritongru warm`."""
     parser.add_argument(
-        "--dtype", nargs="+", choices=("float32", "float64"), default=["float32"],
+        "--dtype",
+        nargs="+",
+        choices=("float32", "float64"),
+        default=["float32"],
         help="what calls compute in; half precision is computed in float32 (default: float32)",
-    )  # fmt: skip
+    )
     parser.add_argument("--inference", action="store_true", help="leave out what gradients need")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Compile, and print how long each kernel took and where it is kept; exit status 1 if it is not kept."""
+    """Compile, and print how long each kernel took and where it is kept; exit status 1 where nothing can be kept."""
     if reasons := reasons_against_numba():
         print("; ".join(reasons), file=sys.stderr)
         return 1
     from ..backends.numba.compile import cache_folder
     from ..backends.numba.warm import warm
 
+    if (folder := cache_folder()) is None:
+        print("nothing compiled: no cache folder can be written to; set TRITONGRU_CACHE to one", file=sys.stderr)
+        return 1
     for (kernel, dtype), seconds in warm(args.dtype, not args.inference).items():
         print(f"{kernel:<12} {dtype}  {seconds:5.1f} s")
-    if (folder := cache_folder()) is None:
-        print("not kept: no cache folder can be written to; set TRITONGRU_CACHE to one", file=sys.stderr)
-        return 1
     print(f"kept in {folder}")
     return 0

@@ -25,13 +25,14 @@ def scan_forward(
     drop: Tensor | None,
     variant: Variant,
     save_gates: bool,
+    keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run the recurrence over all steps.
 
     Args:
         gx: (T,B,3U) input projections with every bias except `bias_n`.
         bias_n: (U,) recurrent bias of the candidate, inside the reset product; None without.
-        fresh: (B,U) or (T,B,U), the state after a reset; None for zeros.
+        fresh: (B,U) or (T,B,U), the state after a reset; None for zeros. keep: zoneout, (T,B,U) or None.
 
     Returns:
         out (T,B,U) at the input's time index; last state (B,U); states (T,B,U) entering each step, empty where they
@@ -39,7 +40,7 @@ def scan_forward(
         unless `save_gates`.
     """
     bias_h = None if bias_n is None else torch.cat((bias_n.new_zeros(2 * bias_n.shape[0]), bias_n))
-    inputs = Inputs(gx, None, None, u, bias_h, h0, mask, resets, fresh, drop)
+    inputs = Inputs(gx, None, None, u, bias_h, h0, mask, resets, fresh, drop, keep)
     out, last, states, gates = run_forward(inputs, variant, save_gates, may_pack=False)
     if mask is not None or resets is not None:
         after = out if mask is None else states
@@ -58,6 +59,7 @@ def scan_backward(
     drop: Tensor | None,
     variant: Variant,
     fresh_gradient: bool,
+    keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run the reverse scan: from gradients of outputs to gradients of pre-activations.
 
@@ -74,7 +76,7 @@ def scan_backward(
     dtype = compute_dtype(entering.dtype)
     d_out = None if d_out is None else fold_outputs(d_out.to(dtype), mask, variant).flatten(0, 1)
     d_last = entering.new_zeros(B, U, dtype=dtype) if d_last is None else d_last.to(dtype)
-    reverse = Reverse(u, mask, resets, drop, variant, d_out, d_last, Steps([B] * T))
+    reverse = Reverse(u, mask, resets, drop, variant, d_out, d_last, Steps([B] * T), keep)
     d_fresh = entering.new_zeros(T, B, U, dtype=dtype) if fresh_gradient else None
     d_packed = entering.new_empty(T * B, gate_width(variant) * U, dtype=dtype)
     saved = view_gates(pack_gates(gates.to(dtype), variant).flatten(0, 1), variant)

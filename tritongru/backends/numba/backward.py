@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,17 +42,20 @@ def run_backward(
         The same call with the same number of threads gives the same bits. The gradients that are sums over all steps
         come from torch's products, whose bits may differ with the number of threads.
     """
-    given = a.x.dtype
+    reverse = plan_reverse(a, variant, saved, d_out, d_last, wanted)
+    for kernel, parts in reverse.walk():
+        run_parts(kernel, parts)
+    return reverse.gradients(a.x.dtype)
+
+
+def plan_reverse(a: Inputs, variant: Variant, saved: Saved, d_out, d_last, wanted: Inputs, members: int = 1) -> Reverse:
+    """Return the reverse scan of a call, or of one of its members, not yet run; arguments of `run_backward`."""
     after = saved.out if a.mask is None else saved.states
     a = in_compute_dtype(a)
     dtype = a.x.dtype
     d_last = None if d_last is None else d_last.to(dtype).contiguous()
     after, gates = after.to(dtype).contiguous(), saved.gates.to(dtype).contiguous()
-    reverse = Reverse(a, after, gates, with_rows(d_out, dtype), d_last, variant, wanted)
-    found = reverse.run()
-    if given == dtype:
-        return found
-    return Inputs(*(None if value is None else value.to(given) for value in found))  # type: ignore[arg-type]
+    return Reverse(a, after, gates, with_rows(d_out, dtype), d_last, variant, wanted, members)
 
 
 def sum_all_steps(a: Inputs, wanted: Inputs, d: Tensor, entering: Tensor) -> Inputs:
@@ -89,10 +94,13 @@ def product_like(left: Tensor, right: Tensor, weight: Tensor) -> Tensor:
 class Reverse:
     """The walk back over all steps, and what it leaves behind."""
 
-    def __init__(self, a: Inputs, after: Tensor, gates: Tensor, d_out, d_last, variant: Variant, wanted: Inputs):
+    def __init__(
+        self, a: Inputs, after: Tensor, gates: Tensor, d_out, d_last, variant: Variant, wanted: Inputs, members: int
+    ):
         self.a, self.after, self.gates, self.variant, self.wanted = a, after, gates, variant, wanted
         T, B, U = after.shape
-        self.problem = problem = Problem(a, variant)
+        self.problem = problem = Problem(a, variant, members)
+        self.found = Inputs(*[None] * len(Inputs._fields))  # type: ignore[arg-type]
         self.wide = problem.fields["WIDTH"]
         P, N = round_up(U, problem.lanes), round_up(U, problem.lanes * PANEL)
         self.d_h0 = a.h0.new_zeros(B, U) if d_last is None else d_last.clone()  # what it is without steps
@@ -106,6 +114,11 @@ class Reverse:
         if self.d_fresh is not None:
             step = B * U if self.d_fresh.dim() == 3 else 0
             problem.fields |= dict(D_FRESH=self.d_fresh.data_ptr(), D_FRESH_STEP=step)
+        self.d_keep = a.x.new_zeros(T, B, U) if wanted.keep else None
+        if self.d_keep is not None:
+            problem.fields["D_KEEP"] = self.d_keep.data_ptr()
+        if variant.gradient_clip is not None:
+            problem.fields["CLIP"] = problem.keep(a.x.new_tensor([variant.gradient_clip]))
         self.valid = self._find_valid_rows()
         sizes = [B] * T if self.valid is None else a.mask.sum(1).tolist()  # type: ignore[union-attr]
         self.steps = Steps(sizes)
@@ -127,8 +140,8 @@ class Reverse:
         for end in range(T, 0, -length):
             yield max(end - length, 0), end
 
-    def run(self) -> Inputs:
-        """Return the gradients."""
+    def walk(self) -> Iterator[tuple[Callable[[Any], object], list[np.ndarray]]]:
+        """Yield a kernel and the plans to run it with, for each chunk of steps; what is between is done here."""
         a, problem, wanted, v = self.a, self.problem, self.wanted, self.variant
         T, B, _ = self.after.shape
         problem.pack_weights(RECURRENT=3 * problem.fields["PADDED"] * problem.fields["COLUMNS"])
@@ -138,7 +151,7 @@ class Reverse:
         bounds = list(self.chunks())
         is_plain = v.reset_after and a.drop is None and len(bounds) == 1
         sums = None if is_plain else Sums(rows, v, wanted, self.steps)
-        found = Inputs(*[None] * len(Inputs._fields))  # type: ignore[arg-type]
+        found = self.found
         for begin, end in bounds:
             first, last = (T - end, T - begin) if v.reverse else (begin, end)
             gates, flat = self._gates_of(begin, end, first, last)
@@ -147,7 +160,7 @@ class Reverse:
                 part[at.BEGIN], part[at.END] = begin, end
                 part[at.GATES] = gates
                 part[at.D_GATES], part[at.D_FIRST] = d_gates.data_ptr(), self.steps.starts[first]
-            run_parts(kernel, parts)
+            yield kernel, parts
             entering = entering_states(self.after, first, last, a.h0, a.resets, a.fresh, v).flatten(0, 1)
             inside = None if self.valid is None else self.valid[self.steps.rows(first, last)] - first * B
             if inside is not None:
@@ -161,7 +174,13 @@ class Reverse:
         if self.valid is not None and wanted.x:
             d_x = torch.zeros_like(a.x).flatten(0, 1).index_copy_(0, self.valid, found.x.flatten(0, -2)).view(a.x.shape)
             found = found._replace(x=d_x)
-        return found._replace(h0=self.d_h0 if wanted.h0 else None, fresh=self.d_fresh)  # type: ignore[arg-type]
+        self.found = found._replace(h0=self.d_h0 if wanted.h0 else None, fresh=self.d_fresh, keep=self.d_keep)  # type: ignore[arg-type]
+
+    def gradients(self, dtype: torch.dtype) -> Inputs:
+        """Return the gradients, once the walk has ended, in the dtype of the inputs."""
+        if self.a.x.dtype == dtype:
+            return self.found
+        return Inputs(*(None if value is None else value.to(dtype) for value in self.found))  # type: ignore[arg-type]
 
     def _scratch(self, R: int) -> dict[str, int]:
         drops, P, N = self.problem.drops, self.problem.fields["PADDED"], self.problem.fields["COLUMNS"]

@@ -46,18 +46,25 @@ def in_compute_dtype(a: Inputs) -> Inputs:
     return Inputs(
         with_rows(a.x, dtype), w, with_rows(a.bias_x, dtype), u, with_rows(a.bias_h, dtype), with_rows(a.h0, dtype),
         None if a.mask is None else a.mask.contiguous(), None if a.resets is None else a.resets.contiguous(),
-        with_rows(a.fresh, dtype), with_rows(a.drop, dtype),
+        with_rows(a.fresh, dtype), with_rows(a.drop, dtype), _of_units(a.keep, dtype),
     )  # type: ignore[arg-type]  # fmt: skip
 
 
+def _of_units(keep: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return a zoneout mask as `with_rows`; of one number for all, which is expanded, one row is made and no more."""
+    if keep is None or keep.numel() == 0 or any(keep.stride()):
+        return with_rows(keep, dtype)
+    return keep[0, 0].to(dtype).contiguous().expand(keep.shape)
+
+
 class Problem:
-    """One scan: its inputs (see `in_compute_dtype`) and the fields of its plan.
+    """One scan, of so many members that run at once: its inputs (see `in_compute_dtype`) and the fields of its plan.
 
     Attributes:
         fields: values by the names in fields.py. kept: what their addresses point to.
     """
 
-    def __init__(self, a: Inputs, variant: Variant):
+    def __init__(self, a: Inputs, variant: Variant, members: int = 1):
         self.a, self.variant = a, variant
         (T, B, I), U = a.x.shape, a.u.shape[0]
         self.dtype = np.dtype(np.float64 if a.x.dtype == torch.float64 else np.float32)
@@ -76,7 +83,7 @@ class Problem:
         )  # fmt: skip
         self._set_options()
         work = 6 * T * B * U * (U + (0 if a.w is None else I))
-        order, self.bounds = share_rows(B, None if a.mask is None else a.mask.sum(0), work)
+        order, self.bounds = share_rows(B, None if a.mask is None else a.mask.sum(0), work, members)
         if order is not None:
             self.fields["ORDER"] = self.keep(order)
 
@@ -94,6 +101,8 @@ class Problem:
             if a.fresh is not None:
                 step = a.fresh.stride(0) if a.fresh.dim() == 3 else 0
                 self.fields |= dict(FRESH=a.fresh.data_ptr(), FRESH_STEP=step, FRESH_ROW=a.fresh.stride(-2))
+        if a.keep is not None:
+            self.fields |= dict(KEEP=a.keep.data_ptr(), KEEP_STEP=a.keep.stride(0), KEEP_ROW=a.keep.stride(1))
         if a.drop is not None:
             drop = a.drop[[1, 0, 2]] if self.drops == 3 and self.variant.reset_gate_first else a.drop
             self.fields |= dict(DROP=self.keep(drop.contiguous()), DROPS=self.drops)
@@ -138,6 +147,10 @@ class Problem:
 
     def run_scan(self, begin: int, end: int) -> None:
         """Run the steps begin..end, counted in the order of processing."""
+        run_parts(scan.for_dtype(self.dtype), self.plan_scan(begin, end))
+
+    def plan_scan(self, begin: int, end: int) -> list[np.ndarray]:
+        """Return the plan of each part of the batch for the steps begin..end."""
         a, fields = self.a, self.fields
         I, U = fields["INPUT"], fields["UNITS"]
         # Gates that are multiplied apart begin at whole panels.
@@ -161,7 +174,7 @@ class Problem:
                 SHOWN=0 if a.mask is None else R * P, KEPT=self.drops * R * P,
             )  # fmt: skip
 
-        run_parts(scan.for_dtype(self.dtype), self.make_parts(scratch, chunk))
+        return self.make_parts(scratch, chunk)
 
 
 def make_plan(fields: dict[str, Any]) -> np.ndarray:

@@ -21,7 +21,7 @@ MOST_ROWS = 16
 def is_short(a: Inputs, variant: Variant) -> bool:
     """Return whether `run_short` runs a call: the GRU without masks, resets and dropout, over few steps and rows."""
     x = a.x
-    plain = a.w is not None and a.mask is None and a.resets is None and a.drop is None
+    plain = a.w is not None and a.mask is None and a.resets is None and a.drop is None and a.keep is None
     if not plain or x.dtype not in _NUMPY:
         return False
     return 0 < x.shape[0] <= MOST_STEPS and 0 < x.shape[0] * x.shape[1] <= MOST_ROWS and x.shape[2] > 0

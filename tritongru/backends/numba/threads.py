@@ -50,12 +50,23 @@ def run_parts(function: Callable[[Any], object], parts: Sequence[Any]) -> None:
             other.result()
 
 
+def run_dealt(function: Callable[[Any], object], parts: Sequence[Any]) -> None:
+    """Call `function` with each part, dealt out among no more threads than `run_parts` takes for one scan."""
+    count = min(torch.get_num_threads(), len(parts))
+
+    def run_hand(hand: Sequence[Any]) -> None:
+        for part in hand:
+            function(part)
+
+    run_parts(run_hand, [parts[thread::count] for thread in range(count)])
+
+
 def group_size(batch: int) -> int:
     """Return how many rows are computed together; it follows from the batch alone."""
     return 4 if batch >= 8 else 2 if batch >= 2 else 1
 
 
-def share_rows(batch: int, lengths: Tensor | None, work: int) -> tuple[Tensor | None, list[int]]:
+def share_rows(batch: int, lengths: Tensor | None, work: int, members: int = 1) -> tuple[Tensor | None, list[int]]:
     """Return the rows of the batch (B,) in the order of their parts, None for as they are, and where each part begins.
 
     A part is made of whole groups but for the last group of all. The last bound is where the last part ends.
@@ -63,11 +74,12 @@ def share_rows(batch: int, lengths: Tensor | None, work: int) -> tuple[Tensor | 
     Args:
         lengths: (B,) how many steps of each row are valid, or None for all. Rows are then put in order of falling
             length, so that the rows of a group end together, and their groups dealt out by turns.
-        work: operations of the whole call.
+        work: operations of the whole scan. members: scans that share the threads.
     """
     size = group_size(batch)
     groups = -(-batch // size)
-    count = min(torch.get_num_threads(), groups, max(work // LEAST_WORK, 1))
+    threads = max(torch.get_num_threads() // members, 1)
+    count = min(threads, groups, max(work // LEAST_WORK, 1))
     if lengths is None or count == 0:
         return None, [*(part * groups // count * size for part in range(count)), batch]
     order = lengths.argsort(descending=True, stable=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -13,7 +14,8 @@ from ...tuning.tables import Key
 from . import resident, scan
 from .reasons import reasons_against_resident
 
-RESIDENT = "resident"
+RESIDENT, MEMBERS = "resident", "resident (several scans)"
+Result = TypeVar("Result")
 
 
 def run_scan(direction: str, arguments: tuple[Any, ...], a: Inputs, variant: Variant, precision: str) -> tuple:
@@ -25,7 +27,8 @@ def run_scan(direction: str, arguments: tuple[Any, ...], a: Inputs, variant: Var
     """
 
     def run_plain() -> tuple[Tensor, ...]:
-        return getattr(scan, f"scan_{direction}")(*arguments, precision)
+        zoneout = {} if a.keep is None else {"keep": a.keep}
+        return getattr(scan, f"scan_{direction}")(*arguments, precision, **zoneout)
 
     def run_resident() -> tuple[Tensor, ...]:
         # Asked again: a device that refused a grid of waiting programs is one that no longer runs them.
@@ -39,9 +42,28 @@ def run_scan(direction: str, arguments: tuple[Any, ...], a: Inputs, variant: Var
     return faults.run_or_continue(known_by, direction, run_resident, run_plain)
 
 
-def is_for_resident(direction: str, a: Inputs, precision: str, variant: Variant) -> bool:
-    """Return whether the kernels with weights in registers run a scan on its device."""
+def run_members(
+    direction: str, together: Callable[[Callable[..., tuple]], Result], one_by_one: Callable[[], Result],
+    members: Sequence[Inputs], variant: Variant, precision: str,
+) -> Result:  # fmt: skip
+    """Return `together(run)`, `run` being one launch of the resident kernels for all members; else `one_by_one()`."""
+
+    def run_together() -> Result:
+        if not is_for_resident(direction, members[0], precision, variant, len(members)):
+            return one_by_one()
+        return together(getattr(resident, f"run_members_{direction}"))
+
+    if scan.is_forced() or not is_for_resident(direction, members[0], precision, variant, len(members)):
+        return one_by_one()
+    known_by = faults.Scan.of(members[0], variant, precision)._replace(family=MEMBERS)
+    return faults.run_or_continue(known_by, direction, run_together, one_by_one)
+
+
+def is_for_resident(direction: str, a: Inputs, precision: str, variant: Variant, members: int = 1) -> bool:
+    """Return whether the kernels with weights in registers run a scan, or so many at once, on its device."""
+    if a.keep is not None or variant.gradient_clip is not None:
+        return False
     masked = a.mask is not None or a.resets is not None
     key = Key.of(direction, a.u.dtype, precision, a.u.shape[0], a.drop is not None, masked, not variant.reset_after)
     drops = 0 if a.drop is None else a.drop.shape[0]
-    return not reasons_against_resident(key, a.h0.shape[0], device_limits(a.u.device), drops)
+    return not reasons_against_resident(key, a.h0.shape[0], device_limits(a.u.device), drops, members)

@@ -13,7 +13,7 @@ from ...tuning.devices import device_limits
 from ...tuning.replayed import CUDNN_STEP, CUDNN_UNITS, replayed_step
 from ...tuning.tables import Key
 from .. import aten
-from ..reasons import reasons_against_activations, reasons_against_cells, reasons_against_transforms
+from ..reasons import reasons_against_activations, reasons_against_norms, reasons_against_transforms
 from . import tilings
 from .tilings import Tiling
 
@@ -30,7 +30,8 @@ def reasons_against(s: Signature) -> list[str]:
     return (
         reasons
         + reasons_against_activations(s, "kernel_id")
-        + reasons_against_cells(s, ": a further exchange per step")
+        + reasons_against_norms(s, ": a further exchange per step")
+        + (["zoneout whose gradient is wanted"] if s.wants_zoneout else [])
     )
 
 
@@ -47,29 +48,52 @@ def describe_launches(s: Signature) -> tuple[str, ...]:
         return ()
     device = device_limits(torch.device(s.device, s.index))
     lines = []
-    for kernel in ("forward", "backward") if s.wants_gradients else ("forward",):
+    for kernel in _passes(s):
         key = key_of(s, kernel)
-        reasons = reasons_against_resident(key, s.shape.batch, device, s.recurrent_dropouts)
+        asked = s.shape.batch, device, s.recurrent_dropouts
+        apart = _reasons_against_cells(s) or reasons_against_resident(key, *asked, s.members) if s.members > 1 else []
+        members = 1 if apart else s.members
+        reasons = _reasons_against_cells(s) or reasons_against_resident(key, *asked, members)
         if not reasons:
-            tiling = _tiling_of(s, kernel, device)
+            tiling = _tiling_of(s, kernel, device, members)
             step = replayed_step(kernel, key.dtype, s.units, str(tiling))
-            words = "" if step is None else f"; {step:.2f} us per step and tile by the replay, not measured"
-            lines.append(f"{kernel}: resident {tiling}: the recurrent weights stay in registers{words}")
-            continue
-        choice = choices.choose(key, s.shape.batch, device)
-        lines.append(
-            f"{kernel}: {choice.config} ({choice.source}): {choice.reason}; not resident: {'; '.join(reasons)}"
-        )
+            line = f"{kernel}: resident {tiling}: the recurrent weights stay in registers"
+            line += "" if step is None else f"; {step:.2f} us per step and tile by the replay, not measured"
+        else:
+            choice = choices.choose(key, s.shape.batch, device)
+            line = f"{kernel}: {choice.config} ({choice.source}): {choice.reason}; not resident: {'; '.join(reasons)}"
+        if s.members > 1:
+            line += f"; {s.members} scans " + (f"one after another: {'; '.join(apart)}" if apart else "in one launch")
+        lines.append(line)
     return tuple(lines)
 
 
-def reasons_against_resident(key: Key, batch: int, device: Device, drops: int) -> list[str]:
+def runs_at_once(s: Signature) -> bool:
+    """Return whether a call of several members runs them in one launch in each pass."""
+    if s.shape is None or s.members < 2 or _reasons_against_cells(s):
+        return False
+    device = device_limits(torch.device(s.device, s.index))
+    asked = s.shape.batch, device, s.recurrent_dropouts, s.members
+    return not any(reasons_against_resident(key_of(s, kernel), *asked) for kernel in _passes(s))
+
+
+def _reasons_against_cells(s: Signature) -> list[str]:
+    """What the plain kernels compute and the resident ones do not."""
+    bound = s.variant.gradient_clip
+    return (["zoneout given"] if s.has_zoneout else []) + ([] if bound is None else [f"gradient_clip={bound:g}"])
+
+
+def _passes(s: Signature) -> tuple[str, ...]:
+    return ("forward", "backward") if s.wants_gradients else ("forward",)
+
+
+def reasons_against_resident(key: Key, batch: int, device: Device, drops: int, members: int = 1) -> list[str]:
     """Why the kernels with weights in registers do not run a problem: what they cannot, or a table of the user's.
 
     Args:
-        key: of the plain kernel. batch: B. drops: recurrent dropout masks.
+        key: of the plain kernel. batch: B. drops: recurrent dropout masks. members: scans in one launch.
     """
-    reasons = tilings.reasons_against(key.kernel, key.units, key.dtype, key.precision, batch, device, drops)
+    reasons = tilings.reasons_against(key.kernel, key.units, key.dtype, key.precision, batch, device, drops, members)
     if not reasons and choices.choose(key, batch, device).source == "user":
         reasons.append("a table of the user's names a configuration of the plain kernel")
     return reasons
@@ -89,8 +113,7 @@ def _reasons_from_speed(s: Signature) -> list[str]:
     reason = choices.reason_from_race(key_of(s, "forward"), batch, s.wants_gradients, device)
     if reason is not None:
         return [reason] if reason else []
-    kernels = ("forward", "backward") if s.wants_gradients else ("forward",)
-    return list(filter(None, (_reason_from_estimates(s, kernel, device) for kernel in kernels)))[:1]
+    return list(filter(None, (_reason_from_estimates(s, kernel, device) for kernel in _passes(s))))[:1]
 
 
 def _reason_from_estimates(s: Signature, kernel: str, device: Device) -> str:
@@ -98,12 +121,13 @@ def _reason_from_estimates(s: Signature, kernel: str, device: Device) -> str:
     assert s.shape is not None
     key, batch = key_of(s, kernel), s.shape.batch
     tiling, waves = None, 1
-    if reasons_against_resident(key, batch, device, s.recurrent_dropouts):
+    members = s.members if runs_at_once(s) else 1
+    if _reasons_against_cells(s) or reasons_against_resident(key, batch, device, s.recurrent_dropouts, members):
         if reason := choices.reason_from_schedule(key, batch, device):
             return reason
     else:
-        tiling = _tiling_of(s, kernel, device)
-        waves = tilings.count_waves(tiling, s.units, batch, device)
+        tiling = _tiling_of(s, kernel, device, members)
+        waves = tilings.count_waves(tiling, s.units, batch, device, members)
         if waves > MOST_WAVES:
             return choices.reason_from_waves(kernel, waves)
     # Packed sequences do not run on it.
@@ -119,9 +143,9 @@ def _reason_from_estimates(s: Signature, kernel: str, device: Device) -> str:
     )
 
 
-def _tiling_of(s: Signature, kernel: str, device: Device) -> Tiling:
+def _tiling_of(s: Signature, kernel: str, device: Device, members: int) -> Tiling:
     assert s.shape is not None
-    tiling = tilings.choose(kernel, s.units, s.dtype.itemsize, s.shape.batch, device, s.recurrent_dropouts)
+    tiling = tilings.choose(kernel, s.units, s.dtype.itemsize, s.shape.batch, device, s.recurrent_dropouts, members)
     assert tiling is not None, "no reason stands against the resident kernels"
     return tiling
 

@@ -69,8 +69,8 @@ def run_members_forward(
     """Run M recurrences of the same shape at once.
 
     Args:
-        gx, u, bias_n, h0, fresh, drop: those of `run_forward`, stacked: (M,T,B,3U), (M,U,3U), .. mask, resets: (T,B),
-            the same for all. reverse: of each member, in place of `variant`'s.
+        gx, u, bias_n, h0, fresh, drop: those of `run_forward`, stacked: (M,T,B,3U), (M,U,3U), .. mask, resets: (M,T,B),
+            or (T,B), the same for all. reverse: of each member, in place of `variant`'s.
 
     Returns:
         out (M,T,B,U), last (M,B,U), entering (M,T,B,U) or empty, gates (M,4 or 3,T,B,U) or empty.
@@ -83,12 +83,13 @@ def run_members_forward(
     if T == 0 or B == 0:
         return out, h0.clone(), gx.new_empty((M, T, B, U) if separate else (0,)), gates
     gx, bias_n, fresh, drop = gx.contiguous(), _contiguous(bias_n), _contiguous(fresh), _contiguous(drop)
-    mask, resets = _as_bytes(mask), _as_bytes(resets)
+    steps = _Steps(mask, resets, reverse)
+    resets = steps.resets
 
     start = h0
     if resets is not None:
         firsts = [T - 1 if backwards else 0 for backwards in reverse]
-        restart = torch.stack([resets[first] for first in firsts]).bool()[:, :, None]
+        restart = torch.stack([resets[m, first] for m, first in enumerate(firsts)]).bool()[:, :, None]
         if fresh is None:
             start = h0.masked_fill(restart, 0)
         else:
@@ -102,7 +103,7 @@ def run_members_forward(
         for m, backwards in enumerate(reverse):
             states[m, T if backwards else 0] = start[m]
 
-    scan = _Scan("forward", gx, u, B, tiling, mask, resets, drop, reverse)
+    scan = _Scan("forward", gx, u, B, tiling, steps, drop, reverse)
     if approximate is None:
         approximate = gx.element_size() == 2
     constants = scan.constants(
@@ -118,9 +119,9 @@ def run_members_forward(
     with _on(gx.device):
         for tile, grid in scan.waves():
             resident_forward_kernel[grid](
-                gx, scan.u, bias_n, h_first, states, out, gates if save_gates else None, carry, passed, mask, resets,
-                fresh, drop, scan.rows, scan.stops, scan.board, scan.faults, scan.directions, T, B, tile, PATIENCE,
-                s_fresh_t, C=constants, **scan.options(),
+                gx, scan.u, bias_n, h_first, states, out, gates if save_gates else None, carry, passed, steps.mask,
+                steps.resets, fresh, drop, scan.rows, scan.stops, scan.board, scan.faults, scan.directions, T, B, tile,
+                PATIENCE, s_fresh_t, C=constants, **scan.options(),
             )  # fmt: skip
         check_faults(scan.faults)
     entering = gx.new_empty(0) if states is None else _entering(states, reverse)
@@ -149,17 +150,18 @@ def run_members_backward(
         return d_gx, d_gh_n, carry.to(entering.dtype, copy=True), d_fresh
     d_out, drop = _contiguous(d_out), _contiguous(drop)
     gates, entering = gates.contiguous(), entering.contiguous()
-    mask, resets = _as_bytes(mask), _as_bytes(resets)
+    steps = _Steps(mask, resets, reverse)
     y_carry = None if mask is None else torch.zeros_like(carry)
 
-    scan = _Scan("backward", entering, u, B, tiling, mask, resets, drop, reverse)
+    scan = _Scan("backward", entering, u, B, tiling, steps, drop, reverse)
     constants = scan.constants(variant, precision, HAS_OUT=d_out is not None, FRESH_GRADIENT=fresh_gradient)
     with _on(u.device):
         for tile, grid in scan.waves():
             resident_backward_kernel[grid](
-                d_out, gates, entering, scan.u, mask, resets, drop, d_gx, d_gh_n if variant.reset_after else None,
-                d_fresh if fresh_gradient else None, carry, y_carry, scan.rows, scan.stops, scan.board, scan.faults,
-                scan.directions, T, B, tile, PATIENCE, C=constants, **scan.options(),
+                d_out, gates, entering, scan.u, steps.mask, steps.resets, drop, d_gx,
+                d_gh_n if variant.reset_after else None, d_fresh if fresh_gradient else None, carry, y_carry, scan.rows,
+                scan.stops, scan.board, scan.faults, scan.directions, T, B, tile, PATIENCE, C=constants,
+                **scan.options(),
             )  # fmt: skip
         check_faults(scan.faults)
     return d_gx, d_gh_n, carry.to(entering.dtype, copy=True), d_fresh
@@ -172,6 +174,19 @@ def _entering(states: Tensor, reverse: Sequence[bool]) -> Tensor:
     return torch.stack([one[1:] if backwards else one[:-1] for one, backwards in zip(states, reverse, strict=True)])
 
 
+class _Steps:
+    """Which steps are valid or begin anew, of all members.
+
+    Attributes:
+        mask, resets: (M,T,B) uint8 or None. end_alike: whether a row ends at the same step in every member.
+    """
+
+    def __init__(self, mask: Tensor | None, resets: Tensor | None, reverse: Sequence[bool]):
+        given = [value for value in (mask, resets) if value is not None]
+        self.end_alike = len(set(map(bool, reverse))) == 1 and all(value.dim() == 2 for value in given)
+        self.mask, self.resets = _as_bytes(mask, len(reverse)), _as_bytes(resets, len(reverse))
+
+
 class _Scan:
     """A launch: its tiling and grid, and what its programs share.
 
@@ -181,11 +196,11 @@ class _Scan:
     """
 
     def __init__(
-        self, kernel: str, like: Tensor, u: Tensor, batch: int, tiling: Tiling | None, mask: Tensor | None,
-        resets: Tensor | None, drop: Tensor | None, reverse: Sequence[bool],
+        self, kernel: str, like: Tensor, u: Tensor, batch: int, tiling: Tiling | None, steps: _Steps,
+        drop: Tensor | None, reverse: Sequence[bool],
     ):  # fmt: skip
         self.kernel, self.batch, self.members, self.reverse = kernel, batch, u.shape[0], tuple(map(bool, reverse))
-        self.mask, self.resets, self.drop = mask, resets, drop
+        self.steps, self.drop = steps, drop
         units, size = u.shape[1], u.element_size()
         self.device = device_limits(u.device)
         asked = self.device, 0 if drop is None else drop.shape[1], self.members
@@ -220,12 +235,14 @@ class _Scan:
             )  # fmt: skip
 
     def _plan_rows(self) -> tuple[Tensor | None, Tensor | None]:
-        if len(set(self.reverse)) > 1 and self.mask is not None:
-            # Rows end at different steps in the two directions: none ends early.
-            T, B = self.mask.shape
-            return None, torch.full((B,), T, dtype=torch.int32, device=self.mask.device)
+        mask, resets = self.steps.mask, self.steps.resets
+        if mask is not None and not self.steps.end_alike:
+            # Rows end at a step for each member: none ends early.
+            _, T, B = mask.shape
+            return None, torch.full((B,), T, dtype=torch.int32, device=mask.device)
+        of_all = [None if value is None else value[0] for value in (mask, resets)]
         programs = self.grid[0] * self.members
-        return plan_rows(self.mask, self.resets, self.reverse[0], (programs, self.grid[1]), self.device.processors)
+        return plan_rows(*of_all, self.reverse[0], (programs, self.grid[1]), self.device.processors)
 
     def constants(self, variant: Variant, precision: str, **asked) -> Constants:
         """Return what the kernel is compiled for."""
@@ -235,8 +252,8 @@ class _Scan:
             RESET_AFTER=variant.reset_after, ZERO_MASKED=variant.zero_output_for_mask,
             REVERSE=self.reverse[0] if self.directions is None else EACH,
             GATE_Z=int(variant.reset_gate_first), GATE_R=1 - int(variant.reset_gate_first),
-            DROPS=0 if self.drop is None else self.drop.shape[1], HAS_MASK=self.mask is not None,
-            HAS_RESET=self.resets is not None, HAS_ROWS=self.rows is not None, MEMBERS=self.members > 1, **asked,
+            DROPS=0 if self.drop is None else self.drop.shape[1], HAS_MASK=self.steps.mask is not None,
+            HAS_RESET=self.steps.resets is not None, HAS_ROWS=self.rows is not None, MEMBERS=self.members > 1, **asked,
         )  # fmt: skip
 
     def waves(self) -> Iterator[tuple[int | None, tuple[int, int, int]]]:
@@ -267,8 +284,11 @@ def _contiguous(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.contiguous()
 
 
-def _as_bytes(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.contiguous().view(torch.uint8)
+def _as_bytes(value: Tensor | None, members: int) -> Tensor | None:
+    """Return (M,T,B) uint8 of (T,B), the same for all members, or of (M,T,B)."""
+    if value is None:
+        return None
+    return value.expand(members, *value.shape[-2:]).contiguous().view(torch.uint8)
 
 
 def _on(device: torch.device):

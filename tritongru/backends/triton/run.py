@@ -4,12 +4,14 @@
     dx = d gx W'   dW = x' d gx    dR_g = (h * m_g)' d gh_g    db = the sums of d gx and d gh
 
 Everything after the reverse scan is one product or sum for each input. On "auto" a scan that the kernels fail continues
-in torch operations, with the same arguments and results.
+in torch operations, with the same arguments and results. Members are scans of the same shape; those that the resident
+kernels run in one launch are stacked for it, others run one after another.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -41,15 +43,118 @@ def run_backward(
     wanted: Inputs,
 ) -> Inputs:
     """Return the gradients of the inputs, None where not wanted: the reverse scan, then a product or sum for each."""
-    U = a.u.shape[0]
+    entering, gates = _saved_of_steps(a, variant, setting, saved)
+    arguments = d_out, d_last, gates, entering, a.u, a.mask, a.resets, a.drop, variant, bool(wanted.fresh)
+    return _gradients(a, variant, wanted, entering, gates, _run("backward", arguments, a, variant, setting))
+
+
+def run_members_forward(
+    members: Sequence[Inputs], variants: Sequence[Variant], save_gates: bool, setting: Setting
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Run scans that differ in their tensors and direction alone; the results of `run_forward`, stacked."""
+
+    def one_by_one():
+        runs = [run_forward(a, v, save_gates, setting) for a, v in zip(members, variants, strict=True)]
+        return tuple(map(torch.stack, zip(*runs, strict=True)))
+
+    def together(run):
+        gx, bias_n = _project_members(members, variants[0])
+        stacked = (_stacked(members, name) for name in ("u", "h0", "mask", "resets", "fresh", "drop"))
+        u, h0, mask, resets, fresh, drop = stacked
+        return run(
+            gx, u, bias_n, h0, mask, resets, fresh, drop, variants[0], [v.reverse for v in variants], save_gates,
+            setting.precision,
+        )  # fmt: skip
+
+    return _run_members("forward", together, one_by_one, members, variants, setting)
+
+
+def run_members_backward(
+    members: Sequence[Inputs],
+    variants: Sequence[Variant],
+    setting: Setting,
+    saved: Saved,
+    d_out: Tensor | None,
+    d_last: Tensor | None,
+    wanted: Sequence[Inputs],
+) -> list[Inputs]:
+    """Return the gradients of each member's inputs; `saved`, `d_out` and `d_last` are stacked."""
+    members_saved = [Saved(*values) for values in zip(*saved, strict=True)]
+
+    def one_by_one():
+        nothing = [None] * len(members)
+        given = (nothing if d is None else d.unbind(0) for d in (d_out, d_last))
+        each = zip(members, variants, members_saved, *given, wanted, strict=True)
+        return [run_backward(a, v, setting, kept, *d, w) for a, v, kept, *d, w in each]
+
+    def together(run):
+        steps = [_saved_of_steps(a, v, setting, s) for a, v, s in zip(members, variants, members_saved, strict=True)]
+        entering = saved.states if saved.states.dim() == 4 else torch.stack([entering for entering, _ in steps])
+        gates = saved.gates if saved.gates.dim() == 5 else torch.stack([gates for _, gates in steps])
+        u, mask, resets, drop = (_stacked(members, name) for name in ("u", "mask", "resets", "drop"))
+        found = run(
+            d_out, d_last, gates, entering, u, mask, resets, drop, variants[0], [v.reverse for v in variants],
+            any(w.fresh for w in wanted), setting.precision,
+        )  # fmt: skip
+        each = [tuple(value[m] if value.dim() > 1 else value for value in found) for m in range(len(members))]
+        rest = zip(members, variants, wanted, steps, each, strict=True)
+        return [_gradients(a, v, w, *of_steps, scanned) for a, v, w, of_steps, scanned in rest]
+
+    return _run_members("backward", together, one_by_one, members, variants, setting)
+
+
+def _run_members(direction: str, together, one_by_one, members, variants, setting: Setting):
+    """Return `together(run)`, `run` being the launch of all members, or `one_by_one()`."""
+    # Imports triton, which need not be installed for the other backends.
+    families = importlib.import_module("tritongru.backends.triton.families")
+    return families.run_members(direction, together, one_by_one, members, variants[0], setting.precision)
+
+
+def _stacked(members: Sequence[Inputs], name: str) -> Tensor | None:
+    """Return a field of all members, one after another; steps that all of them share (T,B) as they are."""
+    values = [getattr(a, name) for a in members]
+    if values[0] is None or (name in ("mask", "resets") and _are_same(values)):
+        return values[0]
+    if name == "u" and values[0].stride(0) == 1:
+        return torch.stack([value.t() for value in values]).transpose(1, 2)
+    return torch.stack(values)
+
+
+def _are_same(values: Sequence[Tensor]) -> bool:
+    """Return whether tensors of one shape are one in memory."""
+    return len({(value.data_ptr(), value.stride()) for value in values}) == 1
+
+
+def _project_members(members: Sequence[Inputs], variant: Variant) -> tuple[Tensor, Tensor | None]:
+    """Return gx (M,T,B,3U) and bias_n (M,U) or None, see `project_input`; of an input that all share by one product."""
+    if members[0].w is None or not _are_same([a.x for a in members]):
+        pairs = [project_input(a, variant) for a in members]
+        gx, bias_n = zip(*pairs, strict=True)
+        return torch.stack(gx), None if bias_n[0] is None else torch.stack(bias_n)
+    x = members[0].x
+    biases = [split_bias(a.bias_x, a.bias_h, variant, x.dtype) for a in members]
+    w = torch.stack([a.w for a in members])  # type: ignore[misc]
+    # Not `matmul`, which would fold the members into columns, and the scan wants each by itself.
+    gx = torch.bmm(x.flatten(0, 1).expand(len(members), -1, -1), w).unflatten(1, x.shape[:2])
+    if biases[0][0] is not None:
+        gx.add_(torch.stack([bias for bias, _ in biases])[:, None, None])
+    return gx, None if biases[0][1] is None else torch.stack([bias_n for _, bias_n in biases])
+
+
+def _saved_of_steps(a: Inputs, variant: Variant, setting: Setting, saved: Saved) -> tuple[Tensor, Tensor]:
+    """Return the states entering each step (T,B,U) and the gates of all steps."""
     out, states, gates = saved
     # Saved, or the outputs moved by one step.
     entering = states if states.dim() == 3 else entering_states(out, 0, out.shape[0], a.h0, None, None, variant)
-    if setting.save == RECOMPUTE:
-        gates = _rebuild_gates(a, entering, variant)
-    arguments = d_out, d_last, gates, entering, a.u, a.mask, a.resets, a.drop, variant, bool(wanted.fresh)
-    d_gx, d_gh_n, d_h0, d_fresh = _run("backward", arguments, a, variant, setting)
+    return entering, _rebuild_gates(a, entering, variant) if setting.save == RECOMPUTE else gates
 
+
+def _gradients(
+    a: Inputs, variant: Variant, wanted: Inputs, entering: Tensor, gates: Tensor, scanned: tuple[Tensor, ...]
+) -> Inputs:
+    """Return the gradients of the inputs, None where not wanted, from what the reverse scan returns."""
+    U = a.u.shape[0]
+    d_gx, d_gh_n, d_h0, d_fresh = scanned
     d_x = d_w = d_bias_x = d_u = d_bias_h = d_drop = None
     if wanted.x:
         d_x = d_gx if a.w is None else d_gx @ a.w.t()
@@ -91,7 +196,7 @@ def _run(direction: str, arguments: tuple, a: Inputs, variant: Variant, setting:
         return run_kernels()
     scan = faults.Scan.of(a, variant, setting.precision)
     continue_eagerly = getattr(continuation, f"scan_{direction}")
-    return faults.run_or_continue(scan, direction, run_kernels, lambda: continue_eagerly(*arguments))
+    return faults.run_or_continue(scan, direction, run_kernels, lambda: continue_eagerly(*arguments, keep=a.keep))
 
 
 def _rebuild_gates(a: Inputs, entering: Tensor, variant: Variant) -> Tensor:

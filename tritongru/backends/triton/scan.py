@@ -78,6 +78,7 @@ def scan_forward(
     variant: Variant,
     save_gates: bool,
     precision: str = "ieee",
+    keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run the recurrence; arguments and results as `eager.scan_forward`."""
     T, B, U = gx.shape[0], gx.shape[1], u.shape[0]
@@ -88,7 +89,9 @@ def scan_forward(
     device = device_limits(u.device)
     config = choose_config("forward", u, B, variant, precision, drop, separate, device)
     workspace = Workspace("forward", config, u, B, device)
-    given, entering = forward_arguments(workspace, gx, u, bias_n, h0, mask, resets, fresh, drop, variant, save_gates)
+    given, entering = forward_arguments(
+        workspace, gx, u, bias_n, h0, mask, resets, fresh, drop, variant, save_gates, keep
+    )
     leaving, launch = given["leaving"], workspace.launcher(gru_forward_kernel, variant, drop, precision)
     with _on(u.device):
         if config.schedule == STEPS:
@@ -108,6 +111,7 @@ def scan_forward(
 def forward_arguments(
     workspace: Workspace, gx: Tensor, u: Tensor, bias_n: Tensor | None, h0: Tensor, mask: Tensor | None,
     resets: Tensor | None, fresh: Tensor | None, drop: Tensor | None, variant: Variant, save_gates: bool,
+    keep: Tensor | None = None,
 ) -> tuple[dict[str, Any], Tensor]:  # fmt: skip
     """Return what `gru_forward_kernel` is given for all steps, and where the states entering each step will be."""
     (T, B, _), U, config = gx.shape, u.shape[0], workspace.config
@@ -141,7 +145,7 @@ def forward_arguments(
         gx=gx.contiguous(), u=u, bias_n=_contiguous(bias_n), h_first=start, leaving=leaving, out=out, gates=gates,
         carry=carry, middle=middle, z_carry=z_carry, fresh=fresh, drop=_contiguous(drop),
         s_fresh_t=B * U if fresh is not None and fresh.dim() == 3 else 0,
-        patience=PATIENCE, **workspace.arguments(T, B, mask, resets, variant),
+        patience=PATIENCE, **_zoneout(keep), **workspace.arguments(T, B, mask, resets, variant),
     )  # fmt: skip
     return given, entering
 
@@ -158,6 +162,7 @@ def scan_backward(
     variant: Variant,
     fresh_gradient: bool,
     precision: str = "ieee",
+    keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run the reverse scan; arguments and results as `eager.scan_backward`."""
     T, B, U = entering.shape
@@ -170,7 +175,7 @@ def scan_backward(
     config = choose_config("backward", u, B, variant, precision, drop, masked, device)
     workspace = Workspace("backward", config, u, B, device)
     given = backward_arguments(
-        workspace, d_out, d_last, gates, entering, u, mask, resets, drop, variant, fresh_gradient
+        workspace, d_out, d_last, gates, entering, u, mask, resets, drop, variant, fresh_gradient, keep
     )
     launch = workspace.launcher(gru_backward_kernel, variant, drop, precision)
     with _on(u.device):
@@ -189,6 +194,7 @@ def scan_backward(
 def backward_arguments(
     workspace: Workspace, d_out: Tensor | None, d_last: Tensor | None, gates: Tensor, entering: Tensor, u: Tensor,
     mask: Tensor | None, resets: Tensor | None, drop: Tensor | None, variant: Variant, fresh_gradient: bool,
+    keep: Tensor | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what `gru_backward_kernel` is given for all steps."""
     T, B, U = entering.shape
@@ -199,8 +205,19 @@ def backward_arguments(
         d_gh_n=entering.new_empty(T, B, U) if variant.reset_after else None,
         d_fresh=entering.new_empty(T, B, U) if fresh_gradient else None,
         carry=carry, y_carry=None if mask is None else torch.zeros_like(carry),
-        patience=PATIENCE, **workspace.arguments(T, B, _as_bytes(mask), _as_bytes(resets), variant),
+        clip=variant.gradient_clip, patience=PATIENCE, **_zoneout(keep),
+        **workspace.arguments(T, B, _as_bytes(mask), _as_bytes(resets), variant),
     )  # fmt: skip
+
+
+def _zoneout(keep: Tensor | None) -> dict[str, Any]:
+    """Return the arguments of a zoneout mask (T,B,U) or None; of one number for all, which is expanded, one row."""
+    if keep is None:
+        return dict(zoneout=None, s_zone_t=0, s_zone_b=0)
+    if any(keep.stride()):
+        keep = keep.contiguous()
+        return dict(zoneout=keep, s_zone_t=keep.stride(0), s_zone_b=keep.stride(1))
+    return dict(zoneout=keep[0, 0].contiguous(), s_zone_t=0, s_zone_b=0)
 
 
 def _contiguous(value: Tensor | None) -> Tensor | None:

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .contenders import FORWARD, INFERENCE, TRAINING
-from .results import Result
+from .results import Cell, Result
 
-Cell = dict[str, Result]  # by backend
 FEATURES = ("lengths", "recurrent_dropout", "resets", "reset_after=False")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .results import Result
+from .results import Result, latest_cells
 
 RATIO_LIMITS = 0.1, 10.0
 
@@ -16,8 +16,6 @@ def draw(rows: Sequence[Result], folder: str | Path) -> list[Path]:
     Raises:
         ModuleNotFoundError: matplotlib is not installed; it is in the extra "plots".
     """
-    from .report import latest_cells
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     timed = [row for cell in latest_cells(rows) for row in cell.values() if row.p50_ms is not None]

@@ -6,16 +6,16 @@ import csv
 import dataclasses
 import datetime
 import functools
-import importlib.metadata
 import io
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from ...environment import version_of
 from ..files import hold_lock, replace_file
 
 
@@ -75,14 +75,17 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Result))
 _KINDS = {field.name: str(field.type).partition(" ")[0] for field in dataclasses.fields(Result)}
 
 
+Cell = dict[str, Result]  # by backend
+
+
 def conditions(device: torch.device, run: str | None = None) -> dict:
     """Return the fields of `Result` that are the same for all rows of a run."""
     now = datetime.datetime.now(datetime.timezone.utc)
     return dict(
         run=run or f"{now:%Y%m%dT%H%M%S}-{os.getpid()}", date=f"{now:%Y-%m-%d}",
         kind=device.type, device=device_name(device),
-        torch=torch.__version__, triton=_version("triton"), python=platform.python_version(),
-        tritongru=_version("tritongru"), threads=torch.get_num_threads(),
+        torch=torch.__version__, triton=version_of("triton"), python=platform.python_version(),
+        tritongru=version_of("tritongru"), threads=torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -131,6 +134,17 @@ def read_results(path: str | os.PathLike) -> list[Result]:
     return rows
 
 
+def latest_cells(rows: Iterable[Result]) -> list[Cell]:
+    """Return one cell, a dict from backend to row, for each workload, dtype, direction and device: of the last run."""
+    cells: dict[tuple, tuple[tuple, Cell]] = {}
+    for row in rows:
+        place = (row.kind, row.device, *row.cell[1:])
+        if place not in cells or cells[place][0] != row.cell:
+            cells[place] = (row.cell, {})
+        cells[place][1][row.backend] = row
+    return [cell for _, cell in cells.values()]
+
+
 def _check_header(path, text: str) -> None:
     header = tuple(next(csv.reader(io.StringIO(text)), ()))
     if header != FIELDS:
@@ -148,17 +162,6 @@ def _read(name: str, text: str):
     if not text:
         return None
     return int(text) if kind == "int" else float(text)
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        if package == "tritongru":
-            from ... import __version__
-
-            return __version__
-        return "not installed"
 
 
 @functools.cache

@@ -125,9 +125,11 @@ def scan_steps(
 
     starts = [h0] if mask is None else [h0, op.Sub(h0, h0)]
     attributes = dict(
-        body=body, num_scan_inputs=len(sequences), scan_input_directions=[int(reverse)] * len(sequences),
+        body=body,
+        num_scan_inputs=len(sequences),
+        scan_input_directions=[int(reverse)] * len(sequences),
         scan_output_directions=[int(reverse)],
-    )  # fmt: skip
+    )
     node = ir.Node(
         "", "Scan", [*starts, *sequences], ir.convenience.convert_attributes(attributes), num_outputs=len(starts) + 1
     )

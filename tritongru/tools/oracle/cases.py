@@ -226,8 +226,11 @@ def run_case(arguments: dict, backend: str, seed: int = 0) -> dict[str, Tensor]:
     # With no steps or no rows an output may be a constant.
     pairs = [(value, given) for value, given in pairs if value.requires_grad]
     gradients = torch.autograd.grad(
-        [value for value, _ in pairs], list(leaves.values()), [given for _, given in pairs],
-        allow_unused=True, materialize_grads=True,
-    )  # fmt: skip
+        [value for value, _ in pairs],
+        list(leaves.values()),
+        [given for _, given in pairs],
+        allow_unused=True,
+        materialize_grads=True,
+    )
     results = {"outputs": outputs.detach(), "state": state.detach()}
     return results | {f"d {name}": value for name, value in zip(leaves, gradients, strict=True)}

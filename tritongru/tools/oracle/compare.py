@@ -176,9 +176,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, help="default: all")
     parser.add_argument("--device", type=options.device, help="default: the GPU where there is one, else the CPU")
     parser.add_argument(
-        "--timeout", type=options.number(options.WEEK_IN_SECONDS), default=INTERPRETER_TIMEOUT_S,
+        "--timeout",
+        type=options.number(options.WEEK_IN_SECONDS),
+        default=INTERPRETER_TIMEOUT_S,
         help="seconds for the interpreter",
-    )  # fmt: skip
+    )
     ranges = {
         "batch": options.whole(1, options.MOST_ROWS),
         "time": options.whole(1, options.MOST_STEPS),

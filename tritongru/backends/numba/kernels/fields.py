@@ -17,6 +17,7 @@ inside, the gates' order is z, r, n.
     H0, H0_ROW,  # (B,U)
     MASK, RESETS,  # (T,B) bytes
     FRESH, FRESH_STEP, FRESH_ROW,  # (T,B,U), FRESH_STEP 0 for (B,U)
+    KEEP, KEEP_STEP, KEEP_ROW,  # (T,B,U), how much of the new state a unit takes
     DROP, DROPS,  # (DROPS,B,U) in the order z, r, n; DROPS 0, 1 or 3
     OUT, STATES,  # (T,B,U): outputs, and the states leaving each step where a mask makes them differ
     LAST,  # (B,U)
@@ -25,6 +26,7 @@ inside, the gates' order is z, r, n.
     D_OUT, D_OUT_STEP, D_OUT_ROW, D_LAST,  # (T,B,U), (B,U)
     D_GATES, D_FIRST, PLACES,  # rows (..,WIDTH) of the steps taken; that of (t,b) is PLACES[t,b], or t B + b, - D_FIRST
     D_H0, D_FRESH, D_FRESH_STEP,  # (B,U), (T,B,U) or (B,U) with D_FRESH_STEP 0
+    D_KEEP, CLIP,  # (T,B,U), and one number that bounds the state's gradient
     COLUMNS,  # N: U rounded up to whole panels
     # One part: its rows, in groups of SIZE, and the steps to take in the order of processing.
     ROWS, SIZE, FIRST, ORDER,  # ORDER: (B,) int64, the rows of all parts; 0: as they are. FIRST: where the part begins
@@ -32,6 +34,6 @@ inside, the gates' order is z, r, n.
     CHUNK,  # steps projected at a time
     # Its scratch: numbers of R rows each, then int64 by row and by group, and bytes by step and group.
     H, ENTERING, PROJECTED, SUMS, SHOWN, KEPT, PLACED, GROUPS, LIVE, FLAGS,
-) = range(71)  # fmt: skip
+) = range(76)  # fmt: skip
 
 NAMES = tuple(name for name in list(globals()) if name.isupper())

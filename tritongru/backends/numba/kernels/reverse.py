@@ -1,9 +1,10 @@
 """The reverse scan over a part of the batch: from gradients of states to gradients of pre-activations (docs/math.md).
 
-    g = dh + d out    da_n = g (1 - z) f'(n)    da_z = g (h - n) g'(z)
+    g = dh + d out    da_n = g (1 - z) f'(n)    da_z = g (h - n) g'(z)    with zoneout both times its mask
     reset_after:   dq = da_n r, q = h R_n + c_n    da_r = da_n q g'(r)    dh = g z + da_z R_z' + da_r R_r' + dq R_n'
     otherwise:     ds = da_n R_n'                  da_r = ds h g'(r)      dh = g z + ds r + da_z R_z' + da_r R_r'
 
+With zoneout dh is multiplied by 1 - mask (1 - z) in place of z. A bound is that of dh before it enters the step before.
 A masked step passes dh on and nothing to the gates. The gradient of an output that repeats an earlier one waits until
 the step that it repeats.
 """
@@ -12,9 +13,9 @@ from __future__ import annotations
 
 from ..compile import Kernel, helper
 from . import fields as at
-from .functions import slope
+from .functions import clamp, slope
 from .products import multiply
-from .scan import BYTE, copy_row, fill_row, get, place_rows, put, show_row
+from .scan import BYTE, copy_row, fill_row, get, place_rows, put, show_row, zone_out
 from .vectors import advance, full, lanes, load, pointer, store
 
 
@@ -53,6 +54,8 @@ def reverse_part(plan, like):
     )
     dh, waiting, kept = pointer(plan[at.H], like), pointer(plan[at.SHOWN], like), pointer(plan[at.KEPT], like)
     d, sums, zeros = pointer(plan[at.ENTERING], like), pointer(plan[at.SUMS], like), pointer(plan[at.PROJECTED], like)
+    keep, d_keep = pointer(plan[at.KEEP], like), pointer(plan[at.D_KEEP], like)
+    has_keep, has_clip, clip = plan[at.KEEP] != 0, plan[at.CLIP] != 0, pointer(plan[at.CLIP], like)
     L, count = lanes(like), -(-rows // size)
     R = count * size
     per_gate = R * N if drops == 3 else 0
@@ -118,6 +121,11 @@ def reverse_part(plan, like):
                 n = get(gates, k + n_at + j, left)
                 d_n = total * (1.0 - z) * slope(f, n)
                 d_z = total * (get(h, i_h + j, left) - n) * slope(g, z)
+                if has_keep:
+                    part = get(keep, t * plan[at.KEEP_STEP] + b * plan[at.KEEP_ROW] + j, left)
+                    if plan[at.D_KEEP] != 0:
+                        put(d_keep, place * U + j, total * (1.0 - z) * (n - get(h, i_h + j, left)), left)
+                    d_n, d_z, z = d_n * part, d_z * part, zone_out(z, part)
                 if after:
                     d_r = d_n * get(gates, k + j, left) * slope(g, r)
                     d_q = d_n * r
@@ -183,6 +191,8 @@ def reverse_part(plan, like):
                         total = total + load(sums, i) * load(kept, i)
                     else:
                         total = total + load(sums, i)
+                    if has_clip:
+                        total = clamp(total, full(like, 0.0 - clip[0]), full(like, clip[0]))
                     store(dh, i, total)
             if has_resets and resets[place] != 0:
                 if plan[at.D_FRESH] != 0:

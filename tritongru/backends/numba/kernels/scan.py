@@ -136,6 +136,12 @@ def mix(h, row, P, j, z, n):
     return new
 
 
+@helper
+def zone_out(z, keep):
+    """Return how much of the old state stays."""
+    return 1.0 - keep * (1.0 - z)
+
+
 def scan_part(plan, like):
     """Run one part; see `fields` for the plan."""
     T, B, I, U, P = plan[at.STEPS], plan[at.BATCH], plan[at.INPUT], plan[at.UNITS], plan[at.PADDED]
@@ -143,7 +149,7 @@ def scan_part(plan, like):
     reverse, after, zero_output = plan[at.REVERSE] != 0, plan[at.RESET_AFTER] != 0, plan[at.ZERO_OUTPUT] != 0
     f, g, drops = plan[at.ACTIVATION], plan[at.RECURRENT_ACTIVATION], plan[at.DROPS]
     has_mask, has_resets, has_w = plan[at.MASK] != 0, plan[at.RESETS] != 0, plan[at.W] != 0
-    saves, has_fresh = plan[at.GATES] != 0, plan[at.FRESH] != 0
+    saves, has_fresh, has_keep = plan[at.GATES] != 0, plan[at.FRESH] != 0, plan[at.KEEP] != 0
     has_out, has_states = plan[at.OUT] != 0, plan[at.STATES] != 0
     z_at, r_at, n_at, wide = plan[at.Z_AT], plan[at.R_AT], plan[at.N_AT], plan[at.WIDTH]
     order, groups, live = pointer(plan[at.PLACED], 0), pointer(plan[at.GROUPS], 0), pointer(plan[at.LIVE], 0)
@@ -156,6 +162,7 @@ def scan_part(plan, like):
     gates, h, entering = pointer(plan[at.GATES], like), pointer(plan[at.H], like), pointer(plan[at.ENTERING], like)
     gx, sums = pointer(plan[at.PROJECTED], like), pointer(plan[at.SUMS], like)
     shown, kept = pointer(plan[at.SHOWN], like), pointer(plan[at.KEPT], like)
+    keep = pointer(plan[at.KEEP], like)
     L, count = lanes(like), -(-rows // size)
     R = count * size
     x_step = -plan[at.X_STEP] if reverse else plan[at.X_STEP]
@@ -263,6 +270,9 @@ def scan_part(plan, like):
                     else:
                         z = load(sums, a + j)
                         n = activate(f, load(sums, a + 2 * P + j) + load(gx, i + 2 * P + j) + load(bias, 2 * P + j))
+                    if has_keep:
+                        i_keep = t * plan[at.KEEP_STEP] + order[row] * plan[at.KEEP_ROW] + j
+                        z = zone_out(z, get(keep, i_keep, U - j))
                     new = mix(h, row, P, j, z, n)
                     if saves:
                         put(gates, k + n_at + j, n, U - j)

@@ -46,8 +46,9 @@ def load_step(d_out, gates, entering, mask, resets, step, T, B, step_size, o_b, 
 
 @triton.jit(do_not_specialize=["T", "B", "step_begin", "step_end", "first_tile", "patience"])
 def gru_backward_kernel(
-    d_out, gates, entering, u, mask, resets, drop, d_gx, d_gh_n, d_fresh, carry, y_carry, rows, stops, board, faults,
-    T, B, U, step_begin, step_end, first_tile, patience, s_u_k, s_u_g, s_tile, C: tl.constexpr,
+    d_out, gates, entering, u, mask, resets, drop, zoneout, d_gx, d_gh_n, d_fresh, carry, y_carry, rows, stops, board,
+    faults, T, B, U, step_begin, step_end, first_tile, patience, s_u_k, s_u_g, s_zone_t, s_zone_b, s_tile, clip,
+    C: tl.constexpr,
 ):  # fmt: skip
     """Run steps step_begin..step_end, counted from the last processed one; equals `eager.scan_backward`.
 
@@ -62,6 +63,7 @@ def gru_backward_kernel(
     | mask | (T,B) | uint8 | all steps count |
     | resets | (T,B) | uint8 | none |
     | drop | (DROPS,B,U) | io | no dropout |
+    | zoneout | (T,B,U), strides s_zone_t, s_zone_b, 1 | io | new states are taken whole |
     | d_gx | (T,B,3U) | io | |
     | d_gh_n | (T,B,U) | io | without RESET_AFTER |
     | d_fresh | (T,B,U) | io | not wanted |
@@ -71,6 +73,7 @@ def gru_backward_kernel(
     | stops | (B,) from which step on nothing happens to a row, see stops.py | int32 | no mask |
     | board | (tiles,s_tile) of which the first is the tile's counter, zeros, see exchange.py | int32 | nobody waits |
     | faults | (tiles,) zeros | int32 | nobody waits |
+    | clip | a number: the bound of the state's gradient | float32 | none |
     """
     i_h, i_b = tl.program_id(0), tl.program_id(1)
     if first_tile is not None:
@@ -151,6 +154,10 @@ def gru_backward_kernel(
         b_h = i_s.to(tl.float32)
         b_r = i_r.to(tl.float32)
         kept = keep[:, None]
+        b_takes = b_h
+        if zoneout is not None:
+            p_takes = zoneout + t.to(tl.int64) * s_zone_t + o_b[:, None] * s_zone_b + o_h[None, :]
+            b_takes = tl.load(p_takes, mask=m_bh, other=0.0).to(tl.float32)
 
         # Gradients of the owned pre-activations.
         p_g = d_gx + o_t * 3 + o_bg
@@ -169,6 +176,10 @@ def gru_backward_kernel(
                     b_dh += b_do
             g_n = tl.where(kept, b_dh * (1.0 - b_z) * slope(b_n, C.ACT), 0.0)
             g_z = tl.where(kept, b_dh * (b_h - b_n) * slope(b_z, C.REC_ACT), 0.0)
+            if zoneout is not None:
+                g_n *= b_takes
+                g_z *= b_takes
+                b_z = 1.0 - b_takes * (1.0 - b_z)
             if C.RESET_AFTER:
                 g_r = tl.where(kept, g_n * i_g.to(tl.float32) * slope(b_r, C.REC_ACT), 0.0)
                 g_s = tl.where(kept, g_n * b_r, 0.0)
@@ -222,6 +233,10 @@ def gru_backward_kernel(
                 a_n = a_n * d_n
             b_dh += a_z + a_r + a_n
             b_dh = tl.where(m_bh, b_dh, 0.0)
+            if clip is not None:
+                # A NaN stays one.
+                b_bound = tl.where(b_dh > clip, clip, tl.where(b_dh < -clip, -clip, b_dh))
+                b_dh = tl.where(kept, b_bound, b_dh)
             if C.WAITS:
                 b_dh = tl.where(patience > 0, b_dh, float("nan"))
             if resets is not None:

@@ -40,9 +40,9 @@ def load_step(gx, mask, resets, step, T, B, U, o_b, o_h, m_b, m_bh, C: tl.conste
 
 @triton.jit(do_not_specialize=["T", "B", "step_begin", "step_end", "first_tile", "patience"])
 def gru_forward_kernel(
-    gx, u, bias_n, h_first, leaving, out, gates, carry, middle, z_carry, mask, resets, fresh, drop, rows, stops,
-    board, faults, T, B, U, step_begin, step_end, first_tile, patience, s_u_k, s_u_g, s_fresh_t, s_tile,
-    C: tl.constexpr,
+    gx, u, bias_n, h_first, leaving, out, gates, carry, middle, z_carry, mask, resets, fresh, drop, zoneout, rows,
+    stops, board, faults, T, B, U, step_begin, step_end, first_tile, patience, s_u_k, s_u_g, s_fresh_t, s_zone_t,
+    s_zone_b, s_tile, C: tl.constexpr,
 ):  # fmt: skip
     """Run steps step_begin..step_end of one tile; equals `eager.scan_forward`.
 
@@ -64,6 +64,7 @@ def gru_forward_kernel(
     | resets | (T,B) | uint8 | none |
     | fresh | (B,U), or (T,B,U) with s_fresh_t = B * U: where resets start from | io | zeros |
     | drop | (DROPS,B,U) | io | no dropout |
+    | zoneout | (T,B,U), strides s_zone_t, s_zone_b, 1: how much of its new state a unit takes | io | all of it |
     | rows | (B,) the rows in the order in which tiles take them | int64 | their own |
     | stops | (B,) from which step on nothing happens to a row, see stops.py | int32 | no mask |
     | board | (tiles,s_tile) of which the first is the tile's counter, zeros, see exchange.py | int32 | nobody waits |
@@ -130,6 +131,10 @@ def gru_forward_kernel(
                 t_next = t - 1 if C.REVERSE else t + 1
                 p_fresh = fresh + t_next.to(tl.int64) * s_fresh_t + o_bh
                 b_fresh = tl.load(p_fresh, mask=m_bh & (step + 1 < T), other=0.0)
+        b_takes = b_h
+        if zoneout is not None:
+            p_takes = zoneout + t.to(tl.int64) * s_zone_t + o_b[:, None] * s_zone_b + o_h[None, :]
+            b_takes = tl.load(p_takes, mask=m_bh, other=0.0).to(tl.float32)
         # Products with the whole state of the tile's rows.
         if C.PHASE != 2:
             patience = await_round(p_counter, rounds, programs, patience, C)
@@ -177,7 +182,10 @@ def gru_forward_kernel(
                 b_n = activate(x[2].to(tl.float32) + a_n, C.ACT)
 
         if C.PHASE != 1:
-            b_new = b_z * b_h + (1.0 - b_z) * b_n
+            b_stays = b_z
+            if zoneout is not None:
+                b_stays = 1.0 - b_takes * (1.0 - b_z)
+            b_new = b_stays * b_h + (1.0 - b_stays) * b_n
             # What lies outside the tensor must stay finite: it meets zeros of the weights in the next product.
             b_new = tl.where(m_bh, b_new, 0.0)
             if mask is not None:

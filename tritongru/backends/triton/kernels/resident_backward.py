@@ -71,7 +71,7 @@ def resident_backward_kernel(
     | gates | (4 or 3,T,B,U) z, r, n, h R_n + c_n | io |
     | entering | (T,B,U) the state entering each step | io |
     | u | (U,3U), or the transpose of (3U,U) unless KEYS_FIRST | io |
-    | mask, resets | (T,B), the same for all members | uint8 |
+    | mask, resets | (T,B) | uint8 |
     | drop | (DROPS,B,U) | io |
     | d_gx, d_gh_n | (T,B,3U), (T,B,U) (RESET_AFTER) | io |
     | d_fresh | (T,B,U) (FRESH_GRADIENT) | io |
@@ -112,7 +112,10 @@ def resident_backward_kernel(
         if C.FRESH_GRADIENT:
             d_fresh += whole
         if C.HAS_MASK:
+            mask += member * T * B
             y_carry += member * step_size
+        if C.HAS_RESET:
+            resets += member * T * B
         if C.DROPS > 0:
             drop += member * C.DROPS * step_size
         if COUNTED:

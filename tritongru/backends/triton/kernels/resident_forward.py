@@ -80,7 +80,7 @@ def resident_forward_kernel(
     | gates | (4 or 3,T,B,U) z, r, n, h R_n + c_n | io |
     | carry | (B,U) the state before and after, exact | float32 |
     | passed | (2,DROPS,B,U) states times dropout masks, then (B,U) r * h, where a counter needs them | io |
-    | mask, resets | (T,B), the same for all members | uint8 |
+    | mask, resets | (T,B) | uint8 |
     | fresh | (B,U), or (T,B,U) with s_fresh_t = B * U | io |
     | drop | (DROPS,B,U) | io |
     | rows, stops | (B,) as for `gru_forward_kernel`, the same for all members | int64, int32 |
@@ -109,6 +109,10 @@ def resident_forward_kernel(
         u += member * (3 * C.U * C.U)
         out += member * T * step_size
         carry += member * step_size
+        if C.HAS_MASK:
+            mask += member * T * B
+        if C.HAS_RESET:
+            resets += member * T * B
         if C.HAS_BIAS:
             bias_n += member * C.U
         if C.SEPARATE:

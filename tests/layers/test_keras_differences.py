@@ -87,10 +87,12 @@ def test_default_of_training():
 
 @pytest.mark.parametrize(
     "arguments, call, error",
-    [({"dropout": 0.5, "implementation": 1}, {"training": True}, RuntimeError),
-     ({"unroll": True, "go_backwards": True}, {"mask": torch.ones(B, T, dtype=torch.bool)}, AttributeError)],
+    [
+        ({"dropout": 0.5, "implementation": 1}, {"training": True}, RuntimeError),
+        ({"unroll": True, "go_backwards": True}, {"mask": torch.ones(B, T, dtype=torch.bool)}, AttributeError),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_where_keras_3_fails(arguments, call, error):
     theirs, ours = make_pair(**arguments)
     x = draw(B, T, I)

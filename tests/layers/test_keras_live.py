@@ -28,10 +28,12 @@ def test_outputs_states_and_gradients(reset_after, backwards, sequences, mask):
     )
     steps = mask_of(mask)
     assert_same_gradients(
-        theirs, ours,
-        lambda x, h: theirs(x, mask=steps, initial_state=h), lambda x, h: ours(x, mask=steps, initial_state=h),
+        theirs,
+        ours,
+        lambda x, h: theirs(x, mask=steps, initial_state=h),
+        lambda x, h: ours(x, mask=steps, initial_state=h),
         [draw(B, T, I), draw(B, U)],
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,11 +92,12 @@ def test_bidirectional(mode, sequences, mask):
     ours.set_weights(theirs.get_weights())
     steps = mask_of(mask)
     assert_same_gradients(
-        theirs, ours,
+        theirs,
+        ours,
         lambda x, f, b: theirs(x, mask=steps, initial_state=[f, b]),
         lambda x, f, b: ours(x, mask=steps, initial_state=[f, b]),
         [draw(B, T, I), draw(B, U), draw(B, U)],
-    )  # fmt: skip
+    )
     assert [tuple(s) for s in theirs.compute_output_shape((B, T, I))] == ours.compute_output_shape((B, T, I))
 
 
@@ -106,10 +109,14 @@ def test_cell(reset_after):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"dropout": 0.5}, {"recurrent_dropout": 0.4}, {"dropout": 0.3, "recurrent_dropout": 0.4},
-     {"dropout": 0.3, "recurrent_dropout": 0.4, "reset_after": False}],
+    [
+        {"dropout": 0.5},
+        {"recurrent_dropout": 0.4},
+        {"dropout": 0.3, "recurrent_dropout": 0.4},
+        {"dropout": 0.3, "recurrent_dropout": 0.4, "reset_after": False},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_dropout_with_the_same_masks(arguments, monkeypatch):
     theirs, ours = make_pair(return_sequences=True, **arguments)
     x = draw(B, T, I)
@@ -142,11 +149,14 @@ def test_masks_of_keras_have_the_same_law():
 
 
 TRAINING = {
-    "kernel_regularizer": "l1", "recurrent_regularizer": {"class_name": "L2", "config": {"l2": 0.05}},
-    "bias_regularizer": "l2", "activity_regularizer": "l2", "kernel_constraint": "non_neg",
+    "kernel_regularizer": "l1",
+    "recurrent_regularizer": {"class_name": "L2", "config": {"l2": 0.05}},
+    "bias_regularizer": "l2",
+    "activity_regularizer": "l2",
+    "kernel_constraint": "non_neg",
     "recurrent_constraint": {"class_name": "MaxNorm", "config": {"max_value": 0.8, "axis": 0}},
     "bias_constraint": "unit_norm",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("returns", [{}, {"return_sequences": True}], ids=str)
@@ -185,11 +195,15 @@ def test_constraints(name, config):
 
 @pytest.mark.parametrize(
     "name, config",
-    [("L1", {"l1": 0.3}), ("L2", {"l2": 0.3}), ("L1L2", {"l1": 0.1, "l2": 0.3}),
-     ("OrthogonalRegularizer", {"factor": 0.2, "mode": "rows"}),
-     ("OrthogonalRegularizer", {"factor": 0.2, "mode": "columns"})],
+    [
+        ("L1", {"l1": 0.3}),
+        ("L2", {"l2": 0.3}),
+        ("L1L2", {"l1": 0.1, "l2": 0.3}),
+        ("OrthogonalRegularizer", {"factor": 0.2, "mode": "rows"}),
+        ("OrthogonalRegularizer", {"factor": 0.2, "mode": "columns"}),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_regularizers(name, config):
     w = torch.randn(4, 9)
     theirs, ours = getattr(keras.regularizers, name)(**config), getattr(regularizers, name)(**config)

@@ -256,8 +256,11 @@ def test_masks_per_time_step_through_the_function():
     (mask, *_), ctor = step["dropout_masks"]["input"], case["ctor"]
     h0, steps = step["initial_state"], step["mask"]
     outputs, state = tritongru.gru(
-        array(step["inputs"]), *weights, None if h0 is None else array(h0[0]),
-        mask=None if steps is None else array(steps), input_dropout=array(mask),
-    )  # fmt: skip
+        array(step["inputs"]),
+        *weights,
+        None if h0 is None else array(h0[0]),
+        mask=None if steps is None else array(steps),
+        input_dropout=array(mask),
+    )
     expected = [array(name) for name in step["outputs"]]
     close(outputs if ctor.get("return_sequences") else state, expected[0], case["tol"], "output")

@@ -23,8 +23,11 @@ def through_a_file(layer):
     return torch.load(buffer, weights_only=False)
 
 
-@pytest.mark.parametrize("make", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer)), through_a_file],
-                         ids=["deepcopy", "pickle", "save"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer)), through_a_file],
+    ids=["deepcopy", "pickle", "save"],
+)
 @pytest.mark.parametrize("inference", [False, True])
 def test_a_copy_goes_on_from_the_state_by_itself(make, inference):
     layer, x = make_layer(), x_of().requires_grad_()

@@ -57,9 +57,11 @@ def test_published_stateful_values():
 
 @pytest.mark.parametrize(
     ("backwards", "expected"),
-    [(False, [[0.23774096, 0.33508456], [0.83659905, 1.0227708]]),
-     (True, [[0.13486053, 0.23261218], [0.78257304, 0.9691353]])],
-)  # fmt: skip
+    [
+        (False, [[0.23774096, 0.33508456], [0.83659905, 1.0227708]]),
+        (True, [[0.13486053, 0.23261218], [0.78257304, 0.9691353]]),
+    ],
+)
 def test_published_initial_state_values(backwards, expected):
     layer = constant(2, go_backwards=backwards, return_state=True)
     output, state = layer(sequence(2, 4, 3), initial_state=np.arange(4.0, dtype="float32").reshape(2, 2))
@@ -72,11 +74,14 @@ def test_published_initial_state_values(backwards, expected):
     [
         ({"unroll": True}, 0.19393763, 0.30818558),
         ({"return_sequences": True}, [0.03606692, 0.09497581, 0.09497581, 0.19393763], [0.16051409] * 3 + [0.30818558]),
-        ({"return_sequences": True, "zero_output_for_mask": True}, [0.03606692, 0.09497581, 0, 0.19393763],
-         [0.16051409, 0, 0, 0.30818558]),
+        (
+            {"return_sequences": True, "zero_output_for_mask": True},
+            [0.03606692, 0.09497581, 0, 0.19393763],
+            [0.16051409, 0, 0, 0.30818558],
+        ),
         ({"go_backwards": True}, 0.11669192, 0.28380975),
     ],
-)  # fmt: skip
+)
 def test_published_masking_values(arguments, first, second):
     mask = np.array([[True, True, False, True], [True, False, False, True]])
     output = constant(2, **arguments)(sequence(2, 4, 3), mask=mask)
@@ -425,8 +430,9 @@ def test_bad_arguments(arguments, error, message):
         GRU(**{"units": U, **arguments})
 
 
-@pytest.mark.parametrize(("size", "use_bias", "reset_after", "count"),
-                         [(3, True, True, 42), (3, True, False, 36), (3, False, True, 30)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "use_bias", "reset_after", "count"), [(3, True, True, 42), (3, True, False, 36), (3, False, True, 30)]
+)
 def test_number_of_weights(size, use_bias, reset_after, count):
     layer = GRU(2, input_size=size, use_bias=use_bias, reset_after=reset_after)
     assert sum(p.numel() for p in layer.parameters()) == count
@@ -564,8 +570,11 @@ def test_constraints_act_after_the_step_only():
     handle.remove()
 
 
-@pytest.mark.parametrize("arguments", [{}, {"reset_after": False}, {"use_bias": False}, {"dropout": 0.5},
-                                       {"dropout": 0.3, "recurrent_dropout": 0.3}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"reset_after": False}, {"use_bias": False}, {"dropout": 0.5}, {"dropout": 0.3, "recurrent_dropout": 0.3}],
+    ids=str,
+)
 def test_cell_steps_equal_the_layer(arguments):
     cell = GRUCell(U, input_size=I, bias_initializer="glorot_uniform", **arguments)
     x = torch.randn(B, T, I)
@@ -632,10 +641,12 @@ def test_bidirectional_layers():
         (lambda: Bidirectional(GRU(U), backward_layer=3), "`backward_layer`.*3"),
         (lambda: Bidirectional(GRU(U), merge_mode="x"), "Invalid merge mode.*'x'"),
         (lambda: Bidirectional(GRU(U), backward_layer=GRU(U)), "different `go_backwards`.*False"),
-        (lambda: Bidirectional(GRU(U), backward_layer=GRU(U, go_backwards=True, return_state=True)),
-         "same value for `return_state`, got False and True"),
+        (
+            lambda: Bidirectional(GRU(U), backward_layer=GRU(U, go_backwards=True, return_state=True)),
+            "same value for `return_state`, got False and True",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bidirectional_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -11,6 +11,7 @@ from fuzzing import check_against_oracle
 from hypothesis import HealthCheck, given, settings
 from strategies import Configuration, configurations, plain_configurations
 
+from tritongru import gru
 from tritongru.activations import TABLE
 from tritongru.backends.numba import backward, problem, threads
 from tritongru.tools.oracle.cases import Case, in_dtype, make_arguments, run_case
@@ -55,6 +56,33 @@ def test_grid(divided: str, layout: str, reset_after: bool, go_backwards: bool, 
             time_major=seed % 4 == 3, lengths=seed % 7 == 2,
         )  # fmt: skip
         assert_equals_oracle(case)
+
+
+CELLS = list(itertools.product((False, True), (False, True), (0, 1, 3), ("mask", "mean", None), (None, 0.2)))
+
+
+@pytest.mark.parametrize("layout, reset_after, go_backwards", VARIANTS)
+def test_zoneout_and_a_bound_of_the_gradient(divided: str, layout: str, reset_after: bool, go_backwards: bool) -> None:
+    for seed, (mask, resets, dropouts, zoneout, bound) in enumerate(CELLS):
+        case = Case(
+            (1, 3, 9)[seed % 3], 6, 4, (5, 8, 19)[seed % 3], "float32" if seed % 4 else "float64", seed,
+            reset_after=reset_after, layout=layout, go_backwards=go_backwards, recompute=seed % 3 == 1, mask=mask,
+            resets=resets, reset_state="rows" if resets else None, recurrent_dropouts=dropouts, lengths=seed % 7 == 2,
+            zoneout=zoneout == "mask", gradient_clip=bound, time_major=seed % 4 == 3,
+            recurrent_activation=("sigmoid", "hard_sigmoid", "softsign")[seed % 3],
+        )  # fmt: skip
+        mean = torch.tensor(0.75, dtype=torch.float64 if seed % 4 == 0 else torch.float32)
+        assert_equals_oracle(case, **(dict(zoneout=mean) if zoneout == "mean" else {}))
+
+
+def test_the_gradient_of_a_zoneout_mask() -> None:
+    arguments = make_arguments(Case(3, 5, 3, 5, "float64", mask=True))
+    keep = torch.rand(3, 5, 5, dtype=torch.float64, requires_grad=True)
+    results = []
+    for backend in ("numba", "reference"):
+        outputs, _ = gru(**arguments, zoneout=keep, backend=backend)
+        results.append(torch.autograd.grad(outputs.square().sum(), keep)[0])
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("reset_after", [True, False])

@@ -127,5 +127,6 @@ def test_recurrent_dropout_goes_with_a_kept_state_and_a_file(tmp_path):
     torch.save(layer.state_dict(), tmp_path / "m.pt")
     again = GRU(U, input_size=I)
     again.load_state_dict(torch.load(tmp_path / "m.pt", weights_only=True))
-    torch.testing.assert_close(again(x), GRU.from_config({**layer.get_config(), "weights": layer.get_weights()})(
-        x, training=False))  # fmt: skip
+    torch.testing.assert_close(
+        again(x), GRU.from_config({**layer.get_config(), "weights": layer.get_weights()})(x, training=False)
+    )
