@@ -14,7 +14,6 @@ import torch
 
 from ...call.errors import ExchangeError
 from ...environment import is_interpreted
-from ...tuning.configs import EXCHANGES
 from .. import options
 from ..show import print_table, show_progress
 from . import contenders, layers, peers, runtimes
@@ -34,10 +33,7 @@ BUILDERS: dict[str, Callable[[Work], Contender]] = {
     "triton-single": partial(contenders.schedule, name="single"),
     "triton-streamed": partial(contenders.schedule, name="streamed"),
     "triton-steps": partial(contenders.schedule, name="steps"),
-    **{
-        f"triton-persistent-{exchange}": partial(contenders.schedule, name="persistent", exchange=exchange)
-        for exchange in EXCHANGES
-    },
+    "triton-persistent": partial(contenders.schedule, name="persistent"),
     "aten": partial(contenders.own, backend="aten"),
     "numba": partial(contenders.own, backend="numba"),
     "eager": partial(contenders.own, backend="eager"),

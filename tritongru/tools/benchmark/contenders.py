@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import ModuleType
 
 import numpy
@@ -118,18 +118,13 @@ def own(
     return Contender(forward, weights, str(config), enter=lambda: use_config(config), note_of=note_of)
 
 
-def schedule(work: Work, name: str, exchange: str | None = None) -> Contender:
-    """Return the Triton kernels in one schedule, with the configuration chosen for it and, if named, an exchange."""
+def schedule(work: Work, name: str) -> Contender:
+    """Return the Triton kernels in one schedule, with the configuration chosen for it."""
     from ...tuning.devices import device_limits
 
     w = work.workload
     device = device_limits(work.device)
     config = config_for(name, w.units, w.batch, work.dtype.itemsize, device, w.recurrent_dropout)
-    if exchange is not None:
-        try:
-            config = replace(config, exchange=exchange)
-        except ValueError as error:
-            raise UnavailableError(str(error)) from None
     return own(work, "triton", config=config)
 
 

@@ -13,7 +13,7 @@ from .results import FIELDS, Cell, Result, latest_cells, of_latest_devices, read
 from .workloads import NAMED
 
 RESULTS, NOTES, PAGE = Path("bench/results"), Path("docs/performance_notes.md"), Path("docs/performance.md")
-PLOTS = Path("docs/plots")
+PLOTS, REPLAYED = Path("docs/plots"), Path("tritongru/data/replayed.csv")
 FRONT = Path("docs/figures/front.svg")
 HEADER = """# Performance
 
@@ -52,7 +52,7 @@ def render(root: Path = Path(".")) -> str:
     parts = [HEADER, notes, "", *_goals(latest)]
     for kind, title in (("cuda", "GPU"), ("cpu", "CPU")):
         parts += _device_section(title, [cell for cell in cells if next(iter(cell.values())).kind == kind])
-    parts += _memory_section(latest)
+    parts += _memory_section(latest) + _replayed_section(root / REPLAYED)
     for path in others:
         parts += _plain_table(path)
     drawn = sorted(path.name for path in (root / PLOTS).glob("*.svg"))
@@ -87,6 +87,29 @@ def _goals(cells: list[Cell]) -> list[str]:
     devices = ", ".join(dict.fromkeys(f"{row.device}" for cell in cells for row in cell.values()))
     about = [f"On the device of each kind that was measured last: {devices}.", ""] if devices else []
     return ["## Goals and what was measured", "", *about, *table(("goal", "measured", "verdict"), rows)]
+
+
+def _replayed_section(path: Path) -> list[str]:
+    """Return a table of estimates, named as such; nothing where there is none."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["dtype"] == "bf16" and not row["feature"]]
+    units = sorted({int(row["units"]) for row in rows})
+    found = {(row["kernel"], int(row["units"])): row for row in rows}
+
+    def cells(n: int) -> list[str]:
+        both = [found[kernel, n] for kernel in ("forward", "backward")]
+        return [str(n), *(text for row in both for text in (row["microseconds"], row["cycles"], row["tiling"]))]
+
+    headers = ["units", *(f"{k} {what}" for k in ("forward", "backward") for what in ("us", "cycles", "tiling"))]
+    return [
+        "## Replayed, not measured", "",
+        "Estimates: the machine code that the compiler makes of the kernels for an H100, bfloat16 and at most 16 rows, "
+        "followed instruction by instruction for one step, with latencies from the literature and 1.755 GHz "
+        "([tuning.md](tuning.md), \"The replay\"). They compare kernels, and are no results.", "",
+        *table(headers, map(cells, units)),
+    ]  # fmt: skip
 
 
 def _device_section(title: str, cells: list[Cell]) -> list[str]:
