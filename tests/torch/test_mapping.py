@@ -128,12 +128,15 @@ def test_members_that_share_weights_are_one_scan(monkeypatch) -> None:
     assert rows == [8, 2, 2, 2, 2]
 
 
-def test_gradients_asked_for_many_at_once() -> None:
+@pytest.mark.parametrize("backend", ["eager", "numba"])
+def test_gradients_asked_for_many_at_once(backend) -> None:
     """autograd maps over the reverse scan."""
-    layer = compat.GRU(2, 3, dtype=F64)
+    if backend == "numba":
+        pytest.importorskip("numba")
+    layer = compat.GRU(2, 3, dtype=F64, backend=backend)
     x = torch.randn(4, 1, 2, dtype=F64)
-    plain = torch.autograd.functional.jacobian(lambda x: layer(x, backend="eager")[0], x)
-    many = torch.autograd.functional.jacobian(lambda x: layer(x, backend="eager")[0], x, vectorize=True)
+    plain = torch.autograd.functional.jacobian(lambda x: layer(x)[0], x)
+    many = torch.autograd.functional.jacobian(lambda x: layer(x)[0], x, vectorize=True)
     torch.testing.assert_close(many, plain, **PRECISE)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from ..call.problem import Inputs, Variant
 from ..call.recording import is_traced
@@ -162,8 +163,10 @@ def _differentiate(ctx, d_out, d_last, _d_states, _d_gates):
         result = gradients.differentiable_gradients(ctx.variant, inputs, wanted, d_out, d_last)
     else:
         saved = list(kept)
-        plain = ctx.setting.backend in WHOLE and inputs.x.is_cpu and not is_watched((*inputs, *saved, d_out, d_last))
-        run = scan_backward if plain else torch.ops.tritongru.scan_backward.default
+        is_past = ctx.setting.backend in WHOLE and inputs.x.is_cpu and not is_watched((*inputs, *saved, d_out, d_last))
+        # autograd's own map, for many gradients at once, says so by its tensors alone.
+        is_past = is_past and not any(d is not None and is_legacy_batchedtensor(d) for d in (d_out, d_last))
+        run = scan_backward if is_past else torch.ops.tritongru.scan_backward.default
         found = run(*inputs, *ctx.variant, *ctx.setting, *saved, d_out, d_last, list(wanted))
         result = (gradient if want else None for gradient, want in zip(found, wanted, strict=True))
     return (*result, *_NO_GRADIENTS)
