@@ -18,6 +18,7 @@ import torch
 from tritongru.__main__ import main
 from tritongru.environment import reasons_against_interpreter
 from tritongru.tools.benchmark.timing import Timing
+from tritongru.tools.tune import checking
 from tritongru.tools.tune import measure as tune_measure
 from tritongru.tools.tune import store as tune_store
 from tritongru.tools.tune import sweep as tune_module
@@ -483,7 +484,7 @@ def test_the_inputs_of_a_timed_scan_are_those_of_the_scan(kernel, flags):
 @needs_triton
 def test_a_wrong_candidate_does_not_win(monkeypatch):
     """Right on the eager scan in place of the kernels; then one gradient is off by one part in a hundred."""
-    run = tune_measure.run_case
+    run = checking.run_case
 
     def right(arguments, backend, seed):
         return run(arguments, "eager" if backend == "triton" else backend, seed)
@@ -492,13 +493,13 @@ def test_a_wrong_candidate_does_not_win(monkeypatch):
         results = right(arguments, backend, seed)
         return results | {"d kernel": results["d kernel"] * 1.01}
 
-    monkeypatch.setattr(tune_measure, "is_interpreted", lambda: True)
+    monkeypatch.setattr(checking, "is_interpreted", lambda: True)
     problems = [Problem(Key(kernel, "float32", "ieee", 9), 4) for kernel in ("forward", "backward")]
-    monkeypatch.setattr(tune_measure, "run_case", right)
-    assert [tune_measure.check_config(problem, CONFIG) for problem in problems] == ["", ""]
-    monkeypatch.setattr(tune_measure, "run_case", wrong)
-    assert tune_measure.check_config(problems[0], CONFIG) == ""
-    assert "d kernel: error" in tune_measure.check_config(problems[1], CONFIG)
+    monkeypatch.setattr(checking, "run_case", right)
+    assert [checking.check_config(problem, CONFIG) for problem in problems] == ["", ""]
+    monkeypatch.setattr(checking, "run_case", wrong)
+    assert checking.check_config(problems[0], CONFIG) == ""
+    assert "d kernel: error" in checking.check_config(problems[1], CONFIG)
 
 
 def test_only_what_is_right_is_timed_and_the_fastest_wins(monkeypatch):

@@ -9,13 +9,13 @@ import io
 import itertools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from ...environment import version_of
 from ...tuning import table_files, tables
-from ...tuning.configs import Device
+from ...tuning.configs import Device, LaunchConfig
 from ...tuning.tables import Entry, Race, Table
 from ..files import hold_lock, replace_file
 from .model import Machine, step_floor
@@ -24,7 +24,7 @@ from .search import NOT_COMPILED, Found
 COLUMNS = (
     "date", "kind", "device", "target", "tritongru", "triton", "torch", "kernels",
     "kernel", "dtype", "precision", "flags", "units", "batch",
-    "schedule", "block_b", "block_h", "block_k", "num_warps",
+    *(field.name for field in fields(LaunchConfig)),
     "rank", "wins", "verdict", "registers", "spills", "shared", "matrix", "cycles", "cache_bytes", "compile_s",
     "launch_us", "exchange_us", "load_us", "feed_us", "product_us", "gates_us", "model_us", "replay_us", "floor_us",
     "p20_us", "p50_us", "p80_us",

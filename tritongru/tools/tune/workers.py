@@ -100,7 +100,7 @@ def _replay(report: Report) -> tuple[float, int]:
 
 def check_job(job: Job) -> Compiled:
     """Compile one job for the GPU at hand, run it, and compare its results with the oracle's."""
-    from .measure import check_config
+    from .checking import check_config
 
     begin = time.perf_counter()
     wrong = check_config(Problem(job.key, job.batch), job.config)
