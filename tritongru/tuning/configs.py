@@ -116,7 +116,7 @@ def choose(units: int, batch: int, itemsize: int, device: Device, has_dropout: b
         units: U. batch: B. itemsize: bytes of an element. device: its limits.
         has_dropout: whether there are recurrent dropout masks, which want registers of their own.
 
-    Source: docs/design.md, "Four schedules".
+    Source: docs/kernels.md, "Four schedules".
     """
     whole = next_power_of_two(units)
     # Rows that are not 16-byte aligned are loaded element by element, and big blocks of their addresses spill.
