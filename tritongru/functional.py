@@ -14,7 +14,7 @@ from .backends.gradients import Setting
 from .backends.members import are_alike
 from .backends.running import run_members, run_scan, setting_of
 from .call.arguments import Arguments, LayerNorm
-from .call.check import Call, Signature, check
+from .call.check import Call, Signature, check, in_autocast_dtype
 from .call.heads import has_heads, split_heads
 from .call.problem import Problem, canonicalize, clear_padding
 from .dispatch import Decision
@@ -193,6 +193,11 @@ def run_all(calls: Sequence[Arguments], backend: str = "auto") -> tuple[list[tup
         each = iter(found)
         whole = [zip(*islice(each, len(call)), strict=True) for call in heads]
         return [(torch.cat(outputs, dim=-1), torch.cat(states, dim=-1)) for outputs, states in whole], decision
+    x = calls[0].x
+    if isinstance(x, Tensor) and all(a.x is x for a in calls):
+        # Cast once, so that it stays one input under autocast, and is multiplied once.
+        x = in_autocast_dtype(Arguments(x, None, x.new_empty(0))).x
+        calls = [a._replace(x=x) for a in calls]
     checked = [check(a) for a in calls]
     if (signature := _signature_of_all(checked)) is not None:
         decision = dispatch.decide(signature, backend)
