@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import tritongru
-from tritongru import GRU, Bidirectional, compat, dispatch, gru
+from tritongru import GRU, Bidirectional, compat, dispatch, functional, gru
 from tritongru.backends.members import Group, are_alike, differentiable_gradients
 from tritongru.backends.operators import WHOLE
 from tritongru.call.problem import Inputs, Variant
@@ -161,6 +161,21 @@ def test_keras_directions_in_numba_give_the_same_bits(as_if_large) -> None:
         dispatch.RUNS_AT_ONCE["numba"] = tritongru.backends.numba.runs_at_once
         dispatch.forget()
         assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize("lower", [False, True], ids=["plain", "autocast"])
+def test_an_input_of_all_is_cleared_and_cast_once(as_if_large, lower: bool) -> None:
+    pytest.importorskip("numba")
+    seen, inner = [], functional.run_members
+    as_if_large.setattr(
+        functional, "run_members", lambda problems, *rest: seen.extend(problems) or inner(problems, *rest)
+    )
+    layer, x = compat.GRU(3, 9, bidirectional=True), torch.randn(7, 5, 3)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=lower):
+        layer(x, lengths=torch.tensor([7, 3, 0, 1, 6]), backend="numba")
+    first, second = (problem.inputs for problem in seen)
+    assert first.x is second.x and first.mask is second.mask and first.u is not second.u
+    assert first.x.dtype == (torch.bfloat16 if lower else torch.float32)
 
 
 HEADS = [
