@@ -58,13 +58,13 @@ test: $(VENV)/.installed
 		test-interpreted test-compiled test-processor
 
 test-interpreted: $(VENV)/.installed
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) tests/interpreted tests/keras/test_keras_goldens.py
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) tests/interpreted tests/layers/test_keras_goldens.py
 
 test-compiled: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) --ignore=tests/numba --ignore=tests/keras3
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) --ignore=tests/numba_backend --ignore=tests/keras3
 
 test-processor: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) tests/numba tests/keras3
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) tests/numba_backend tests/keras3
 
 # In which order a product sums, and so its last bits, depends on the processor: NumPy's product, which is the
 # interpreter's, and torch's own are told to be those of a processor with AVX2 and without AVX-512.
@@ -159,7 +159,7 @@ bench-regression: $(VENV)/.installed
 
 # Every GPU command, on a CPU with the kernels interpreted and tiny sizes.
 rehearse: $(VENV)/.installed
-	for step in tests exchange grid features tune auto demo; do \
+	for step in tests exchange grid features layers tune auto demo; do \
 		$(BIN)/python bench/gpu.py $$step --rehearse --out out/rehearsal || exit 1; \
 	done
 
@@ -167,7 +167,7 @@ lint: $(VENV)/.linters
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 # The wheel alone, in an empty environment beside torch, runs the README's first example.
 wheel: $(VENV)/.linters

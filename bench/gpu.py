@@ -52,12 +52,20 @@ def run_grid(args: argparse.Namespace) -> int:
     from tritongru.tools.benchmark.bench import BUILDERS
 
     schedules = [name for name in BUILDERS if name.startswith("triton-")]
-    return measure_sets(["gpu-grid", "gpu-small"], args, ["auto", "auto-recompute", *schedules, "aten", "nn.GRU"])
+    return measure_sets(
+        ["gpu-grid", "gpu-small"], args, ["auto", "auto-recompute", "triton", *schedules, "aten", "nn.GRU"]
+    )
 
 
 def run_features(args: argparse.Namespace) -> int:
     """Packed sequences, and what torch.nn.GRU lacks against the torch loop; other packages where they are installed."""
     return measure_sets(["gpu-packed", "gpu-features", "named"], args, FEATURE_BACKENDS)
+
+
+def run_layers(args: argparse.Namespace) -> int:
+    """Both directions and stacked layers beside torch.nn.GRU's."""
+    command = [str(ROOT / "bench" / "layers.py"), "--out", str(args.out / "layers.csv")]
+    return call([*command, "--budget", str(0.85 * args.budget)], args)
 
 
 def run_tune(args: argparse.Namespace) -> int:
@@ -123,6 +131,7 @@ STEPS = {
     "exchange": run_exchange,
     "grid": run_grid,
     "features": run_features,
+    "layers": run_layers,
     "tune": run_tune,
     "auto": run_auto,
     "demo": run_demo,
@@ -214,7 +223,7 @@ def call(command: list[str], args: argparse.Namespace) -> int:
     from gpu_tests import child_environment
 
     environment = child_environment(ROOT, args.rehearse)
-    if args.rehearse and command[0].endswith("exchange.py"):
+    if args.rehearse and command[0].endswith(("exchange.py", "layers.py")):
         command = [*command, "--rehearse"]
     print("python " + " ".join(command), flush=True)
     try:

@@ -1,4 +1,8 @@
-"""What every test shares: uninitialised memory is NaN, fixed seeds, and the markers' meaning."""
+"""What every test shares: uninitialised memory is NaN, fixed seeds, and the markers' meaning.
+
+This folder is on the path. So no folder in it has the name of a library that need not be installed: it would be taken
+for the library where that is missing.
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import sys
 
 import torch
 
@@ -137,6 +138,15 @@ def read_release(version: str) -> tuple[int, int]:
     """
     found = re.match(r"(\d+)\.(\d+)", version)
     return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def version_of(package: str) -> str:
+    """Return the version of an installed package, "not installed" for any other."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        # This one may run from its source tree.
+        return sys.modules["tritongru"].__version__ if package == "tritongru" else "not installed"
 
 
 @functools.cache

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import tritongru
 from tritongru import compat
 
 STEPS, B, I, U = 40, 3, 4, 5
@@ -52,3 +53,17 @@ def test_where_an_output_is_a_copy_it_may_be_written_to(backend, options):
     theirs, ours = make_pair(backend, **options)
     x = torch.randn(STEPS, B, I)
     torch.testing.assert_close(gradients(ours, in_place, x), gradients(theirs, in_place, x))
+
+
+@pytest.mark.parametrize("backend", ["reference", "eager", "numba"])
+@pytest.mark.parametrize("steps", [0, 1, 5])
+def test_the_state_that_is_returned_is_not_the_callers(backend, steps):
+    if backend == "numba":
+        pytest.importorskip("numba")
+    state = torch.randn(3, 4)
+    before = state.clone()
+    _, last = tritongru.gru(
+        torch.randn(3, steps, 2), torch.randn(2, 12), torch.randn(4, 12), None, state, backend=backend
+    )
+    last.fill_(7.0)
+    assert torch.equal(state, before)

@@ -24,10 +24,10 @@ HALF = "call/test_eager.py -k half"
 NO_STEPS = "call/test_eager.py -k no_steps"
 ATEN = "call/test_eager.py -k aten"
 FUZZ = "call/test_fuzz.py -k backends"
-LAYER = "keras/test_keras_layer.py"
-MASKS = "keras/test_keras_layer.py -k masks"
-STATE = "keras/test_keras_layer.py -k state"
-CARRIED = "keras/test_stateful.py"
+LAYER = "layers/test_keras_layer.py"
+MASKS = "layers/test_keras_layer.py -k masks"
+STATE = "layers/test_keras_layer.py -k state"
+CARRIED = "layers/test_stateful.py"
 COMPAT = "torch/test_compat.py"
 STREAM = "torch/test_stream.py"
 DISPATCH = "call/test_dispatch.py"
@@ -191,11 +191,11 @@ MUTANTS = [
     Mutant("backends/triton/scan.py", "    if any(keep.stride()):", "    if False:", CELLS),
     Mutant("backends/eager/continuation.py", "Steps([B] * T), keep)", "Steps([B] * T))", "call/test_zoneout.py -k kernels_fail"),
     # Zoneout and the bound in numba.
-    Mutant("backends/numba/kernels/reverse.py", "d_n, d_z, z = d_n * part, d_z * part, zone_out(z, part)", "d_n, d_z = d_n * part, d_z * part", "numba/test_numba_oracle.py -k zoneout"),
-    Mutant("backends/numba/kernels/reverse.py", "total = clamp(total,", "clamp(total,", "numba/test_numba_oracle.py -k zoneout"),
-    Mutant("backends/numba/kernels/reverse.py", "(n - get(h, i_h + j, left)), left)", "(get(h, i_h + j, left) - n), left)", "numba/test_numba_oracle.py -k zoneout"),
-    Mutant("backends/numba/kernels/scan.py", "order[row] * plan[at.KEEP_ROW] + j", "order[row] * plan[at.KEEP_ROW]", "numba/test_numba_oracle.py -k zoneout"),
-    Mutant("backends/numba/problem.py", "keep.numel() == 0 or any(keep.stride())", "keep.numel() == 0", "numba/test_numba_oracle.py -k zoneout"),
+    Mutant("backends/numba/kernels/reverse.py", "d_n, d_z, z = d_n * part, d_z * part, zone_out(z, part)", "d_n, d_z = d_n * part, d_z * part", "numba_backend/test_numba_oracle.py -k zoneout"),
+    Mutant("backends/numba/kernels/reverse.py", "total = clamp(total,", "clamp(total,", "numba_backend/test_numba_oracle.py -k zoneout"),
+    Mutant("backends/numba/kernels/reverse.py", "(n - get(h, i_h + j, left)), left)", "(get(h, i_h + j, left) - n), left)", "numba_backend/test_numba_oracle.py -k zoneout"),
+    Mutant("backends/numba/kernels/scan.py", "order[row] * plan[at.KEEP_ROW] + j", "order[row] * plan[at.KEEP_ROW]", "numba_backend/test_numba_oracle.py -k zoneout"),
+    Mutant("backends/numba/problem.py", "keep.numel() == 0 or any(keep.stride())", "keep.numel() == 0", "numba_backend/test_numba_oracle.py -k zoneout"),
     Mutant("backends/numba/short.py", "a.drop is None and a.keep is None", "a.drop is None", "call/test_zoneout.py"),
     # Members.
     Mutant("backends/members.py", "variant._replace(reverse=backwards) for", "variant for", "call/test_members.py"),
@@ -249,7 +249,7 @@ MUTANTS = [
            f"{LAYER} -k state"),
     Mutant("keras/dropout.py", "shape[time_axis] = 1", "pass", f"{LAYER} -k mask"),
     Mutant("keras/base.py", "self._write(name, constraint(parameter) if heads", "print(name, constraint(parameter) if heads", f"{LAYER} -k constr"),
-    Mutant("keras/constraints.py", "norm.clamp(0, self.max_value)", "norm", "keras/test_keras_parts.py -k constraint"),
+    Mutant("keras/constraints.py", "norm.clamp(0, self.max_value)", "norm", "layers/test_keras_parts.py -k constraint"),
     Mutant("keras/bidirectional.py", "else y_rev.flip(axis)", "else y_rev", f"{LAYER} -k bidirectional"),
     Mutant("keras/bidirectional.py", "resets=shifted", "resets=resets",
            f"{LAYER} -k bidirectional"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tritongru.__main__ import main
-from tritongru.tools.benchmark import bench, contenders, floor, memory, report, results, workloads
+from tritongru.tools.benchmark import bench, contenders, floor, front, memory, report, results, workloads
 from tritongru.tools.benchmark.bench import BUILDERS, PEERS, build, has_failed
 from tritongru.tools.benchmark.contenders import FORWARD, INFERENCE, TRAINING, UnavailableError, make_call
 from tritongru.tools.benchmark.work import Work
@@ -310,3 +310,17 @@ def test_plots_are_drawn(tmp_path):
         "ratio-cpu-float32-forward-backward.svg",
         "floor-cuda-bfloat16-forward.svg",
     } <= drawn
+
+
+def test_the_front_picture_shows_the_newest_run_with_its_losses(tmp_path):
+    pytest.importorskip("matplotlib")
+    base = dict(workload="cpu", direction=TRAINING)
+    older = row(**base, run="1", backend="auto", p50_ms=1.0, device="another device")
+    newer = [
+        row(**base, run="2", backend=name, p50_ms=ms) for name, ms in (("nn.GRU", 4.0), ("auto", 5.0), ("jax", 3.0))
+    ]
+    (path,) = front.draw_front([older, *newer], tmp_path / "front.svg")
+    text = path.read_text()
+    assert all(f"<!-- {word} -->" in text for word in ("nn.GRU", "tritongru", "JAX", "training"))
+    assert "another device" not in text and "onnxruntime" not in text
+    assert not front.draw_front([newer[1]], tmp_path / "nothing.svg") and not (tmp_path / "nothing.svg").exists()

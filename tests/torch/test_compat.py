@@ -159,9 +159,11 @@ def test_a_length_of_zero_keeps_hx_and_gives_no_gradient():
 @pytest.mark.bits
 @pytest.mark.parametrize("filler", [100.0, float("nan")])
 @pytest.mark.parametrize("with_resets", [False, True], ids=["lengths", "resets"])
-def test_what_lies_in_the_padding_does_not_matter(with_resets, filler):
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_what_lies_in_the_padding_does_not_matter(backend, with_resets, filler):
     """Two calls alike in all but the padding, so that equal bits follow on every processor."""
     _, ours = pair(3, 5, 2, bidirectional=True)
+    ours.backend = backend
     x, lengths = torch.randn(5, 2, 3, dtype=F64), torch.tensor([2, 5])
     found = []
     for poison in (False, True):
@@ -266,8 +268,9 @@ def test_dropout_between_layers(p):
     torch.testing.assert_close(ours(x)[0], theirs(x)[0])
 
 
-def test_the_last_layer_is_not_dropped():
-    output, h_n = GRU(3, 5, 2, dropout=0.9)(torch.randn(7, 4, 3))
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_the_last_layer_is_not_dropped(backend):
+    output, h_n = GRU(3, 5, 2, dropout=0.9, backend=backend)(torch.randn(7, 4, 3))
     assert output.ne(0).all() and torch.equal(output[-1], h_n[-1])
 
 

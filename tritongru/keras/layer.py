@@ -157,9 +157,6 @@ class GRU(KeptState):
         self, arguments: Arguments, rows: jagged.Rows | None, outputs: Tensor, state: Tensor, decision: Decision
     ):
         """Return what `forward` returns, and keep what the layer keeps of a call."""
-        if self.return_state and decision.backend == "reference":
-            # Without a step it gives the initial state itself, which is the caller's.
-            state = state.clone()
         output = self._select(outputs, state, arguments, rows)
         if self.activity_regularizer is not None:
             self._activity_losses = [

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-if TYPE_CHECKING:
-    from .base import RecurrentWeights
+
+class Part(Protocol):
+    """What holds the weights of one GRU."""
+
+    name: str
+    recurrent_kernel: Parameter
+
+    @property
+    def built(self) -> bool: ...
+    @property
+    def losses(self) -> list[Tensor]: ...
+    def parameters(self) -> Iterator[Parameter]: ...
+    def apply_constraints(self) -> None: ...
+    def _named_weights(self) -> list[tuple[str, Parameter]]: ...
+    def _write(self, name: str, value: Tensor) -> None: ...
 
 
 class WeightedLayer:
@@ -19,7 +33,7 @@ class WeightedLayer:
     name: str
 
     @property
-    def _parts(self) -> tuple[RecurrentWeights, ...]:
+    def _parts(self) -> tuple[Part, ...]:
         """The layers that hold the weights, in Keras's order."""
         raise NotImplementedError(f"{type(self).__name__} has no `_parts`")
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from filelock import FileLock, Timeout  # a requirement of torch
 
 
 def replace_file(path: str | os.PathLike, content: str | bytes | Callable[[Path], object]) -> None:
@@ -52,26 +48,18 @@ def hold_lock(path: str | os.PathLike, timeout: float = 60.0) -> Iterator[None]:
     """Keep other processes that ask for the lock of `path` waiting for the length of the block.
 
     The lock is on a file beside it, `path` with ".lock" added, and ends with the process that holds it, however that
-    ends. Where the system has no such locks the block runs unlocked.
+    ends.
 
     Raises:
         TimeoutError: another process held it for `timeout` seconds.
     """
-    if fcntl is None:
-        yield
-        return
     beside = Path(f"{os.fspath(path)}.lock")
     beside.parent.mkdir(parents=True, exist_ok=True)
-    with open(beside, "w") as file:
-        stop = time.monotonic() + timeout
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > stop:
-                    raise TimeoutError(f"{beside} was held by another process for {timeout:g} s") from None
-                time.sleep(0.02)
+    try:
+        held = FileLock(beside).acquire(timeout=timeout, poll_interval=0.02)
+    except Timeout:
+        raise TimeoutError(f"{beside} was held by another process for {timeout:g} s") from None
+    with held:
         yield
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import platform
 
 import torch
 
 from ..dispatch import Decision
-from ..environment import has_triton, is_interpreted, reasons_against_environment
+from ..environment import has_triton, is_interpreted, reasons_against_environment, version_of
 from ..tuning import choices
 from ..tuning.configs import Device
 
@@ -32,10 +31,10 @@ def info() -> Info:
     2
     """
     return Info(
-        tritongru=_version("tritongru"),
+        tritongru=version_of("tritongru"),
         python=platform.python_version(),
         torch=torch.__version__,
-        triton=_version("triton"),
+        triton=version_of("triton"),
         device=_device(),
         kernels=_kernels(),
         tuning=_tuning(),
@@ -62,13 +61,6 @@ def main(args: argparse.Namespace) -> int:
     """Print `info()`."""
     print(info())
     return 0
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _device() -> str:

@@ -21,17 +21,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Compile, and print how long each kernel took and where it is kept; exit status 1 if it is not kept."""
+    """Compile, and print how long each kernel took and where it is kept; exit status 1 where nothing can be kept."""
     if reasons := reasons_against_numba():
         print("; ".join(reasons), file=sys.stderr)
         return 1
     from ..backends.numba.compile import cache_folder
     from ..backends.numba.warm import warm
 
+    if (folder := cache_folder()) is None:
+        print("nothing compiled: no cache folder can be written to; set TRITONGRU_CACHE to one", file=sys.stderr)
+        return 1
     for (kernel, dtype), seconds in warm(args.dtype, not args.inference).items():
         print(f"{kernel:<12} {dtype}  {seconds:5.1f} s")
-    if (folder := cache_folder()) is None:
-        print("not kept: no cache folder can be written to; set TRITONGRU_CACHE to one", file=sys.stderr)
-        return 1
     print(f"kept in {folder}")
     return 0

@@ -14,6 +14,7 @@ from .workloads import NAMED
 
 RESULTS, NOTES, PAGE = Path("bench/results"), Path("docs/performance_notes.md"), Path("docs/performance.md")
 PLOTS = Path("docs/plots")
+FRONT = Path("docs/figures/front.svg")
 HEADER = """# Performance
 
 <!-- Written by `python -m tritongru bench --report` from bench/results/*.csv and docs/performance_notes.md. -->
@@ -32,9 +33,11 @@ def write_report(root: Path = Path(".")) -> Path:
 
     rows, _ = read_tables(root / RESULTS)
     if rows and importlib.util.find_spec("matplotlib") is not None:
+        from .front import draw_front
         from .plots import draw
 
         draw(rows, root / PLOTS)
+        draw_front(rows, root / FRONT)
     page = root / PAGE
     replace_file(page, render(root))
     return page
@@ -181,13 +184,19 @@ def _memory_section(cells: list[Cell]) -> list[str]:
 
 
 def _plain_table(path: Path) -> list[str]:
-    """A table of another tool, as it is."""
+    """A table of another tool, as it is, or where it lies if it is long; what all rows share stands above it."""
     with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file))
-    if len(rows) < 2:
+        names, *rows = list(csv.reader(file)) or [[]]
+    if not rows:
         return []
-    more = [f"The first {MOST_LINES} of {len(rows) - 1} rows.", ""] if len(rows) - 1 > MOST_LINES else []
-    return [f"## bench/results/{path.name}", "", *table(rows[0], rows[1 : MOST_LINES + 1]), *more]
+    columns = list(zip(names, zip(*rows, strict=True), strict=True))
+    shared = {name: values[0] for name, values in columns if len(rows) > 1 and len(set(values)) == 1}
+    above = [", ".join(f"{name} {value}" for name, value in shared.items() if value) + ".", ""] if shared else []
+    shown = [number for number, name in enumerate(names) if name not in shared]
+    lines = table([names[number] for number in shown], [[row[number] for number in shown] for row in rows])
+    if len(rows) > MOST_LINES:
+        lines = [f"[{len(rows)} rows](../{RESULTS}/{path.name}).", ""]
+    return [f"## bench/results/{path.name}", "", *above, *lines]
 
 
 def _place(row: Result) -> tuple[str, ...]:

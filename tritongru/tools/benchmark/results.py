@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import datetime
 import functools
-import importlib.metadata
 import io
 import os
 import platform
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from ...environment import version_of
 from ..files import hold_lock, replace_file
 
 
@@ -84,8 +84,8 @@ def conditions(device: torch.device, run: str | None = None) -> dict:
     return dict(
         run=run or f"{now:%Y%m%dT%H%M%S}-{os.getpid()}", date=f"{now:%Y-%m-%d}",
         kind=device.type, device=device_name(device),
-        torch=torch.__version__, triton=_version("triton"), python=platform.python_version(),
-        tritongru=_version("tritongru"), threads=torch.get_num_threads(),
+        torch=torch.__version__, triton=version_of("triton"), python=platform.python_version(),
+        tritongru=version_of("tritongru"), threads=torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -162,17 +162,6 @@ def _read(name: str, text: str):
     if not text:
         return None
     return int(text) if kind == "int" else float(text)
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        if package == "tritongru":
-            from ... import __version__
-
-            return __version__
-        return "not installed"
 
 
 @functools.cache

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 # A sample shorter than this is filled with repeated calls: clocks and events have a resolution.
@@ -46,11 +47,7 @@ def percentile(samples: tuple[float, ...], percent: float) -> float:
     >>> percentile((1.0, 2.0, 4.0), 50), percentile((1.0, 2.0), 20)
     (2.0, 1.2)
     """
-    ordered = sorted(samples)
-    place = (len(ordered) - 1) * percent / 100
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+    return float(np.percentile(samples, percent))
 
 
 def ratio(base: Timing, other: Timing) -> float:

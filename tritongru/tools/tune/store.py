@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import datetime
 import hashlib
-import importlib.metadata
 import io
 import itertools
 import warnings
@@ -15,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ...environment import version_of
 from ...tuning import table_files, tables
 from ...tuning.configs import Device
 from ...tuning.tables import Entry, Race, Table
@@ -41,7 +40,7 @@ def make_provenance(kind: str, device: Device) -> tuple[str, dict[str, Any]]:
     """Return an id and a record of where results come from: "modelled" or "measured", when, with which versions."""
     record = {
         "kind": kind, "date": datetime.date.today().isoformat(), "device": device.name,
-        **{name: _version(name) for name in ("tritongru", "triton", "torch")}, "kernels": fingerprint_kernels(),
+        **{name: version_of(name) for name in ("tritongru", "triton", "torch")}, "kernels": fingerprint_kernels(),
     }  # fmt: skip
     return f"{kind}-{record['date']}-{record['kernels']}", record
 
@@ -140,9 +139,3 @@ def _read_or_set_aside(path: Path) -> Table | None:
         aside.write_bytes(path.read_bytes())
         warnings.warn(f"{problem}; the file was kept as {aside}", RuntimeWarning, stacklevel=3)
     return table
-
-
-def _version(package: str) -> str:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(package)
-    return "not installed"

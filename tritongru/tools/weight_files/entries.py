@@ -11,7 +11,7 @@ from typing import Any
 
 
 @dataclass
-class Entry:
+class StoredLayer:
     """One GRU, or one Bidirectional of two, in a file.
 
     Attributes:
@@ -35,22 +35,22 @@ class Entry:
     problem: str = ""
     owner: tuple[str, ...] = ()
     side: str = ""
-    halves: tuple[Entry, Entry] | None = None
+    halves: tuple[StoredLayer, StoredLayer] | None = None
     kind: str = "GRU"
     assumed: dict[str, Any] = field(default_factory=dict)
 
 
-def join_halves(entries: Sequence[Entry], wrappers: Mapping[str, dict[str, Any]]) -> list[Entry]:
+def join_halves(entries: Sequence[StoredLayer], wrappers: Mapping[str, dict[str, Any]]) -> list[StoredLayer]:
     """Return `entries` with the two halves of each Bidirectional as one entry, in the place of the first.
 
     Args:
         wrappers: the configs of the model's Bidirectional layers, by name.
     """
-    groups: dict[tuple[str, ...], list[Entry]] = {}
+    groups: dict[tuple[str, ...], list[StoredLayer]] = {}
     for entry in entries:
         if entry.owner and entry.kind == "GRU":
             groups.setdefault(entry.owner, []).append(entry)
-    joined: list[Entry] = []
+    joined: list[StoredLayer] = []
     for entry in entries:
         group = groups.get(entry.owner, []) if entry.kind == "GRU" else []
         config = next((wrappers[name] for name in entry.owner if name in wrappers), {})
@@ -62,7 +62,7 @@ def join_halves(entries: Sequence[Entry], wrappers: Mapping[str, dict[str, Any]]
             if config:
                 forward.config, backward.config = half_configs(config)
             joined.append(
-                Entry(entry.owner[0], [], config, entry.owner[1:], forward.problem or backward.problem,
+                StoredLayer(entry.owner[0], [], config, entry.owner[1:], forward.problem or backward.problem,
                       halves=(forward, backward))
             )  # fmt: skip
     return joined
@@ -80,7 +80,7 @@ def half_configs(wrapper: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     return {**forward, "name": f"forward_{bare}", **version}, {**backward, **version}
 
 
-def select_entry(entries: Sequence[Entry], name: str | None) -> Entry:
+def select_entry(entries: Sequence[StoredLayer], name: str | None) -> StoredLayer:
     """Return the entry, or the half of one, called `name`, or the only entry there is.
 
     Raises:
@@ -98,26 +98,26 @@ def select_entry(entries: Sequence[Entry], name: str | None) -> Entry:
     raise ValueError(f"`layer={name!r}` is no GRU layer of the file; it has: {list_names(entries)}")
 
 
-def select_layers(entries: Sequence[Entry]) -> list[Entry]:
+def select_layers(entries: Sequence[StoredLayer]) -> list[StoredLayer]:
     """Return all GRU layers, of which a file has at least one; ValueError where it has none, or one has a problem."""
     return [check_sound(entry) for entry in _gru_layers(entries)]
 
 
-def _gru_layers(entries: Sequence[Entry]) -> list[Entry]:
+def _gru_layers(entries: Sequence[StoredLayer]) -> list[StoredLayer]:
     layers = [entry for entry in entries if entry.kind == "GRU"]
     if not layers:
         raise ValueError(f"there is no GRU layer in the file; it has: {list_names(entries)}")
     return layers
 
 
-def list_names(entries: Sequence[Entry]) -> str:
+def list_names(entries: Sequence[StoredLayer]) -> str:
     """Return the names of the GRU layers, and then those of other recurrent layers with their kinds."""
     names = [repr(entry.name) for entry in entries if entry.kind == "GRU"]
     names += [f"{entry.name!r} ({entry.kind})" for entry in entries if entry.kind != "GRU"]
     return ", ".join(names) or "no recurrent layer"
 
 
-def check_sound(entry: Entry) -> Entry:
+def check_sound(entry: StoredLayer) -> StoredLayer:
     """Return `entry`; ValueError where it has a problem."""
     if entry.problem:
         raise ValueError(f"the layer {entry.name!r}: {entry.problem}")

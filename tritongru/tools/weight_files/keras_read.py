@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from ...layouts import check_keras_shapes
-from .entries import Entry, half_configs, join_halves
+from .entries import StoredLayer, half_configs, join_halves
 from .hdf5 import Source, to_text
 from .keras_old import CUDNN, convert_cudnn, cudnn_config, default_config, is_cudnn
 from .untrusted import (
@@ -41,7 +41,7 @@ OTHERS = {1: "SimpleRNN", 4: "LSTM"}
 _CELL = re.compile(r"(gru|lstm|simple_rnn)_cell(_\d+)?")
 
 
-def read_entries(path: str | Path) -> list[Entry]:
+def read_entries(path: str | Path) -> list[StoredLayer]:
     """Return the GRU layers of a Keras file, in the file's order; a malformed one carries its `problem`.
 
     Raises:
@@ -59,7 +59,7 @@ def read_entries(path: str | Path) -> list[Entry]:
             return _read_h5(file, data, None)
 
 
-def _read_zip(path: Path) -> list[Entry]:
+def _read_zip(path: Path) -> list[StoredLayer]:
     with zipfile.ZipFile(path) as archive:
         members = list_members(archive)
         for name in ("config.json", "model.weights.h5"):
@@ -74,7 +74,7 @@ def _read_zip(path: Path) -> list[Entry]:
     return _read_h5(io.BytesIO(weights), weights, (config, version))
 
 
-def _read_h5(file: IO[bytes], data: bytes | mmap.mmap, described: tuple[Any, str] | None) -> list[Entry]:
+def _read_h5(file: IO[bytes], data: bytes | mmap.mmap, described: tuple[Any, str] | None) -> list[StoredLayer]:
     try:
         import h5py
     except ImportError as error:
@@ -113,7 +113,7 @@ def _version_of(model: Any) -> str:
     return told if isinstance(told, str) else "2.12" if str(model.get("module", "")).startswith("keras") else ""
 
 
-def _describe(entry: Entry, configs: dict[str, dict[str, Any]], version: str) -> None:
+def _describe(entry: StoredLayer, configs: dict[str, dict[str, Any]], version: str) -> None:
     """Give an entry its config, or what to assume where the file has none."""
     was_cudnn = entry.config.get("class_name") == CUDNN
     # The backward half of a Bidirectional is known by its name where no config tells.
@@ -128,7 +128,7 @@ def _describe(entry: Entry, configs: dict[str, dict[str, Any]], version: str) ->
         entry.problem = entry.problem or f"its class is {CUDNN}, whose bias has shape (6 * units,)"
 
 
-def _read_legacy(source: Source, top: Any) -> list[Entry]:
+def _read_legacy(source: Source, top: Any) -> list[StoredLayer]:
     entries = []
     for layer in _read_names(source, top, "layer_names"):
         group = source.child(top, layer)
@@ -151,7 +151,7 @@ def _read_legacy(source: Source, top: Any) -> list[Entry]:
     return entries
 
 
-def _read_v3(source: Source) -> list[Entry]:
+def _read_v3(source: Source) -> list[StoredLayer]:
     entries = []
     stack: list[tuple[str, Any, tuple[str, ...], int]] = [("", source.root, (), 0)]
     while stack:
@@ -179,9 +179,9 @@ def _read_v3(source: Source) -> list[Entry]:
     return entries
 
 
-def _read_entry(source: Source, name: str, openers: list[Any]) -> Entry:
+def _read_entry(source: Source, name: str, openers: list[Any]) -> StoredLayer:
     # A GRU that is damaged is kept, so that its error can be told.
-    entry = Entry(name, [])
+    entry = StoredLayer(name, [])
     try:
         datasets = [opener() for opener in openers]
         shapes = [tuple(getattr(dataset, "shape", None) or ()) for dataset in datasets]

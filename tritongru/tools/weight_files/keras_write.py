@@ -20,14 +20,14 @@ import numpy as np
 import torch.nn.functional as F
 
 from ..files import replace_file
-from .entries import Entry, half_configs
+from .entries import StoredLayer, half_configs
 
 # What a reader takes the configs to mean: `hard_sigmoid` changed its formula in Keras 3.
 H5_VERSION = "2.9.0"
 ZIP_VERSION = "3.0.0"
 
 
-def write_entries(path: str | Path, entries: Sequence[Entry]) -> None:
+def write_entries(path: str | Path, entries: Sequence[StoredLayer]) -> None:
     """Write layers, first to last, as `.weights.h5`, `.keras`, or whole-model `.h5` by the suffix of `path`.
 
     Raises:
@@ -46,10 +46,10 @@ def write_entries(path: str | Path, entries: Sequence[Entry]) -> None:
         raise ValueError(f"{path}: the suffix {path.suffix!r} names no Keras format: .keras, .weights.h5, .h5, .hdf5")
 
 
-def _with_unique_names(entries: Sequence[Entry]) -> list[Entry]:
+def _with_unique_names(entries: Sequence[StoredLayer]) -> list[StoredLayer]:
     if not entries:
         raise ValueError("`layers` is empty: there is no layer to save")
-    unique: dict[str, Entry] = {}
+    unique: dict[str, StoredLayer] = {}
     for entry in entries:
         base = entry.name.replace("/", "_") or "gru"
         name, count = base, 0
@@ -60,11 +60,11 @@ def _with_unique_names(entries: Sequence[Entry]) -> list[Entry]:
     return list(unique.values())
 
 
-def _halves(entry: Entry) -> tuple[Entry, ...]:
+def _halves(entry: StoredLayer) -> tuple[StoredLayer, ...]:
     return entry.halves or (entry,)
 
 
-def _width(entry: Entry) -> int:
+def _width(entry: StoredLayer) -> int:
     return _halves(entry)[0].arrays[0].shape[0]
 
 
@@ -79,7 +79,7 @@ def _h5_bytes(fill: Callable[[Any], None]) -> bytes:
     return buffer.getvalue()
 
 
-def _v3_bytes(entries: Sequence[Entry]) -> bytes:
+def _v3_bytes(entries: Sequence[StoredLayer]) -> bytes:
     def fill(root: Any) -> None:
         root.create_group("vars").attrs["name"] = "sequential"
         counts: dict[str, int] = {}
@@ -100,7 +100,7 @@ def _v3_bytes(entries: Sequence[Entry]) -> bytes:
     return _h5_bytes(fill)
 
 
-def _legacy_bytes(entries: Sequence[Entry]) -> bytes:
+def _legacy_bytes(entries: Sequence[StoredLayer]) -> bytes:
     layers = [_h5_layer(entry) for entry in entries]
     width = _width(entries[0])
     first = {"batch_input_shape": [None, None, width], "dtype": "float32", "sparse": False, "ragged": False}
@@ -135,7 +135,7 @@ def _legacy_bytes(entries: Sequence[Entry]) -> bytes:
     return _h5_bytes(fill)
 
 
-def _write_zip(path: Path, entries: Sequence[Entry]) -> None:
+def _write_zip(path: Path, entries: Sequence[StoredLayer]) -> None:
     shape = [None, None, _width(entries[0])]
     layers = [_v3_layer("InputLayer", {"batch_shape": shape, "dtype": "float32", "name": "input_layer"}, None)]
     for entry in entries:
@@ -160,7 +160,7 @@ def _v3_layer(class_name: str, config: dict[str, Any], built: list[int | None] |
     return layer if built is None else layer | {"build_config": {"input_shape": built}}
 
 
-def _v3_entry(entry: Entry) -> dict[str, Any]:
+def _v3_entry(entry: StoredLayer) -> dict[str, Any]:
     built: list[int | None] = [None, None, _width(entry)]
     if entry.halves is None:
         return _v3_layer("GRU", _v3_config(entry.config) | {"name": entry.name}, built)
@@ -171,7 +171,7 @@ def _v3_entry(entry: Entry) -> dict[str, Any]:
     return _v3_layer("Bidirectional", config, built)
 
 
-def _h5_layer(entry: Entry) -> dict[str, Any]:
+def _h5_layer(entry: StoredLayer) -> dict[str, Any]:
     if entry.halves is None:
         return {"class_name": "GRU", "config": _h5_config(entry.config) | {"name": entry.name}}
     config = dict(entry.config) | {"name": entry.name}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...keras import GRU, Bidirectional
-from .entries import Entry
+from .entries import StoredLayer
 from .keras_old import default_reset_after
 
 _PARAMETERS = inspect.signature(GRU.__init__).parameters
@@ -19,12 +19,12 @@ _FROM_CONFIG = {*_PARAMETERS, "name", "trainable"} - _NOT_CONFIG
 _OURS = ("batch_input_shape", "backend", "zoneout", "gradient_clip")
 
 
-def build_layer(entry: Entry) -> GRU | Bidirectional:
+def build_layer(entry: StoredLayer) -> GRU | Bidirectional:
     """Return the layer of an entry; ValueError where its config and its arrays contradict each other."""
     return _build_gru(entry) if entry.halves is None else _build_bidirectional(entry, *entry.halves)
 
 
-def _build_bidirectional(entry: Entry, forward: Entry, backward: Entry) -> Bidirectional:
+def _build_bidirectional(entry: StoredLayer, forward: StoredLayer, backward: StoredLayer) -> Bidirectional:
     # A file of weights alone says nothing of the directions.
     for half, backwards in ((forward, False), (backward, True)):
         half.config = {"go_backwards": backwards, **half.config}
@@ -42,7 +42,7 @@ def _build_bidirectional(entry: Entry, forward: Entry, backward: Entry) -> Bidir
     return result
 
 
-def _build_gru(entry: Entry) -> GRU:
+def _build_gru(entry: StoredLayer) -> GRU:
     arrays, config = entry.arrays, {**entry.assumed, **entry.config}
     units = arrays[1].shape[0]
     implied: dict[str, Any] = {"units": units, "use_bias": len(arrays) == 3}
@@ -80,7 +80,7 @@ def _activation(value: Any, version: str) -> Any:
     return F.hardsigmoid if value == "hard_sigmoid" and version.startswith("3") else value
 
 
-def fill_layer(entry: Entry, layer: GRU | Bidirectional) -> None:
+def fill_layer(entry: StoredLayer, layer: GRU | Bidirectional) -> None:
     """Replace the weights of `layer` by those of an entry; ValueError where they do not fit."""
     halves = list(entry.halves) if entry.halves is not None else [entry]
     targets = [layer] if isinstance(layer, GRU) else [layer.forward_layer, layer.backward_layer]
@@ -96,7 +96,7 @@ def fill_layer(entry: Entry, layer: GRU | Bidirectional) -> None:
     layer.set_weights([array for half in halves for array in half.arrays])
 
 
-def _told_reset_after(entry: Entry) -> bool | None:
+def _told_reset_after(entry: StoredLayer) -> bool | None:
     """Return the `reset_after` of a layer, None where neither its bias nor its config tells it."""
     if len(entry.arrays) == 3:
         return len(entry.arrays[2].shape) == 2
@@ -104,7 +104,7 @@ def _told_reset_after(entry: Entry) -> bool | None:
     return entry.config["reset_after"] if "reset_after" in entry.config else default_reset_after(version)
 
 
-def describe_layer(layer: Any) -> Entry:
+def describe_layer(layer: Any) -> StoredLayer:
     """Return what a file is to hold of a built layer.
 
     Raises:
@@ -119,16 +119,16 @@ def describe_layer(layer: Any) -> Entry:
     if isinstance(layer, GRU) and layer.layer_norm:
         raise ValueError(f"the layer {layer.name} has layer_norm={layer.layer_norm!r}, which no file of Keras can hold")
     if isinstance(layer, GRU):
-        return Entry(layer.name, layer.get_weights(), _clean(layer.get_config()))
+        return StoredLayer(layer.name, layer.get_weights(), _clean(layer.get_config()))
     halves = describe_layer(layer.forward_layer), describe_layer(layer.backward_layer)
     config = layer.get_config()
     for key in ("layer", "backward_layer"):
         if key in config:
             config[key] = {**config[key], "config": _clean(config[key]["config"])}
-    return Entry(layer.name, [], config, halves=halves)
+    return StoredLayer(layer.name, [], config, halves=halves)
 
 
-def describe_layers(layers: GRU | Bidirectional | Sequence[GRU | Bidirectional]) -> list[Entry]:
+def describe_layers(layers: GRU | Bidirectional | Sequence[GRU | Bidirectional]) -> list[StoredLayer]:
     """Return the entries of one layer or of a stack of them, first to last."""
     return [describe_layer(layer) for layer in (layers if isinstance(layers, Sequence) else [layers])]
 

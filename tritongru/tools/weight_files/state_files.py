@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ...layouts import check_keras_shapes, torch_to_keras
 from ..files import replace_file
-from .entries import Entry, join_halves
+from .entries import StoredLayer, join_halves
 from .untrusted import MAX_FREE_BYTES, MAX_RATIO, check_file, naming
 
 SUFFIXES = (".pt", ".pth", ".safetensors")
@@ -38,7 +38,7 @@ _TORCH_KEY = re.compile(
 _KERAS_KEY = re.compile(r"(?:(.*)\.)?(kernel|recurrent_kernel|bias)", re.DOTALL)
 
 
-def read_states(path: str | Path, layer: str | None = None) -> tuple[list[Entry], str | None]:
+def read_states(path: str | Path, layer: str | None = None) -> tuple[list[StoredLayer], str | None]:
     """Return the recurrent layers of a torch or safetensors file in order; a malformed one carries its `problem`.
 
     Args:
@@ -136,7 +136,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, configs
 
 
-def collect_entries(tensors: Mapping[str, Tensor], configs: Mapping[str, Any]) -> list[Entry]:
+def collect_entries(tensors: Mapping[str, Tensor], configs: Mapping[str, Any]) -> list[StoredLayer]:
     """Return the GRU layers among the tensors of a `state_dict`; `configs` maps a prefix to a layer's config."""
     torch_groups: dict[tuple[str, int, str], dict[str, Tensor]] = {}
     keras_groups: dict[str, dict[str, Tensor]] = {}
@@ -160,7 +160,7 @@ def collect_entries(tensors: Mapping[str, Tensor], configs: Mapping[str, Any]) -
     for prefix, group in sorted(keras_groups.items(), key=lambda item: place_of(item[0])):
         # A Dense layer has a kernel and a bias too.
         if "recurrent_kernel" in group:
-            entry = Entry(prefix or "gru", [], dict(configs.get(prefix, {})))
+            entry = StoredLayer(prefix or "gru", [], dict(configs.get(prefix, {})))
             owner, _, last = prefix.rpartition(".")
             entry.side = last.removesuffix("_layer")
             if last in ("forward_layer", "backward_layer"):
@@ -170,16 +170,16 @@ def collect_entries(tensors: Mapping[str, Tensor], configs: Mapping[str, Any]) -
     return join_halves(entries, wrappers)
 
 
-def _torch_entry(prefix: str, number: int, reverse: str, group: Mapping[str, Tensor]) -> Entry:
+def _torch_entry(prefix: str, number: int, reverse: str, group: Mapping[str, Tensor]) -> StoredLayer:
     kind = _kind_of(group)
     name = prefix or kind.lower()
     # torch.nn.GRU gives the output of every step.
     config = {"return_sequences": True, "go_backwards": bool(reverse), "reset_after": True}
     if number == CELL:
-        entry = Entry(name, [], config)
+        entry = StoredLayer(name, [], config)
     else:
         name = f"{name}_l{number}"
-        entry = Entry(f"{name}{reverse}", [], config, owner=(name,), side="backward" if reverse else "forward")
+        entry = StoredLayer(f"{name}{reverse}", [], config, owner=(name,), side="backward" if reverse else "forward")
     if kind != "GRU":
         shapes = ", ".join(f"`{key}` has shape {tuple(group[key].shape)}" for key in ("weight_ih", "weight_hh"))
         entry.kind = f"{kind}: {shapes}, a GRU has 3 * units rows"
@@ -198,7 +198,7 @@ def _kind_of(group: Mapping[str, Tensor]) -> str:
     return "RNN" if weight.shape[0] == weight.shape[1] else "GRU"
 
 
-def _fill(entry: Entry, read: Any) -> Entry:
+def _fill(entry: StoredLayer, read: Any) -> StoredLayer:
     try:
         entry.arrays = read()
         for tensor in entry.arrays:

@@ -74,7 +74,7 @@ def check_heaps(data: bytes | mmap.mmap) -> None:
         place = start + 16
         while place + 16 <= start + size:
             index, length = struct.unpack("<H6xQ", data[place : place + 16])
-            # Entry 0 is the free space, whose length counts its own header.
+            # StoredLayer 0 is the free space, whose length counts its own header.
             step = 16 + (length + 7) // 8 * 8 if index else length
             if step < 16 or place + step > start + size:
                 raise ValueError(f"the global heap at byte {start} has an entry of {length} bytes at byte {place}")

@@ -3,9 +3,9 @@
     exp x  = 2^n (1 + q(r))    n = the integer nearest x / ln 2, r = x - n ln 2, q(r) = exp r - 1
     tanh x = e / (e + 2)       e = expm1 2x = 2^n q + (2^n - 1), exact near zero
 
-The largest relative errors seen beside float64 (float128 for float64) are in tests/numba/test_numba_functions.py: 2
-units in the last place for exp and sigmoid, 3 for tanh. NaN gives NaN. Numbers below the smallest normal number are
-kept.
+The largest relative errors seen beside float64 (float128 for float64) are in
+tests/numba_backend/test_numba_functions.py: 2 units in the last place for exp and sigmoid, 3 for tanh. NaN gives NaN.
+Numbers below the smallest normal number are kept.
 
 Source of the polynomials: Cephes (Moshier), expf and exp.
 """
