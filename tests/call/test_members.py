@@ -228,6 +228,33 @@ def test_a_hook_sees_its_direction() -> None:
     assert torch.equal(layer(x)[..., :4], torch.zeros(2, 5, 4))
 
 
+def test_layers_that_differ_run_as_they_say() -> None:
+    make = dict(return_sequences=True, input_size=3)
+    for ours, theirs in ((dict(backend="eager"), dict(backend="reference")), (dict(backend="eager"), dict(units=6))):
+        both = [GRU(**(dict(units=4, go_backwards=bool(i), backend="eager") | make | options))
+                for i, options in enumerate((ours, theirs))]  # fmt: skip
+        layer, x = Bidirectional(both[0], backward_layer=both[1]), torch.randn(2, 5, 3)
+        forward, backward = layer.forward_layer, layer.backward_layer
+        merged = layer(x)
+        assert [part.last_decision.backend for part in (forward, backward)] == ["eager", theirs.get("backend", "eager")]
+        torch.testing.assert_close(merged, torch.cat((forward(x), backward(x).flip(1)), -1))
+
+
+def test_results_may_be_written_into(as_if_large) -> None:
+    pytest.importorskip("numba")
+    as_if_large.setitem(dispatch.RUNS_AT_ONCE, "numba", lambda signature: True)
+    dispatch.forget()
+    inner = GRU(4, return_sequences=True, return_state=True, input_size=3, backend="numba")
+    layer = Bidirectional(inner, merge_mode=None)
+    *outputs, h, h_rev = layer(torch.randn(2, 5, 3))
+    assert layer.last_decision.members == 2
+    right = [value.clone() for value in (*outputs, h_rev)]
+    h.mul_(2)
+    assert all(map(torch.equal, (*outputs, h_rev), right))
+    (h.sum() + h_rev.sum()).backward()
+    assert h.untyped_storage().nbytes() == h.numel() * h.element_size()
+
+
 def test_few_steps_and_small_scans_run_one_after_another() -> None:
     pytest.importorskip("numba")
 
