@@ -11,7 +11,7 @@ CLIENTS := .venv-clients
 QUICK := torch_geometric torchrl
 .PHONY: help demo peers fuzz fuzz-files emulate mutants soak test test-interpreted test-compiled test-processor test-bits \
 	test-bits-interpreted test-bits-compiled test-gpu lint wheel format clean clients clients-quick \
-	bench bench-quick bench-cpu bench-keras3 bench-report bench-regression rehearse tune-verify
+	bench bench-quick bench-cpu bench-order bench-tried bench-keras3 bench-report bench-regression rehearse tune-verify
 
 help:
 	@echo "make demo    train on the Japanese Vowels recordings, then compare every backend with the oracle"
@@ -43,6 +43,10 @@ $(VENV)/.linters: $(VENV)/.installed
 
 $(VENV)/.peers: $(VENV)/.installed
 	$(INSTALL) -e '.[peers]'
+	@touch $@
+
+$(VENV)/.runtimes: $(VENV)/.peers
+	$(INSTALL) -e '.[runtimes]'
 	@touch $@
 
 # Keras 3 and onnxruntime, so that the tests that compare with them run instead of being skipped.
@@ -143,8 +147,18 @@ bench: $(VENV)/.installed
 bench-quick: $(VENV)/.installed
 	$(BIN)/python -m tritongru bench --quick
 
-bench-cpu: $(VENV)/.peers
+bench-cpu: $(VENV)/.runtimes
 	$(BIN)/python bench/cpu.py
+
+# What the choice of a backend on a CPU is made by, and what was tried beside the scan in numba. Ten and five minutes.
+bench-order: $(VENV)/.installed
+	for threads in 1 2; do \
+		$(BIN)/python bench/dispatch.py --threads $$threads || exit 1; \
+		$(BIN)/python bench/dispatch.py --threads $$threads --doubtful || exit 1; \
+	done
+
+bench-tried: $(VENV)/.peers
+	$(BIN)/python bench/tried.py
 
 # fit and predict of Keras 3 with its layer and with ours; 1 if a goal is missed. Five minutes on two quiet cores.
 bench-keras3: $(VENV)/.peers

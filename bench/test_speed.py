@@ -1,4 +1,6 @@
-"""The speed of auto on small workloads, for pytest-benchmark: compare a run with an earlier one on the same machine.
+"""The speed of auto on small workloads, and of layers in small calls, for pytest-benchmark.
+
+A run is compared with an earlier one on the same machine:
 
     make bench-regression       the first run is saved, later ones are compared with it and fail where 25 % slower
 
@@ -10,9 +12,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tritongru.tools.benchmark.contenders import INFERENCE, TRAINING, make_call, own
+from tritongru.tools.benchmark.contenders import INFERENCE, TRAINING, UnavailableError, make_call, own
+from tritongru.tools.benchmark.layers import LAYERS
 from tritongru.tools.benchmark.work import Work
-from tritongru.tools.benchmark.workloads import CPU, FEATURES, NAMED
+from tritongru.tools.benchmark.workloads import CPU, FEATURES, NAMED, SMALL
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WORKLOADS = (*NAMED[1:4], *CPU[3:5], *FEATURES[:4])
@@ -31,3 +34,15 @@ def test_auto(benchmark, workload, direction):
 
     benchmark.extra_info["device"] = DEVICE
     benchmark(once)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="small calls are timed on a CPU")
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("workload", SMALL, ids=str)
+def test_small_calls(benchmark, workload, name):
+    work = Work(workload, "float32")
+    try:
+        call = make_call(LAYERS[name](work), work, INFERENCE)
+    except UnavailableError as reason:
+        pytest.skip(str(reason))
+    benchmark(call, 0)

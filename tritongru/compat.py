@@ -22,6 +22,7 @@ from .call.tensors import check_gradient_clip
 from .call.zoneout import check_zoneout_rate, draw_zoneout
 from .dispatch import Decision, decide
 from .functional import explain_all, run_all
+from .last_call import LastCall
 from .named_weights import NamedWeights
 from .replacing import Replacement
 from .torch_inputs import pad, prepare, refuse_with_packed, sort_states, steps_of
@@ -66,6 +67,7 @@ class GRU(NamedWeights):
     gradient_clip: float | None = None
     layer_norm: str | None = None
     heads: int = 1
+    _last_call: LastCall | None = None
 
     def __init__(
         self,
@@ -166,6 +168,11 @@ class GRU(NamedWeights):
             TypeError, ValueError, RuntimeError: a wrong input or hx, as torch.nn.GRU; wrong lengths or resets.
             UnsupportedError: a named backend cannot run the call.
         """
+        is_plain = lengths is None and resets is None and backend is None
+        if is_plain and self._last_call is not None and not torch.compiler.is_compiling():
+            again = self._last_call.again(self, input, hx)
+            if again is not None:
+                return again
         if (proxy := tracing.find_proxy(input, hx, lengths, resets)) is not None:
             options = dict(lengths=lengths, resets=resets, backend=backend)
             return tracing.record_call(self, proxy, input, hx, **options)  # type: ignore[return-value]
@@ -180,10 +187,13 @@ class GRU(NamedWeights):
                 self.last_decision = decision
             if decision.backend == "aten":
                 return tracing.TorchGRU.forward(self, input, hx)  # type: ignore[arg-type]
-        x, hx, lengths, resets = prepare(self, input, hx, lengths, resets)
-        output, h_n = self._run_layers(x, hx, steps_of(lengths, x), resets, backend, decision)
+        x, states, lengths, resets = prepare(self, input, hx, lengths, resets)
+        output, h_n = self._run_layers(x, states, steps_of(lengths, x), resets, backend, decision)
         if input.dim() == 2:
             return output.squeeze(1), h_n.squeeze(1)
+        if is_plain and decision is not None:
+            self._last_call = self._last_call or LastCall()
+            self._last_call.remember(self, input, hx, decision)
         return (output.transpose(0, 1) if self.batch_first else output), h_n
 
     def explain(

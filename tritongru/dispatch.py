@@ -16,12 +16,10 @@ from .backends.operators import WHOLE
 from .backends.triton import reasons as triton
 from .call.check import Signature
 from .call.errors import BACKENDS, UnsupportedError, check_backend, warn_once
-from .call.problem import Shape
 from .call.recording import is_exporting_to_onnx, is_recorded
+from .cpu_order import order_on_cpu
 
 MOST_DECISIONS = 1024
-# Steps of a training call below which torch's own GRU was faster than the scan in numba, on an AMD EPYC with AVX2.
-FEW_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -178,42 +176,7 @@ def preference(signature: Signature) -> tuple[str, ...]:
         return ("aten", "triton", "numba", "eager", "reference")
     shape = signature.shape
     if signature.device == "cpu" and shape is not None:
-        # One step of Keras's weights, which torch's GRU would have to be given in another order.
-        is_step = shape.time == 1 and not signature.wants_gradients and not signature.variant.reset_gate_first
-        # One step of torch's weights, or a few in training, are one call of torch's GRU.
-        few = FEW_STEPS if signature.wants_gradients else 2 if signature.variant.reset_gate_first else 0
-        if shape.time < few:
-            return ("triton", "aten", "numba", "eager", "reference")
-        rest = ("eager", "aten") if is_step or prefers_eager(shape, signature.wants_gradients) else ("aten", "eager")
-        return ("triton", "numba", *rest, "reference")
+        order = order_on_cpu(shape, signature.wants_gradients, signature.variant.reset_gate_first)
+        return ("triton", *order, "reference")
     # torch's own GRU is one call where it applies, ahead of a loop of torch operations.
     return ("triton", "aten", "numba", "eager", "reference")
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """From which size the eager scan is faster than torch's GRU: from `steps` on, or where all the others are reached.
-
-    Attributes:
-        steps: T alone. least_steps: T. products: T B U U. rows_per_unit: T B / U, which pays for copying weights.
-    """
-
-    steps: int
-    least_steps: int
-    products: int
-    rows_per_unit: float
-
-
-# The eager scan costs more per call and less per step: its weights are copied once, its calls pass an operator.
-# The sizes come from trials on a CPU; docs/performance.md has what the choice gives beside torch's own GRU.
-EAGER_FROM = {"training": Threshold(32, 16, 1 << 24, 0.5), "inference": Threshold(512, 48, 1 << 27, 0.5)}
-
-
-def prefers_eager(shape: Shape, wants_gradients: bool) -> bool:
-    """Return whether the eager scan is expected to be faster than torch's own GRU on a CPU."""
-    least = EAGER_FROM["training" if wants_gradients else "inference"]
-    rows = shape.time * shape.batch
-    if shape.time >= least.steps:
-        return True
-    is_large = rows * shape.units**2 >= least.products and rows >= least.rows_per_unit * shape.units
-    return shape.time >= least.least_steps and is_large

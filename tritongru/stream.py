@@ -61,10 +61,10 @@ class Stream:
         layer = self.layer
         drops = layer.training and (layer.dropout or layer.recurrent_dropout)
         if self.state is not None and not drops and not torch.is_grad_enabled() and not is_capturing(x):
-            new = self._last_step.again(layer, x, self.state, layer.backend)
-            if new is not None:
-                self.state = new
-                return new.clone()
+            again = self._last_step.again(layer, x, self.state, layer.backend)
+            if again is not None:
+                output, self.state = again
+                return output
         if not isinstance(x, Tensor) or x.dim() != 2:
             raise ValueError(f"`x` must be a tensor (B,I), got {getattr(x, 'shape', type(x).__name__)}")
         if (loss := find_loss()) is not None:

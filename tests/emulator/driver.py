@@ -170,11 +170,6 @@ class _Launcher:
         self.metadata = metadata
         self.names = source.fn.arg_names
         self.signature = list(source.signature.items())
-        constants = {self.names[path[0]]: value for path, value in source.constants.items() if len(path) == 1}
-        # The plain kernels' tagged words are read while they are written; those of the resident ones are strong.
-        is_plain = not source.fn.__name__.startswith("resident_")
-        is_tagged = "C" in constants and constants["C"].EXCHANGE.value == "tagged"
-        self.tagged = {"board"} if is_plain and is_tagged else set()
 
     def __call__(self, x, y, z, stream, function, packed, launch_metadata, enter_hook, exit_hook, *arguments):
         gpu = triton.runtime.driver.active.gpu
@@ -186,7 +181,7 @@ class _Launcher:
         tensors = {name: value for name, value in given if isinstance(value, torch.Tensor)}
         grid = Grid(
             function, (x, y, z), self.metadata.shared, self.metadata.launch_cooperative_grid,
-            hash((gpu.seed, len(gpu.launches))), tensors, self.tagged,
+            hash((gpu.seed, len(gpu.launches))), tensors,
         )  # fmt: skip
         # The last two are scratch memory, which these kernels do not ask for.
         assert not self.metadata.global_scratch_size and not self.metadata.profile_scratch_size

@@ -187,7 +187,7 @@ class Grid:
     Args:
         code: of the kernel. size: of the grid, (x, y, z).
         shared_size: bytes of shared memory of a program. cooperative: whether all programs run at once.
-        seed: of the order. tensors: behind the kernel's pointers, by name. tagged: those whose words carry tags.
+        seed: of the order. tensors: behind the kernel's pointers, by name.
 
     Attributes:
         parameters: the kernel's, by name: numbers, and addresses out of `memory.addresses`; to be set before `run`.
@@ -195,13 +195,13 @@ class Grid:
 
     def __init__(
         self, code: Code, size: tuple[int, int, int], shared_size: int, cooperative: bool, seed: int,
-        tensors: dict, tagged: set[str],
+        tensors: dict,
     ):  # fmt: skip
         self.code, self.size, self.shared_size, self.cooperative = code, size, shared_size, cooperative
         self.instructions = list(code.kernel.instructions)
         self.warps = code.kernel.threads // LANES
         self.clocks = Clocks(size[0] * size[1] * size[2], self.warps)
-        self.memory = GlobalMemory(tensors, self.clocks, self.instructions, tagged)
+        self.memory = GlobalMemory(tensors, self.clocks, self.instructions)
         self.parameters: dict[str, int] = {}
         self.random = random.Random(seed)
 

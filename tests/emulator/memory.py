@@ -151,8 +151,8 @@ class Memory:
 class GlobalMemory:
     """The storages behind the tensors of one launch, by number."""
 
-    def __init__(self, tensors: dict[str, torch.Tensor], clocks: Clocks, steps: list, tagged: set[str]):
-        """`tensors`: by parameter name. `tagged`: those whose words carry tags, see `Shadow`."""
+    def __init__(self, tensors: dict[str, torch.Tensor], clocks: Clocks, steps: list):
+        """`tensors`: by parameter name."""
         self._steps = steps
         self.buffers: list[Memory] = []
         self.addresses: dict[str, int] = {}
@@ -169,7 +169,7 @@ class GlobalMemory:
             # The low bits are kept: alignment is what the kernel was specialised on.
             base = (len(self.buffers) + 1 << _BUFFER_BITS) + real % 4096
             label, granule = "/".join(names), narrowest.element_size()
-            shadow = Shadow(label, data.size // granule, len(clocks.known), steps, bool(tagged & set(names)))
+            shadow = Shadow(label, data.size // granule, len(clocks.known), steps)
             begins = [tensor.data_ptr() - real for tensor in same]
             ends = [begin + _bytes_spanned(tensor) for begin, tensor in zip(begins, same, strict=True)]
             extent, unwritten = (min(begins), max(ends)), unwritten_bits(narrowest.dtype)

@@ -77,11 +77,9 @@ class Shadow:
         written: time of the last write, -1 before any.
     """
 
-    def __init__(
-        self, name: str, granules: int, warps: int, steps: list, carries_tags: bool = False, is_shared: bool = False
-    ):
-        """`steps`: the kernel's instructions, for messages. `carries_tags`: volatile loads may meet plain stores."""
-        self.name, self.steps, self.carries_tags, self.is_shared = name, steps, carries_tags, is_shared
+    def __init__(self, name: str, granules: int, warps: int, steps: list, is_shared: bool = False):
+        """`steps`: the kernel's instructions, for messages."""
+        self.name, self.steps, self.is_shared = name, steps, is_shared
         self.written = np.full(granules, -1, np.int32)
         self.writer = np.zeros(granules, np.int32)
         self.write_lane = np.zeros(granules, np.int8)
@@ -94,10 +92,9 @@ class Shadow:
     def read(self, places: np.ndarray, lanes: np.ndarray, actor: Actor, step: int, strong: bool) -> np.ndarray:
         """Record a read of `places` by `lanes`, and return when they were written; RaceError if that is not before."""
         written = self.written[places]
-        if not (strong and self.carries_tags):
-            late = self._late_writes(written, places, lanes, actor, strong)
-            if late is not None:
-                self._report_write(places[late], actor, step, "reads")
+        late = self._late_writes(written, places, lanes, actor, strong)
+        if late is not None:
+            self._report_write(places[late], actor, step, "reads")
         reads = self.reads[strong]
         if reads is None:
             reads = self.reads[strong] = (np.full(self._shape, -1, np.int32), np.zeros(self._shape, np.int32))
@@ -133,7 +130,7 @@ class Shadow:
             self._report_write(places[late], actor, step, "writes")
         for strength in (False, True):
             reads = self.reads[strength]
-            if reads is None or (strength and (strong or self.carries_tags)):
+            if reads is None or (strength and strong):
                 continue
             stamps = reads[0][:, places]
             late = stamps >= actor.known[:, None] * LANE_STRIDE

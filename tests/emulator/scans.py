@@ -37,7 +37,7 @@ class Scan:
         if isinstance(c, Mapping):
             (direction, c), *_ = c.items()
             return f"{direction}-{replace(self, config=c)}"
-        how = f"{c.schedule}-{c.exchange}-{c.block_b}x{c.block_h}x{c.block_k}-{c.num_warps}warps" if c else "default"
+        how = f"{c.schedule}-{c.block_b}x{c.block_h}x{c.block_k}-{c.num_warps}warps" if c else "default"
         return f"{how}-sm_{self.capability}-{self.case}"
 
 

@@ -10,18 +10,13 @@ from processes import process_per_program
 
 from tritongru.backends.eager import continuation
 from tritongru.backends.triton import scan as launch
-from tritongru.backends.triton.kernels import backward, forward, product
+from tritongru.backends.triton.kernels import backward, forward
 from tritongru.call.errors import ExchangeError
 from tritongru.call.problem import Variant
 from tritongru.tuning import configs
-from tritongru.tuning.configs import EXCHANGES, Device, LaunchConfig
+from tritongru.tuning.configs import Device, LaunchConfig
 
 CONFIG = LaunchConfig("persistent", 16, 16, 16)
-EXCHANGE = pytest.mark.parametrize("exchange", EXCHANGES)
-
-
-def config(exchange):
-    return replace(CONFIG, exchange=exchange)
 
 
 def draw(reset_after, B=3, T=5, U=37, masked=False, seed=0):
@@ -65,37 +60,34 @@ def agree(actual, expected):
         )  # fmt: skip
 
 
-@EXCHANGE
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "mask-resets"])
 @pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
-def test_programs_agree_with_eager_under_delays(reset_after, masked, exchange):
+def test_programs_agree_with_eager_under_delays(reset_after, masked):
     variant = Variant(reset_after=reset_after)
-    arguments = draw(reset_after, masked=masked, seed=EXCHANGES.index(exchange))
+    arguments = draw(reset_after, masked=masked)
     expected = both_scans(continuation, arguments, variant)
-    with launch.use_config(config(exchange)), process_per_program(delay=0.002, seed=masked):
+    with launch.use_config(CONFIG), process_per_program(delay=0.002, seed=masked):
         actual = both_scans(launch, arguments, variant, "ieee")
     agree(actual, expected)
 
 
-@pytest.mark.parametrize("exchange", ["counter", "flags"])
 @pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
-def test_weights_that_are_streamed(reset_after, exchange):
+def test_weights_that_are_streamed(reset_after):
     variant = Variant(reset_after=reset_after)
     arguments = draw(reset_after, masked=not reset_after)
     expected = both_scans(continuation, arguments, variant)
-    streamed = replace(config(exchange), schedule="streamed")
+    streamed = replace(CONFIG, schedule="streamed")
     with launch.use_config(streamed), process_per_program(delay=0.002):
         actual = both_scans(launch, arguments, variant, "ieee")
     agree(actual, expected)
 
 
-@EXCHANGE
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "mask-resets"])
-def test_more_tiles_than_fit_at_once_go_in_waves(exchange, masked, monkeypatch):
+def test_more_tiles_than_fit_at_once_go_in_waves(masked, monkeypatch):
     """Three tiles of two programs where five programs fit: two tiles, then one; masked rows sorted over all tiles."""
     five = Device(5, 227 * 1024)
     monkeypatch.setattr(launch, "device_limits", lambda device: five)
-    assert configs.count_waves(config(exchange), 20, 35, five) == 2
+    assert configs.count_waves(CONFIG, 20, 35, five) == 2
     launches = []
     whole = launch.Workspace.waves
 
@@ -107,7 +99,7 @@ def test_more_tiles_than_fit_at_once_go_in_waves(exchange, masked, monkeypatch):
     monkeypatch.setattr(launch.Workspace, "waves", spy)
     arguments = draw(True, B=35, T=3, U=20, masked=masked)
     expected = both_scans(continuation, arguments, Variant())
-    with launch.use_config(config(exchange)), process_per_program(delay=0.001):
+    with launch.use_config(CONFIG), process_per_program(delay=0.001):
         actual = both_scans(launch, arguments, Variant(), "ieee")
     assert launches == 2 * [(0, (2, 2)), (2, (2, 1))]
     if masked:
@@ -116,45 +108,39 @@ def test_more_tiles_than_fit_at_once_go_in_waves(exchange, masked, monkeypatch):
     agree(actual, expected)
 
 
-@EXCHANGE
-def test_several_tiles_wait_only_for_their_own_programs(exchange):
+def test_several_tiles_wait_only_for_their_own_programs():
     """Tiles that end at different steps, their rows taken in the order of their lengths."""
     variant = Variant()
     arguments = list(draw(True, B=19, T=4, U=20))
     arguments[4] = torch.arange(4)[:, None] < torch.tensor([1, 4] + [2] * 15 + [3, 0])
     expected = both_scans(continuation, arguments, variant)
-    with launch.use_config(config(exchange)), process_per_program(delay=0.001):
+    with launch.use_config(CONFIG), process_per_program(delay=0.001):
         actual = both_scans(launch, arguments, variant, "ieee")
     valid = arguments[4]
     expected["gates"], actual["gates"] = expected["gates"] * valid[..., None], actual["gates"] * valid[..., None]
     agree(actual, expected)
 
 
-@pytest.mark.parametrize("exchange, module", [("counter", forward), ("flags", backward), ("tagged", product)])
-def test_without_the_wait_the_result_is_wrong(exchange, module, monkeypatch):
+@pytest.mark.parametrize("module", [forward, backward])
+def test_without_the_wait_the_result_is_wrong(module, monkeypatch):
     """The harness sees a missing wait; otherwise the tests above would prove nothing."""
     variant = Variant()
     arguments = draw(True)
     expected = both_scans(continuation, arguments, variant)
-    if exchange == "tagged":
-        collect = product.collect
-        monkeypatch.setattr(product, "collect", lambda *a: (collect(*a)[0], collect(*a)[1] & 0))
-    else:
-        monkeypatch.setattr(module, "await_round", lambda p, round, programs, patience, *_: patience)
-    with launch.use_config(config(exchange)), process_per_program(on_start=lambda x, y: time.sleep(0.2 * (x == 1))):
+    monkeypatch.setattr(module, "await_round", lambda p, round, programs, patience, *_: patience)
+    with launch.use_config(CONFIG), process_per_program(on_start=lambda x, y: time.sleep(0.2 * (x == 1))):
         actual = both_scans(launch, arguments, variant, "ieee")
     assert any(not torch.allclose(actual[name], expected[name], atol=1e-4) for name in expected)
 
 
-@EXCHANGE
-def test_a_program_that_dies_becomes_an_error(exchange, monkeypatch):
+def test_a_program_that_dies_becomes_an_error(monkeypatch):
     monkeypatch.setattr(launch, "PATIENCE", 200)
 
     def die(x, y):
         if x == 1:
             os._exit(0)
 
-    with launch.use_config(config(exchange)), process_per_program(on_start=die):
+    with launch.use_config(CONFIG), process_per_program(on_start=die):
         with pytest.raises(ExchangeError, match="too long"):
             launch.scan_forward(*draw(True), Variant(), False)
 

@@ -118,33 +118,6 @@ def test_budget_of_every_feature(direction, features):
     assert ahead.compile_scan(direction, "sm_90", config, 256, torch.float16, **features).violations() == []
 
 
-@pytest.mark.parametrize(
-    "target, direction, exchange, num_warps",
-    [
-        ("sm_90", "forward", "flags", 8),
-        ("sm_90", "forward", "tagged", 4),
-        ("sm_90", "backward", "tagged", 8),
-        ("sm_80", "backward", "flags", 4),
-        ("sm_100", "forward", "tagged", 4),
-    ],
-)
-def test_budget_of_every_exchange(target, direction, exchange, num_warps):
-    config = configs.LaunchConfig("persistent", 16, 16, 64, num_warps, exchange)
-    assert ahead.compile_scan(direction, target, config, 256).violations() == []
-
-
-@pytest.mark.parametrize("exchange", ["flags", "tagged"])
-def test_an_exchange_that_is_not_sound_on_the_target(exchange):
-    config = configs.LaunchConfig("persistent", 16, 16, 64, 4, exchange)
-    with pytest.raises(ValueError, match=f"`config.exchange` '{exchange}'.*gfx942"):
-        ahead.compile_scan("forward", "gfx942", config, 256)
-
-
-def test_tagged_words_want_a_thread_each():
-    with pytest.raises(ValueError, match="`block_b \\* block_k`.*512 threads"):
-        configs.LaunchConfig("persistent", 16, 16, 16, 16, "tagged")
-
-
 def test_chunks_are_loaded_before_the_first_is_multiplied(monkeypatch):
     """A product waits at a barrier that no load passes: loads between products would each cost their full latency."""
     texts, compile_ = [], ahead.triton.compile
@@ -208,12 +181,11 @@ def narrow_products(ttir: str) -> list[str]:
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("exchange", ["counter", "tagged"])
-def test_offsets_pass_2_to_the_31(direction, exchange, monkeypatch):
+def test_offsets_pass_2_to_the_31(direction, monkeypatch):
     """B * T * U of real batches passes 2^31, where a product of 32 bits would wrap."""
     texts, compile_ = [], ahead.triton.compile
     monkeypatch.setattr(ahead.triton, "compile", lambda *a, **k: texts.append(compile_(*a, **k)) or texts[-1])
-    config = configs.LaunchConfig("persistent", 16, 16, 64, 8, exchange)
+    config = configs.LaunchConfig("persistent", 16, 16, 64, 8)
     features = dict(mask=True, resets=True, fresh=True, drops=3, crowded=True)
     ahead.compile_scan(direction, "sm_90", config, 64, torch.bfloat16, **features)
     ttir = texts[0].asm["ttir"]

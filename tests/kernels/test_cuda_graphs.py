@@ -14,7 +14,7 @@ from tritongru.stream import Stream
 
 pytestmark = pytest.mark.gpu
 
-# One program, several that exchange, and one launch per step: see docs/design.md, Four schedules.
+# One program, several that exchange, and one launch per step: see docs/kernels.md, Four schedules.
 UNITS = [32, 256, 1536]
 CLOSE = dict(rtol=1e-3, atol=1e-4)
 

@@ -9,7 +9,7 @@ from tritongru.compat import GRU
 
 pytestmark = pytest.mark.gpu
 
-# One program a tile, and several that exchange: see docs/design.md, Four schedules.
+# One program a tile, and several that exchange: see docs/kernels.md, Four schedules.
 UNITS = [32, 256]
 
 

@@ -1,17 +1,19 @@
 """Where torch's own GRU is faster than the kernels, "auto" takes it: by a measured race, else by the schedule."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
 from tritongru import dispatch
-from tritongru.backends.triton import reasons
+from tritongru.backends.triton import reasons, tilings
 from tritongru.call.check import Signature
 from tritongru.call.problem import Shape, Variant
 from tritongru.dispatch import decide
 from tritongru.tuning import choices, configs, table_files, tables
 from tritongru.tuning.configs import PERSISTENT, STEPS, STREAMED, Device, LaunchConfig
+from tritongru.tuning.replayed import replayed_step
 from tritongru.tuning.tables import KERNELS, Entry, Key, Race, Table
 
 H100 = Device(132, 227 * 1024, name="Test GPU", target="sm_90")
@@ -84,15 +86,15 @@ def test_the_users_race_comes_before_the_shipped_one(write, gpu):
 )
 def test_near_units_are_for_shipped_tables(write, place, asked, units, found):
     write(place, race(units))
-    reason = choices.reason_for_aten(replace(KEY, units=asked), 16, True, H100)
+    reason = choices.reason_from_race(replace(KEY, units=asked), 16, True, H100)
     assert bool(reason) is found
 
 
 def test_buckets_and_dtypes_bound_a_race(write):
     write("user", race(batches=(16, 64)))
     for batch, held in ((8, False), (9, True), (64, True), (65, False)):
-        assert bool(choices.reason_for_aten(KEY, batch, True, H100)) is held
-    assert not choices.reason_for_aten(replace(KEY, dtype="float16"), 16, True, H100)
+        assert bool(choices.reason_from_race(KEY, batch, True, H100)) is held
+    assert not choices.reason_from_race(replace(KEY, dtype="float16"), 16, True, H100)
 
 
 def test_without_a_race_the_schedule_decides(write, gpu):
@@ -101,6 +103,42 @@ def test_without_a_race_the_schedule_decides(write, gpu):
     assert decision.backend == "aten" and "from memory at every step" in decision.rejected["triton"][0]
     assert decide(facts(units=4096, time=1)).backend == "triton"
     assert decide(facts(units=1024)).backend == "triton"
+
+
+@pytest.mark.parametrize(
+    "units, training, batch, backend",
+    [
+        (64, False, 16, "triton"), (128, False, 16, "triton"), (192, False, 16, "aten"), (208, False, 16, "triton"),
+        (64, True, 16, "triton"), (128, True, 16, "aten"), (144, True, 16, "triton"),
+        (128, False, 2048, "aten"),  # two launches
+        (100, False, 16, "aten"),  # not a multiple of 16, of which no step was replayed
+    ],
+)  # fmt: skip
+def test_where_cudnn_is_at_its_best_the_replay_must_be_below_what_was_published(
+    write, gpu, units, training, batch, backend
+):
+    decision = decide(facts(units, batch, training=training))
+    assert decision.backend == backend
+    if backend == "aten":
+        (reason,) = decision.rejected["triton"]
+        assert f"units={units}" in reason and "0.72 us per step published" in reason and "measured" in reason
+    assert decide(facts(units, batch, training=training, has_mask=True)).backend == "triton"
+
+
+def test_a_race_says_more_than_a_replay(write, gpu):
+    write("user", race(128, triton=1.0, aten=2.0))
+    assert decide(facts(128)).backend == "triton"
+    write("user", race(64, triton=2.0, aten=1.0))
+    assert "measured on" in decide(facts(64)).rejected["triton"][0]
+
+
+def test_a_replayed_step_is_that_of_the_tiling_that_runs():
+    for kernel, size in (("forward", 2), ("backward", 2), ("forward", 4)):
+        dtype = "bfloat16" if size == 2 else "float32"
+        tiling = tilings.choose(kernel, 256, size, 16, H100)
+        assert 0.5 < replayed_step(kernel, dtype, 256, str(tiling)) < 1.5
+        assert replayed_step(kernel, dtype, 256, str(replace(tiling, block_b=64))) is None
+    assert replayed_step("forward", "float16", 4096, "counter 16x16, 8x1 warps") is None
 
 
 def test_many_launches_of_programs_that_wait_lose(write, gpu):
@@ -133,8 +171,9 @@ def test_explain_says_how_the_kernels_are_launched(write, gpu):
     config = LaunchConfig(PERSISTENT, 16, 32, 64, 2)
     write("user", Entry(KEY, (1, 4096), config, 1.5, "p"))
     forward, backward = reasons.describe_launches(facts())
-    assert forward.startswith("forward: persistent counter 16x32x64, 2 warps (user): ") and "measured" in forward
+    assert forward.startswith("forward: persistent 16x32x64, 2 warps (user): ") and "measured" in forward
     assert backward.startswith("backward: resident "), "no table of the user's says otherwise"
+    assert re.search(r"registers; 1\.\d\d us per step and tile by the replay, not measured", backward)
     assert len(reasons.describe_launches(facts(training=False))) == 1
     assert str(dispatch.Decision("triton", {}, (forward,))) == f"backend: triton\n  {forward}"
 

@@ -154,6 +154,50 @@ def test_bytes_of_the_second_level_cache_take_time():
     assert words.cache_bytes == 4 * 32 * (16 + 4)
 
 
+COPY = [line("LDGSTS.E.BYPASS.128 [R4], desc[UR4][R2.64]"), line("LDGDEPBAR", writes=0)]
+
+
+def test_copies_to_shared_memory_are_waited_for_in_groups():
+    def step(left):
+        return step_of(*COPY, *COPY, line(f"DEPBAR.LE SB0, 0x{left}"), line(HMMA))
+
+    unbound = dict(cache_rate=float("inf"))
+    assert cycles(step(0), cache=373, **unbound) - cycles(step(0), cache=273, **unbound) == 100
+    # Each group is behind the bytes of those before it: one left under way is one less to wait for.
+    assert cycles(step(0), cache_rate=1) - cycles(step(1), cache_rate=1) > 200
+    assert timeline.replay(step(0), 4).cache_bytes == 4 * 2 * 32 * 16
+    assert sass.count(step(0))["LDG"] == 0
+
+
+def test_a_loop_of_chunks_is_repeated():
+    text = program(
+        ".L_x_1:", line("FADD R1, R1, R2", stall=3), ".L_x_2:", line(HMMA, stall=7), line("@P0 BRA `(.L_x_2)", stall=5),
+        line("FADD R1, R1, R2", stall=3), line("@P1 BRA `(.L_x_1)", stall=5),
+    )  # fmt: skip
+    once, often = (sass.one_step(*sass.parse(text), chunks) for chunks in (1, 5))
+    assert len(often) - len(once) == 4 * 2
+    assert cycles(often) - cycles(once) == 4 * 12
+
+
+def test_many_chunks_take_as_long_as_the_last_of_few(monkeypatch):
+    text = program(
+        ".L_x_1:", line("FADD R1, R1, R2", stall=3), ".L_x_2:", *COPY, line(HMMA, stall=7),
+        line("@P0 BRA `(.L_x_2)", stall=5), line("@P1 BRA `(.L_x_1)", stall=5),
+    )  # fmt: skip
+    monkeypatch.setattr(sass, "disassemble", lambda cubin: text)
+    few, many = (timeline.replay_cubin(b"", 1, chunks=chunks)[1] for chunks in (8, 100))
+    whole = timeline.replay(sass.one_step(*sass.parse(text), 100), 1)
+    assert many.cache_bytes == whole.cache_bytes and few.cache_bytes * 100 == 8 * whole.cache_bytes
+    assert many.cycles == pytest.approx(whole.cycles, rel=0.01)
+
+
+def test_products_of_float32_and_those_that_run_beside_the_warps():
+    text = program(".L_x_1:", line("FFMA R1, R2, R3, R1", stall=4), line("@P0 BRA `(.L_x_1)", stall=5))
+    assert [x.opcode for x in sass.one_step(*sass.parse(text))] == ["FFMA", "BRA"]
+    with pytest.raises(ValueError, match="asynchronous"):
+        sass.one_step(*sass.parse(program(text, line("HGMMA.64x32x16.F32.BF16 R4, gdesc[UR8], R4"))))
+
+
 def test_a_wait_for_nobody_is_an_error():
     """A load of another step's word in a loop whose only publication comes from a place that is never reached."""
     step = exchange()

@@ -46,7 +46,7 @@ from tritongru.backends.triton.tilings import Tiling  # noqa: E402
 from tritongru.environment import triton_release  # noqa: E402
 from tritongru.tools.oracle.cases import Case  # noqa: E402
 from tritongru.tuning import choices  # noqa: E402
-from tritongru.tuning.configs import EXCHANGES, FENCED_COPIES, LaunchConfig, next_power_of_two  # noqa: E402
+from tritongru.tuning.configs import FENCED_COPIES, LaunchConfig, next_power_of_two  # noqa: E402
 
 ACTIVATIONS = ("tanh", "sigmoid", "hard_sigmoid", "softsign", "relu", "elu", "selu", "softplus", "linear", "leaky_relu")
 # For the gates: with an unbounded one, states may grow until nothing can be compared.
@@ -144,7 +144,7 @@ def draw_config(r: random.Random, units: int) -> LaunchConfig | None:
         whole = next_power_of_two(units)
         return LaunchConfig("single", block_b, whole, whole, num_warps)
     return LaunchConfig(
-        schedule, block_b, r.choice([16, 16, 32]), r.choice([16, 32, 64]), num_warps, r.choice(EXCHANGES)
+        schedule, block_b, r.choice([16, 16, 32]), r.choice([16, 32, 64]), num_warps
     )  # fmt: skip
 
 
@@ -153,8 +153,7 @@ def delete_barriers() -> int:
     case = Case(3, 3, 3, 32, "bfloat16", reset_after=False)
     configs = [
         LaunchConfig("single", 16, 32, 32, 4),
-        *(LaunchConfig("persistent", 16, 16, 32, 2, exchange) for exchange in EXCHANGES),
-        LaunchConfig("persistent", 16, 16, 32, 1, "counter"),
+        *(LaunchConfig("persistent", 16, 16, 32, warps) for warps in (1, 2)),
         LaunchConfig("steps", 16, 16, 32, 2),
     ]
     deleted, not_missed = 0, []

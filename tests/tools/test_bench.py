@@ -103,6 +103,10 @@ def test_sets_are_what_they_say():
         (128, 1, 128, 256),
         (500, 64, 64, 64),
         (1000, 1, 40, 64),
+        (16, 1, 64, 128),
+    }
+    assert {(w.time, w.batch, w.units) for w in workloads.SETS["small"]} == {
+        (T, B, U) for T in (1, 8, 16) for B in (1, 16) for U in (64, 128, 256)
     }
     grid = workloads.SETS["gpu-grid"]
     assert {(w.units, w.batch) for w in grid} == {
@@ -114,7 +118,7 @@ def test_sets_are_what_they_say():
 
 
 def row(**changes) -> results.Result:
-    same = results.conditions(CPU) | dict(workload="w", features="", T=1, B=2, I=3, U=4, dtype="float32")
+    same = results.conditions(CPU) | dict(workload="w", features="", T=1, B=16, I=3, U=4, dtype="float32")
     return results.Result(**(same | dict(direction=TRAINING, backend="eager") | changes))
 
 
@@ -273,6 +277,11 @@ def made_tables(root: Path) -> None:
             backend="auto", p50_ms=1.0, floor_us=0.5, peak_bytes=2**20, notes="is triton here"),
         row(**(base | dict(workload="resets")), features="resets", p50_ms=2.0, backend="auto"),
         row(**(base | dict(workload="resets")), features="resets", p50_ms=9.0, backend="reference"),
+        row(**(base | dict(workload="cpu")), run="newer", device="Another", backend="auto", p50_ms=1.0,
+            ratio_to_nn_gru=0.1, date="2020-01-01"),
+        *(row(workload="small", direction=INFERENCE, backend=name, p50_ms=number / 1e3, ratio_to_nn_gru=4.0 / number,
+              notes="is numba here") for name, number in (("nn.GRU", 4), ("compat.GRU", 2), ("nn.GRUCell", 8),
+                                                          ("Stream.step", 6))),
     ]  # fmt: skip
     results.append_results(root / report.RESULTS / "bench.csv", rows)
     (root / report.RESULTS / "exchange.csv").write_text("method,ns\ncounter,12\n")
@@ -283,8 +292,11 @@ def test_the_page_shows_losses_the_last_run_and_every_table(tmp_path):
     page = report.write_report(tmp_path).read_text()
     assert "By hand." in page and "77" not in page
     assert "below 1) in 1 of 1" in page and "| 0.80 |" in page
-    assert "mean 0.80, least 0.80, of 1 | missed" in page  # the goal of training on a CPU
-    assert "mean 4.50, least 4.50, of 1 | met" in page  # twice the reference
+    assert "mean 0.80, least 0.80, of 1 | missed" in page  # the goal of training on a CPU, the device measured last
+    assert "mean 4.50, least 4.50, of 1 | met" in page  # four times the reference
+    assert "mean 2.00, least 2.00, of 1 | met" in page and "mean 1.33, least 1.33, of 1 | missed" in page  # small calls
+    assert "| numba | 4.0 | 2.0 (0.50) |  | 8.0 | 6.0 (0.75) |" in page
+    assert "### Another" in page
     assert "| counter | 12 |" in page
     assert "Nothing has been measured" not in page
     assert report.render(tmp_path) == page

@@ -18,6 +18,7 @@ import torch
 from tritongru.__main__ import main
 from tritongru.environment import reasons_against_interpreter
 from tritongru.tools.benchmark.timing import Timing
+from tritongru.tools.tune import checking
 from tritongru.tools.tune import measure as tune_measure
 from tritongru.tools.tune import store as tune_store
 from tritongru.tools.tune import sweep as tune_module
@@ -34,11 +35,9 @@ from tritongru.tuning.tables import Entry, Key
 H100, MACHINE = Device(132, 227 * 1024, name="Test GPU", target="sm_90"), MACHINES["sm_90"]
 KEY = Key("forward", "bfloat16", "ieee", 256)
 CONFIG = LaunchConfig(PERSISTENT, 16, 32, 128, 4)
-PROVENANCE = (
-    "p",
-    {"kind": "modelled", "date": "2026-01-02", "device": "Test GPU"}
-    | dict.fromkeys(("tritongru", "triton", "torch", "kernels"), "?"),
-)
+RECORD = {"kind": "modelled", "date": "2026-01-02", "device": "Test GPU"}
+RECORD |= dict.fromkeys(("tritongru", "triton", "torch", "kernels"), "?")
+PROVENANCES, IDS = {"p": RECORD}, dict.fromkeys(tables.KINDS, "p")
 needs_triton = pytest.mark.skipif(not tune_module.choices.importlib.util.find_spec("triton"), reason="needs triton")
 
 
@@ -91,6 +90,8 @@ def test_the_model_knows_what_costs():
     assert total(CONFIG, replace(KEY, flags=("reset_before",))) > total(CONFIG)  # two exchanges
     assert total(CONFIG, replace(KEY, dtype="float32")) > total(CONFIG, replace(KEY, dtype="float32", precision="tf32"))
     assert total(LaunchConfig(STEPS, 16, 32, 32, 4)) > total(CONFIG)  # launches
+    # Four warps over the rows of a square repeat each other's work; over the columns they share it.
+    assert total(LaunchConfig(PERSISTENT, 16, 16, 128, 4)) > total(CONFIG)
     assert total(LaunchConfig(STEPS, 16, 32, 32, 4), batch=4096) > total(LaunchConfig(STEPS, 64, 32, 32, 4), batch=4096)
 
 
@@ -113,10 +114,10 @@ def test_the_order_of_candidates(batch):
 
 
 class FakeCompilers:
-    """Refuses what `refuse` says; remembers what it was given."""
+    """Refuses what `refuse` says, replays what `cycles` says; remembers what it was given."""
 
-    def __init__(self, refuse=lambda job: False, stop_after=None):
-        self.refuse, self.jobs, self.stop_after = refuse, [], stop_after
+    def __init__(self, refuse=lambda job: False, stop_after=None, cycles=lambda job: 0.0):
+        self.refuse, self.jobs, self.stop_after, self.cycles = refuse, [], stop_after, cycles
 
     def __enter__(self):
         return self
@@ -130,7 +131,7 @@ class FakeCompilers:
                 raise KeyboardInterrupt
             self.jobs.append(job)
             wrong = ("spills 8",) if self.refuse(job) else ()
-            yield job, Compiled(100, 8 if wrong else 0, 1000, "mma.sync", 0.1, wrong)
+            yield job, Compiled(100, 8 if wrong else 0, 1000, "mma.sync", self.cycles(job), 64, 0.1, wrong)
 
 
 def search(problems, compilers, depth):
@@ -148,23 +149,53 @@ def test_everything_is_compiled_once():
 
 
 def test_a_shallow_search_stops_at_the_first_that_may_run():
-    compilers = FakeCompilers(lambda job: job.config.num_warps == 4)
+    first = next(c.config.num_warps for c in list_candidates(Problem(KEY, 1), H100, MACHINE))
+    compilers = FakeCompilers(lambda job: job.config.num_warps == first)
     found, _ = search([Problem(KEY, 1)], compilers, 1)
     able = [one for one in found[0].tried if not one.candidate.against]
-    expected = next(one for one in able if one.candidate.config.num_warps != 4)
+    expected = next(one for one in able if one.candidate.config.num_warps != first)
     assert found[0].winner is expected
     assert len(compilers.jobs) == able.index(expected) + 1
     assert "spills" in able[0].fault
 
 
+def test_what_a_table_holds_is_compiled_however_shallow_the_search():
+    """And for every batch, since the model's order may be wrong."""
+    held = LaunchConfig(PERSISTENT, 16, 16, 64, 2)
+    compilers = FakeCompilers(cycles=lambda job: 10.0 if job.config == held else 20.0)
+    known = [Entry(KEY, (1, 16), held, 1.0, "p"), Entry(replace(KEY, units=512), (1, 16), CONFIG, 1.0, "p")]
+    found = open_problems([Problem(KEY, 1), Problem(KEY, 64)], H100, MACHINE, known)
+    compile_candidates(found, "sm_90", compilers, 1, lambda *_: None)
+    assert [problem.winner.candidate.config for problem in found] == [held, held]
+    assert len({job.config for job in compilers.jobs}) == len(compilers.jobs) <= 3
+
+
 def test_no_winner_where_nothing_may_run():
     found, _ = search([Problem(KEY, 1)], FakeCompilers(lambda job: True), 1)
-    assert found[0].winner is None and make_entries(found, "p") == []
+    assert found[0].winner is None and make_entries(found, IDS) == []
 
 
 def test_neighbouring_batches_share_an_entry():
     found, _ = search([Problem(KEY, b) for b in (1, 2, 4, 8, 16, 4096)], FakeCompilers(), 1)
-    assert [entry.batches for entry in make_entries(found, "p")] == [(1, 16), (4096, 4096)]
+    assert [entry.batches for entry in make_entries(found, IDS)] == [(1, 16), (4096, 4096)]
+
+
+def test_the_fewest_replayed_cycles_win():
+    """Over the order of the model, and over what could not be replayed; turns of the multiprocessors count."""
+    cycles = {2: 3000.0, 4: 2000.0, 8: 0.0}
+    compilers = FakeCompilers(cycles=lambda job: cycles[job.config.num_warps] * job.config.block_h / 16)
+    found, _ = search([Problem(KEY, 16), Problem(KEY, 4096)], compilers, 0)
+    for problem in found:
+        able = [one for one in problem.tried if not one.fault]
+        winner = problem.winner
+        assert winner.kind == tables.REPLAYED
+        assert winner.microseconds == min(one.microseconds for one in able if one.kind == tables.REPLAYED)
+        assert {one.kind for one in able} == {tables.REPLAYED, tables.MODELLED}
+    few, many = (problem.winner for problem in found)
+    assert few.microseconds == pytest.approx(2000 / 1755) and few.candidate.config.num_warps == 4
+    assert many.microseconds > few.microseconds
+    ids = {kind: kind for kind in tables.KINDS}
+    assert {entry.provenance for entry in make_entries(found, ids)} == {tables.REPLAYED}
 
 
 def test_the_fastest_wins_where_any_was_timed():
@@ -172,7 +203,7 @@ def test_the_fastest_wins_where_any_was_timed():
     able = [one for one in found[0].tried if not one.fault]
     able[1].timing, able[2].timing = Timing((2e-3, 3e-3)), Timing((1e-3, 1e-3))
     assert found[0].winner is able[2]
-    assert make_entries(found, "p")[0].microseconds == pytest.approx(1.0)
+    assert make_entries(found, IDS)[0].microseconds == pytest.approx(1.0)
     able[2].fault = "outputs: error 1 exceeds the tolerance 0.1"
     assert found[0].winner is able[1]
 
@@ -186,6 +217,22 @@ def test_one_kernel_is_compiled_in_a_worker():
     with Compilers(1) as compilers:
         ((got, compiled),) = compilers.run([job])
     assert got == job and compiled.wrong == () and compiled.matrix and compiled.registers > 16 and compiled.shared > 0
+    assert 500 < compiled.cycles < 5000 and compiled.cache_bytes > 16 * 16 * 2 * 4
+
+
+@needs_triton
+def test_what_the_replay_knows_of_plain_kernels():
+    """Chunks of streamed weights count each; asynchronous products cannot be followed, so the model ranks them."""
+
+    def compiled(config, units=256, target="sm_90"):
+        return tune_compile.compile_job(Job(target, replace(KEY, units=units), config))
+
+    few, many = (compiled(LaunchConfig(STREAMED, 16, 32, 64, 4), units) for units in (256, 1024))
+    assert 9 < (many.cache_bytes - few.cache_bytes) / (12 * (3 * 32 + 16) * 64 * 2) * 10 < 11
+    assert many.cycles > 1.5 * few.cycles
+    assert compiled(LaunchConfig(PERSISTENT, 16, 32, 128, 4)).cycles > 1000
+    warpgroups = compiled(LaunchConfig(STREAMED, 64, 32, 32, 4))
+    assert (warpgroups.matrix, warpgroups.cycles) == ("wgmma.mma_async", 0)
 
 
 def test_a_worker_that_takes_too_long_is_ended():
@@ -218,7 +265,7 @@ def entries(*units: int) -> list[Entry]:
 
 
 def save(path: Path, *units: int) -> None:
-    tune_store.save_entries(path, H100, PROVENANCE, entries(*units))
+    tune_store.save_entries(path, H100, PROVENANCES, entries(*units))
 
 
 def units_in(path: Path) -> list[int]:
@@ -324,9 +371,10 @@ def test_a_damaged_table_is_set_aside_not_overwritten(tmp_path, content):
 def test_entries_of_other_runs_stay(tmp_path):
     path = tmp_path / "t.json"
     save(path, 256)
-    tune_store.save_entries(path, H100, ("q", PROVENANCE[1] | {"kind": "measured"}), [])
+    measured = {"q": RECORD | {"kind": "measured"}, "not used": RECORD}
+    tune_store.save_entries(path, H100, measured, [])
     other = replace(entries(512)[0], provenance="q")
-    tune_store.save_entries(path, H100, ("q", PROVENANCE[1] | {"kind": "measured"}), [other])
+    tune_store.save_entries(path, H100, measured, [other])
     assert units_in(path) == [256, 512] and set(table_files.read(path).provenances) == {"p", "q"}
 
 
@@ -335,6 +383,7 @@ def test_entries_of_other_runs_stay(tmp_path):
 
 @needs_triton
 def test_an_interrupt_keeps_what_was_found(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(choices, "SHIPPED", tmp_path / "none")
     monkeypatch.setattr(tune_module, "Compilers", lambda *_: FakeCompilers(stop_after=3))
     result = tune([256, 512], [16], target="sm_90", out=tmp_path, depth=1)
     assert result.interrupted
@@ -435,7 +484,7 @@ def test_the_inputs_of_a_timed_scan_are_those_of_the_scan(kernel, flags):
 @needs_triton
 def test_a_wrong_candidate_does_not_win(monkeypatch):
     """Right on the eager scan in place of the kernels; then one gradient is off by one part in a hundred."""
-    run = tune_measure.run_case
+    run = checking.run_case
 
     def right(arguments, backend, seed):
         return run(arguments, "eager" if backend == "triton" else backend, seed)
@@ -444,13 +493,13 @@ def test_a_wrong_candidate_does_not_win(monkeypatch):
         results = right(arguments, backend, seed)
         return results | {"d kernel": results["d kernel"] * 1.01}
 
-    monkeypatch.setattr(tune_measure, "is_interpreted", lambda: True)
+    monkeypatch.setattr(checking, "is_interpreted", lambda: True)
     problems = [Problem(Key(kernel, "float32", "ieee", 9), 4) for kernel in ("forward", "backward")]
-    monkeypatch.setattr(tune_measure, "run_case", right)
-    assert [tune_measure.check_config(problem, CONFIG) for problem in problems] == ["", ""]
-    monkeypatch.setattr(tune_measure, "run_case", wrong)
-    assert tune_measure.check_config(problems[0], CONFIG) == ""
-    assert "d kernel: error" in tune_measure.check_config(problems[1], CONFIG)
+    monkeypatch.setattr(checking, "run_case", right)
+    assert [checking.check_config(problem, CONFIG) for problem in problems] == ["", ""]
+    monkeypatch.setattr(checking, "run_case", wrong)
+    assert checking.check_config(problems[0], CONFIG) == ""
+    assert "d kernel: error" in checking.check_config(problems[1], CONFIG)
 
 
 def test_only_what_is_right_is_timed_and_the_fastest_wins(monkeypatch):
@@ -536,7 +585,7 @@ def test_verify_finds_what_a_table_hides(tmp_path, capsys):
     )
     crowd = Entry(replace(KEY, units=4240), (1, 16), LaunchConfig(STREAMED, 16, 32, 32, 4), 1.0, "p", 1 << 17)
     path = tmp_path / "sm_90-132.json"
-    tune_store.save_entries(path, H100, PROVENANCE, [good, crowd])
+    tune_store.save_entries(path, H100, PROVENANCES, [good, crowd])
     assert main(["tune", "--verify", str(path), "--jobs", "1"]) == 1
     shown = capsys.readouterr().out
     assert "2 entries, 1 broken" in shown and "133 programs of a tile" in shown

@@ -60,13 +60,14 @@ def split(arguments: Sequence[Any], *kinds: type) -> list[Any]:
 
 def is_watched(tensors: Sequence[Tensor | None]) -> bool:
     """Return whether something looks at the operators of a call: a compiler, transform, mode or subclass of Tensor."""
-    modes = torch._C._len_torch_dispatch_stack, torch._ops._len_torch_dispatch_stack_pre_dispatch
-    if is_traced() or torch._C._are_functorch_transforms_active() or any(count() for count in modes):
+    if is_traced() or torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
         return True
-    return not all(t is None or type(t) in _PLAIN for t in tensors)
+    if torch._ops._len_torch_dispatch_stack_pre_dispatch():
+        return True
+    return not _PLAIN.issuperset(map(type, tensors))
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 
 def forward(a: Inputs, variant: Variant, setting: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -160,14 +161,30 @@ def _differentiate(ctx, d_out, d_last, _d_states, _d_gates):
     if torch.is_grad_enabled():
         result = gradients.differentiable_gradients(ctx.variant, inputs, wanted, d_out, d_last)
     else:
-        found = torch.ops.tritongru.scan_backward.default(
-            *inputs, *ctx.variant, *ctx.setting, *kept, d_out, d_last, list(wanted)
-        )
+        saved = list(kept)
+        plain = ctx.setting.backend in WHOLE and inputs.x.is_cpu and not is_watched((*inputs, *saved, d_out, d_last))
+        run = scan_backward if plain else torch.ops.tritongru.scan_backward.default
+        found = run(*inputs, *ctx.variant, *ctx.setting, *saved, d_out, d_last, list(wanted))
         result = (gradient if want else None for gradient, want in zip(found, wanted, strict=True))
     return (*result, *_NO_GRADIENTS)
 
 
 _NO_GRADIENTS = (None,) * len(Variant._fields + Setting._fields)
+
+
+class Unwatched(torch.autograd.Function):
+    """The operator `scan` for autograd alone, where nothing else looks at it (`is_watched`)."""
+
+    @staticmethod
+    def forward(ctx, *arguments):
+        """Return what `scan` does."""
+        results = scan(*arguments)
+        _keep(ctx, arguments, results)
+        ctx.mark_non_differentiable(*results[2:])
+        return results
+
+    backward = staticmethod(_differentiate)  # type: ignore[assignment]
+
 
 torch.library.register_autograd("tritongru::scan", _differentiate, setup_context=_keep, lib=LIBRARY)
 for _operator in (torch.ops.tritongru.scan.default, torch.ops.tritongru.scan_backward.default):

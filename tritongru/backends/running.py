@@ -10,7 +10,7 @@ from torch import Tensor
 from ..call.problem import Inputs, Problem, Variant
 from .gradients import RECOMPUTE, SAVE_GATES, SAVE_NOTHING, Setting
 from .members import Group, run_members_directly
-from .operators import WHOLE, forward, is_watched
+from .operators import WHOLE, Unwatched, forward, is_watched
 from .transforms import run_transformed
 
 
@@ -23,6 +23,8 @@ def run_scan(problem: Problem, setting: Setting) -> tuple[Tensor, Tensor]:
     inputs, variant = problem
     if _is_past_operators(inputs, setting):
         return forward(inputs, variant, setting)[:2]
+    if setting.backend in WHOLE and inputs.x.is_cpu and not is_watched(inputs):
+        return Unwatched.apply(*inputs, *variant, *setting)[:2]  # type: ignore[index]
     if torch._C._are_functorch_transforms_active():
         out, last, *_ = run_transformed([inputs], [variant.reverse], variant, setting)
         return out[0], last[0]
@@ -74,5 +76,5 @@ def setting_of(precision: str, recompute: bool, wants_gradients: bool, backend: 
 
 
 def _is_past_operators(tensors: Sequence[Tensor | None], setting: Setting) -> bool:
-    # An operator is for autograd and for tracing; it costs as much as a step.
+    # An operator is for tracing, modes and transforms; it costs as much as several steps.
     return setting.save == SAVE_NOTHING and setting.backend in WHOLE and not is_watched(tensors)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as modules
 
 from .. import functional
 from . import jagged
@@ -258,8 +258,9 @@ class Bidirectional(WeightedLayer, torch.nn.Module):
 
 def _can_join(layer: GRU) -> bool:
     """Return whether nothing looks at the call of a layer, or takes its place: it can be half of another call."""
-    hooks = (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks)
-    watched = any(hooks) or _has_any_global_hook() or layer._compiled_call_impl is not None
+    names = ("forward_pre_hooks", "forward_hooks", "backward_pre_hooks", "backward_hooks")
+    watched = any(getattr(layer, f"_{name}") or getattr(modules, f"_global_{name}") for name in names)
+    watched = watched or layer._compiled_call_impl is not None
     return layer.built and not watched and type(layer).forward is GRU.forward and "forward" not in vars(layer)
 
 

@@ -87,9 +87,9 @@ class GRUCell(RecurrentWeights):
         training = self.training if training is None else bool(training)
         drops = training and (self.dropout or self.recurrent_dropout)
         if not drops and isinstance(states, Tensor):
-            new = self._last_step.again(self, inputs, states, self.backend)
-            if new is not None:
-                return new.clone(), new
+            again = self._last_step.again(self, inputs, states, self.backend)
+            if again is not None:
+                return again
         self._check_inputs(inputs)
         x = self._to_input(inputs)
         nested = isinstance(states, (tuple, list))

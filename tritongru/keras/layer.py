@@ -146,9 +146,10 @@ class GRU(KeptState):
             UnsupportedError: the named backend cannot run the call.
             RuntimeError: a stateful layer under what cannot carry its state; the message says the way.
         """
-        if mask is None and resets is None and (new := self._step_again(inputs, training, initial_state)) is not None:
-            output = new.unsqueeze(self._time_axis) if self.return_sequences else new
-            return (output, new.clone()) if self.return_state else output
+        if mask is None and resets is None and (again := self._step_again(inputs, training, initial_state)) is not None:
+            output, state = again
+            output = output.unsqueeze(self._time_axis) if self.return_sequences else output
+            return (output, state) if self.return_state else output
         arguments, rows = self._arguments(inputs, mask, training, initial_state, resets)
         outputs, state, decision = functional.run(arguments, self.backend)
         return self._finish(arguments, rows, outputs, state, decision)
@@ -172,8 +173,8 @@ class GRU(KeptState):
                 self._remember_step(arguments, decision)
         return (output, state) if self.return_state else output
 
-    def _step_again(self, inputs, training, initial_state) -> Tensor | None:
-        """Return the state after a call of one step that is like the last one, None for any other."""
+    def _step_again(self, inputs, training, initial_state) -> tuple[Tensor, Tensor] | None:
+        """Return output and state (B,U) after a call of one step that is like the last one, None for any other."""
         plain = self._last_step.known is not None and isinstance(inputs, Tensor) and inputs.dim() == 3
         if not plain or self.stateful or self.activity_regularizer is not None or inputs.shape[self._time_axis] != 1:
             return None

@@ -48,6 +48,10 @@ def run_step(
     return new, decision
 
 
+# From x (B,I), the state (B,U) and the weights by their names to the state after a step, twice.
+Step = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
+
+
 class LastStep:
     """What the last step depended on but for the values of its tensors: a step alike is not checked and decided again.
 
@@ -59,7 +63,7 @@ class LastStep:
     __slots__ = ("known",)
 
     def __init__(self) -> None:
-        self.known: tuple[tuple, Decision, Callable[[Inputs], Tensor]] | None = None
+        self.known: tuple[tuple, Decision, Step] | None = None
 
     def __reduce__(self):
         return LastStep, ()  # a copy remembers nothing
@@ -67,28 +71,51 @@ class LastStep:
     def remember(self, owner: RecurrentWeights, x: Tensor, state: Tensor, backend: str, decision: Decision) -> None:
         """Remember a step without dropout that went the whole way."""
         kind = _kind(owner, x, state, backend) if decision.backend in ("eager", "numba") else None
-        self.known = None if kind is None else (kind, decision, _make_step(owner, x.shape[0], decision.backend))
+        self.known = None if kind is None else (kind, decision, _make_step(owner, x, state, decision.backend))
 
-    def again(self, owner: RecurrentWeights, x: Any, state: Tensor, backend: str) -> Tensor | None:
-        """Return the state (B,U) after a step that is like the last one, None for any other."""
+    def again(self, owner: RecurrentWeights, x: Any, state: Tensor, backend: str) -> tuple[Tensor, Tensor] | None:
+        """Return the output and the state (B,U) after a step that is like the last one, None for any other.
+
+        Their values are the same, their memory is not.
+        """
         known = self.known
         if known is None or known[0] != _kind(owner, x, state, backend):
             return None
-        weights: Any = owner._parameters
-        bias = weights["bias"]
-        bias_x, bias_h = (None, None) if bias is None else bias.unbind(0)
-        return known[2](Inputs(x, weights["kernel"], bias_x, weights["recurrent_kernel"], bias_h, state))
+        return known[2](x, state, owner._parameters)
 
 
-def _make_step(owner: RecurrentWeights, rows: int, backend: str) -> Callable[[Inputs], Tensor]:
-    """Return the function from x (B,I), weights in Keras's layout and the state (B,U) to the state after a step."""
+def _make_step(owner: RecurrentWeights, x: Tensor, state: Tensor, backend: str) -> Step:
+    """Return the function that takes a step like that of x (B,I) from the state (B,U)."""
     f, g = (activations.resolve(one).name for one in (owner.activation, owner.recurrent_activation))
-    variant = Variant(f, g)
+    variant, inputs = Variant(f, g), _inputs(x, state, owner._parameters)
     if backend == "numba":
         numba = importlib.import_module("tritongru.backends.numba.short")  # imports numba
-        if rows <= numba.MOST_ROWS:
-            return lambda inputs: numba.run_step(inputs, variant)
-    return lambda inputs: short.run_step(inputs, variant)
+        sequence = inputs._replace(x=x.unsqueeze(0))
+        if numba.is_short(sequence, variant) and all(t is None or t.stride(-1) == 1 for t in (x, inputs.bias_x, state)):
+            call, no_bias = numba.BoundCall(sequence, variant), inputs.bias_x is None
+            second = 0 if no_bias else owner.bias.stride(0) * x.element_size()
+
+            def take(x: Tensor, state: Tensor, weights: Any) -> tuple[Tensor, Tensor]:
+                bias = 0 if no_bias else weights["bias"].data_ptr()
+                out, new = torch.empty_like(state), torch.empty_like(state)
+                call(
+                    x.data_ptr(), weights["kernel"].data_ptr(), bias, weights["recurrent_kernel"].data_ptr(),
+                    bias + second, state.data_ptr(), out.data_ptr(), new.data_ptr(),
+                )  # fmt: skip
+                return out, new
+
+            return take
+
+    def take_eagerly(x: Tensor, state: Tensor, weights: Any) -> tuple[Tensor, Tensor]:
+        new = short.run_step(_inputs(x, state, weights), variant)
+        return new.clone(), new
+
+    return take_eagerly
+
+
+def _inputs(x: Tensor, state: Tensor, weights: Any) -> Inputs:
+    bias_x, bias_h = (None, None) if weights["bias"] is None else weights["bias"].unbind(0)
+    return Inputs(x, weights["kernel"], bias_x, weights["recurrent_kernel"], bias_h, state)
 
 
 def _kind(owner: RecurrentWeights, x: Any, state: Tensor, backend: str) -> tuple | None:
@@ -97,7 +124,7 @@ def _kind(owner: RecurrentWeights, x: Any, state: Tensor, backend: str) -> tuple
     That is: one with gradients, one that a tracer, a mode or autocast watches, weights behind a parametrization,
     another cell, the other reset convention, and half precision, whose sums are kept in float32.
     """
-    if not isinstance(x, Tensor) or x.dtype not in _EXACT or x.device.type != "cpu" or not owner.reset_after:
+    if not isinstance(x, Tensor) or x.dtype not in _EXACT or not x.is_cpu or not owner.reset_after:
         return None
     weights: Any = owner._parameters
     if owner.zoneout or owner.layer_norm is not None or owner.heads > 1:
@@ -109,7 +136,7 @@ def _kind(owner: RecurrentWeights, x: Any, state: Tensor, backend: str) -> tuple
         return None
     if is_watched(tensors) or is_transformed() or torch.is_autocast_enabled("cpu"):
         return None
-    kinds = [None if t is None else (t.shape, t.dtype, t.device) for t in tensors]
+    kinds = [None if t is None else (t.shape, t.stride(), t.dtype, t.is_cpu) for t in tensors]
     return *kinds, owner.activation, owner.recurrent_activation, backend, environment.changes()
 
 

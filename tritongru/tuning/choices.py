@@ -56,8 +56,8 @@ def choose(key: Key, batch: int, device: Device) -> Choice:
 
 
 @functools.lru_cache(maxsize=4096)
-def reason_for_aten(key: Key, batch: int, training: bool, device: Device) -> str:
-    """Return why torch's own GRU is to be preferred to the kernels where it can run a call; "" if it is not.
+def reason_from_race(key: Key, batch: int, training: bool, device: Device) -> str | None:
+    """Return why torch's own GRU is faster, as it was measured; "" if it is not, None where nothing was measured.
 
     Args:
         key: of the forward kernel. batch: B. training: whether there will be a backward pass.
@@ -69,20 +69,30 @@ def reason_for_aten(key: Key, batch: int, training: bool, device: Device) -> str
                 return ""
             date = table.provenances[race.provenance].get("date", "an unknown day")
             return f"aten took {race.aten:.2f} us per step and triton {race.triton:.2f}, measured on {date}"
-    for kernel in ("forward", "backward") if training else ("forward",):
-        choice = choose(replace(key, kernel=kernel), batch, device)
-        waves = configs.count_waves(choice.config, key.units, batch, device) if choice.config.waits else 1
-        if waves > configs.MOST_WAVES:
-            return (
-                f"the {kernel} kernel would take this many rows in {waves} launches, one after another; products of "
-                "many rows are what aten's one launch per step is good at"
-            )
-        if choice.config.streams:
-            return (
-                f"the {kernel} kernel would read the recurrent weights from memory at every step "
-                f"(schedule {choice.config.schedule!r}), as aten does"
-            )
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def reason_from_schedule(key: Key, batch: int, device: Device) -> str:
+    """Return why torch's own GRU is to be preferred to a plain kernel where nothing was measured; "" if it is not."""
+    choice = choose(key, batch, device)
+    waves = configs.count_waves(choice.config, key.units, batch, device) if choice.config.waits else 1
+    if waves > configs.MOST_WAVES:
+        return reason_from_waves(key.kernel, waves)
+    if choice.config.streams:
+        return (
+            f"the {key.kernel} kernel would read the recurrent weights from memory at every step "
+            f"(schedule {choice.config.schedule!r}), as aten does"
+        )
     return ""
+
+
+def reason_from_waves(kernel: str, waves: int) -> str:
+    """Return why many rows are not for programs that wait for each other."""
+    return (
+        f"the {kernel} kernel would take this many rows in {waves} launches, one after another; products of many rows "
+        "are what aten's one launch per step is good at"
+    )
 
 
 def tables_for(device: Device) -> list[tuple[str, Path, Table]]:
@@ -185,7 +195,7 @@ def _load(path: str) -> Table | None:
 def forget() -> None:
     """Read the tables anew at the next choice."""
     environment.note_change()
-    for cached in (_load, choose, reason_for_aten):
+    for cached in (_load, choose, reason_from_race, reason_from_schedule):
         cached.cache_clear()
 
 

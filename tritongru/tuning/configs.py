@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from ..environment import triton_release
 
 SINGLE, PERSISTENT, STREAMED, STEPS = SCHEDULES = "single", "persistent", "streamed", "steps"
-# How the programs of a batch tile meet, kernels/exchange.py; a search space takes its choices from here.
-EXCHANGES = ("counter", "flags", "tagged")
+# 32-bit words from the counter of one batch tile to the next: a cache line.
+COUNTER_STRIDE = 32
 # float32 sums a thread may hold: three of them per output, beside operands and addresses, in at most 255 registers.
 MAX_SUMS_PER_THREAD = 48
 # Launches one after another of programs that wait for each other; with more rows, one launch per step does not wait.
@@ -33,7 +33,6 @@ class LaunchConfig:
             (the same, but the weights do not stay) or "steps" (one launch per step).
         block_b, block_h, block_k: rows, units and chunk of the product, powers of two from 16 up.
         num_warps: warps of a program.
-        exchange: one of EXCHANGES; matters where programs wait for each other.
     """
 
     schedule: str
@@ -41,29 +40,17 @@ class LaunchConfig:
     block_h: int
     block_k: int
     num_warps: int = 4
-    exchange: str = "counter"
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
             raise ValueError(f"`schedule` must be one of {', '.join(map(repr, SCHEDULES))}, got {self.schedule!r}")
-        if self.exchange not in EXCHANGES:
-            raise ValueError(f"`exchange` must be one of {', '.join(map(repr, EXCHANGES))}, got {self.exchange!r}")
         for name in ("block_b", "block_h", "block_k"):
             value = getattr(self, name)
             if value < 16 or value & (value - 1):
                 raise ValueError(f"`{name}` must be a power of two, at least 16, got {value}")
-        if self.schedule == STREAMED and self.exchange == "tagged":
-            raise ValueError("exchange='tagged' multiplies again until all is fresh: not with schedule='streamed'")
-        threads = 32 * self.num_warps
-        if self.exchange == "tagged" and self.block_b * self.block_k < threads:
-            raise ValueError(
-                f"exchange='tagged' needs `block_b * block_k` of at least one word for each of {threads} threads, got "
-                f"{self.block_b} * {self.block_k}"
-            )
 
     def __str__(self) -> str:
-        exchange = f" {self.exchange}" if self.waits else ""
-        return f"{self.schedule}{exchange} {self.block_b}x{self.block_h}x{self.block_k}, {self.num_warps} warps"
+        return f"{self.schedule} {self.block_b}x{self.block_h}x{self.block_k}, {self.num_warps} warps"
 
     @property
     def waits(self) -> bool:
@@ -96,24 +83,6 @@ class Device:
     target: str = ""
 
 
-def exchanges(backend: str) -> tuple[str, ...]:
-    """Return the exchanges that are sound on Triton's `backend`, "cuda" or "hip".
-
-    On "hip" a load that passes the caches cannot be written in Triton, so polling loads could see an old line for ever.
-    """
-    return EXCHANGES if backend == "cuda" else EXCHANGES[:1]
-
-
-def signals_per_tile(programs: int) -> int:
-    """Return the 32-bit words a batch tile's signals take: one per program, tiles in cache lines of their own."""
-    return -(-programs // 32) * 32
-
-
-def polls(programs: int, num_warps: int) -> int:
-    """Return the length of a vector of polls: a power of two that covers the programs and every thread of one."""
-    return max(next_power_of_two(programs), 32 * num_warps)
-
-
 def chunks_in_flight(config: LaunchConfig, chunks: int, itemsize: int, planes: int) -> int:
     """Return how many of a product's chunks are loaded before the first is multiplied.
 
@@ -122,8 +91,7 @@ def chunks_in_flight(config: LaunchConfig, chunks: int, itemsize: int, planes: i
 
     As many as 64 registers of a thread hold.
     """
-    words = 2 if config.exchange == "tagged" else 1
-    registers = config.block_b * config.block_k * itemsize * words * planes / (4 * 32 * config.num_warps)
+    registers = config.block_b * config.block_k * itemsize * planes / (4 * 32 * config.num_warps)
     return max(1, min(chunks, int(64 / registers)))
 
 
@@ -148,7 +116,7 @@ def choose(units: int, batch: int, itemsize: int, device: Device, has_dropout: b
         units: U. batch: B. itemsize: bytes of an element. device: its limits.
         has_dropout: whether there are recurrent dropout masks, which want registers of their own.
 
-    Source: docs/design.md, "Four schedules".
+    Source: docs/kernels.md, "Four schedules".
     """
     whole = next_power_of_two(units)
     # Rows that are not 16-byte aligned are loaded element by element, and big blocks of their addresses spill.
@@ -237,8 +205,6 @@ def reasons_against(config: LaunchConfig, units: int, batch: int, itemsize: int,
     if config.waits:
         if not device.cooperative:
             reasons.append("the device cannot run programs that wait for each other")
-        if config.exchange not in exchanges("hip" if device.target.startswith("gfx") else "cuda"):
-            reasons.append(f"exchange={config.exchange!r} is not sound on {device.target}")
         if (programs := -(-units // config.block_h)) > device.processors:
             reasons.append(f"{programs} programs of a tile must run at once on {device.processors} multiprocessors")
     return reasons

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .configs import LaunchConfig
-from .tables import FLAGS, ITEM_SIZES, KERNELS, LARGEST_BATCH, PRODUCTS, Entry, Key, Race, Table, bucket
+from .tables import FLAGS, ITEM_SIZES, KERNELS, KINDS, LARGEST_BATCH, PRODUCTS, Entry, Key, Race, Table, bucket
 
 FORMAT = 1
 LARGEST_FILE = 1 << 24
@@ -50,8 +50,8 @@ def parse(content: Any) -> Table:
     if not isinstance(device, dict) or not isinstance(provenances, dict) or not isinstance(lines, list):
         raise ValueError("`device` and `provenances` must be objects and `entries` a list")
     for name, record in provenances.items():
-        if not isinstance(record, dict) or record.get("kind") not in ("modelled", "measured"):
-            raise ValueError(f"provenance {name!r} has no kind 'modelled' or 'measured'")
+        if not isinstance(record, dict) or record.get("kind") not in KINDS:
+            raise ValueError(f"provenance {name!r} has none of the kinds {', '.join(map(repr, KINDS))}")
     if not isinstance(races := content.get("races", []), list):
         raise ValueError("`races` must be a list")
     table = Table(device, provenances)

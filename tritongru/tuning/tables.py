@@ -17,6 +17,8 @@ PRODUCTS = ("ieee", "tf32", "tf32x3", "bf16x3")
 # What changes the registers of a kernel enough to want a configuration of its own.
 FLAGS = ("dropout", "masked", "reset_before")
 LARGEST_BATCH = 4096
+# What a table's microseconds are: of a model, of a replay of the machine code, or of a GPU.
+KINDS = MODELLED, REPLAYED, MEASURED = "modelled", "replayed", "measured"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Entry:
 
     Attributes:
         key: what for. batches: the first and the last batch bucket it serves.
-        config: how to launch. microseconds: of a step, modelled or measured, for the last of its buckets.
+        config: how to launch. microseconds: of a step, of one of KINDS, for the last of its buckets.
         shared: bytes of shared memory the compiler asked for, 0 if unknown. registers: per thread, 0 if unknown.
         provenance: a key of the table's provenances.
     """
@@ -106,8 +108,8 @@ class Table:
     """The entries for one device, and where they come from.
 
     Attributes:
-        device: name, target, processors, shared_memory, warp_size. provenances: id -> kind ("modelled" or "measured"),
-            date, versions. races: in measured tables alone. problems: what was wrong with the file, line by line.
+        device: name, target, processors, shared_memory, warp_size. provenances: id -> kind (of KINDS), date,
+            versions. races: in measured tables alone. problems: what was wrong with the file, line by line.
     """
 
     device: dict[str, Any]

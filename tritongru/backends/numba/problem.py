@@ -179,4 +179,10 @@ class Problem:
 
 def make_plan(fields: dict[str, Any]) -> np.ndarray:
     """Return the fields in their places, zero where there is none."""
-    return np.array([fields.get(name, 0) for name in at.NAMES], np.int64)
+    values = [0] * len(_PLACES)
+    for name, value in fields.items():
+        values[_PLACES[name]] = value
+    return np.array(values, np.int64)
+
+
+_PLACES = {name: place for place, name in enumerate(at.NAMES)}

@@ -12,10 +12,16 @@ from torch import Tensor
 
 from ...activations import TABLE
 from ...call.problem import Inputs, Variant
+from .kernels import short as at
 from .kernels.short import short
 
-MOST_STEPS = 4
-MOST_ROWS = 16
+# Where reading the weights as they lie was faster than packing them first, one thread each, on an AMD EPYC with AVX2.
+# With more work than the last, packing pays once the rows are shared among threads; the choice must not depend on
+# their number, on which no bit depends.
+MOST_STEPS = 16
+MOST_ROWS = 16  # of all steps together, of any batch
+MOST_GROUPED = 32  # where rows are multiplied four at a time
+MOST_OF_LITTLE, LITTLE_WORK = 64, 8_000_000
 
 
 def is_short(a: Inputs, variant: Variant) -> bool:
@@ -24,51 +30,57 @@ def is_short(a: Inputs, variant: Variant) -> bool:
     plain = a.w is not None and a.mask is None and a.resets is None and a.drop is None and a.keep is None
     if not plain or x.dtype not in _NUMPY:
         return False
-    return 0 < x.shape[0] <= MOST_STEPS and 0 < x.shape[0] * x.shape[1] <= MOST_ROWS and x.shape[2] > 0
+    (steps, batch, inputs), units = x.shape, a.u.shape[0]
+    rows = steps * batch
+    if not 0 < rows <= MOST_OF_LITTLE or steps > MOST_STEPS or inputs == 0:
+        return False
+    if batch < 4 or rows <= MOST_GROUPED:
+        return rows <= (MOST_ROWS if batch < 4 else MOST_GROUPED)
+    return 6 * rows * units * (units + inputs) <= LITTLE_WORK
 
 
 def run_short(a: Inputs, variant: Variant) -> tuple[Tensor, Tensor]:
     """Return out (T,B,U) at the input's time index, and the last state (B,U); see `is_short`."""
-    steps, rows, _ = a.x.shape
-    units = a.u.shape[0]
-    out, last = a.x.new_empty(steps, rows, units), a.x.new_empty(rows, units)
-    _run(a, variant, steps, rows, a.x.stride(0), a.x.stride(1), out, last.data_ptr())
+    x, h0 = _with_rows(a.x), _with_rows(a.h0)
+    bias_x, bias_h = _with_rows(a.bias_x), _with_rows(a.bias_h)
+    steps, rows, _ = x.shape
+    out, last = x.new_empty(steps, rows, a.u.shape[0]), torch.empty_like(h0, memory_format=torch.contiguous_format)
+    call = BoundCall(a._replace(x=x, bias_x=bias_x, bias_h=bias_h, h0=h0), variant)
+    call(
+        x.data_ptr(), a.w.data_ptr(), 0 if bias_x is None else bias_x.data_ptr(), a.u.data_ptr(),  # type: ignore[union-attr]
+        0 if bias_h is None else bias_h.data_ptr(), h0.data_ptr(), out.data_ptr(), last.data_ptr(),
+    )  # fmt: skip
     return out, last
 
 
-def run_step(a: Inputs, variant: Variant) -> Tensor:
-    """Return the state (B,U) after one step, for a stream: nothing but that state is allocated.
+class BoundCall:
+    """`run_short` for tensors with the sizes and strides of those it was made for, which nobody checks again.
 
-    Args:
-        a: x (B,I) or (1,B,I), w, u, the biases and h0 (B,U), all float32 or all float64 on a CPU; nothing else is
-            looked at. No gradient is recorded.
+    Nothing of their values is kept.
     """
-    rows, units = a.h0.shape
-    out = a.h0.new_empty(rows, units)
-    _run(a, variant, 1, rows, 0, a.x.stride(-2), out, 0)
-    return out
+
+    __slots__ = ("_plan", "_run")
+
+    def __init__(self, a: Inputs, variant: Variant):
+        """Take x (T,B,I), w, u, the biases and h0 (B,U), all float32 or all float64, rows and biases contiguous."""
+        (steps, rows, inputs), w, u = a.x.shape, a.w, a.u
+        f, g = KERNEL_ID[variant.activation], KERNEL_ID[variant.recurrent_activation]
+        self._plan = np.array((
+            steps, rows, inputs, u.shape[0], 0, a.x.stride(0), a.x.stride(1), 0, *w.stride(), 0, *u.stride(),  # type: ignore[union-attr]
+            0, 0, 0, a.h0.stride(0), 0, 0, f, g, variant.reset_after, variant.reverse, variant.reset_gate_first,
+        ))  # fmt: skip
+        self._run = short.for_dtype(_NUMPY[a.x.dtype])
+
+    def __call__(self, x: int, w: int, bias_x: int, u: int, bias_h: int, h0: int, out: int, last: int) -> None:
+        """Write out (T,B,U) and the last state (B,U), both contiguous; all arguments are addresses, 0 for no bias."""
+        plan = self._plan.copy()  # another thread may be calling
+        plan[at.X], plan[at.W], plan[at.BIAS_X], plan[at.R], plan[at.BIAS_H] = x, w, bias_x, u, bias_h
+        plan[at.H0], plan[at.OUT], plan[at.LAST] = h0, out, last
+        self._run(plan)
 
 
-def _run(a: Inputs, variant: Variant, steps: int, rows: int, x_step: int, x_row: int, out: Tensor, last: int) -> None:
-    x, w, bias_x, u, bias_h, h0 = a[:6]
-    if x.stride(-1) != 1:
-        x = x.contiguous()
-        x_step, x_row = x.stride(0), x.stride(-2)
-    if h0.stride(1) != 1:
-        h0 = h0.contiguous()
-    bias_x, bias_h = _side_by_side(bias_x), _side_by_side(bias_h)
-    plan = np.array((
-        steps, rows, x.shape[-1], u.shape[0], x.data_ptr(), x_step, x_row, w.data_ptr(), *w.stride(),  # type: ignore[union-attr]
-        u.data_ptr(), *u.stride(), 0 if bias_x is None else bias_x.data_ptr(),
-        0 if bias_h is None else bias_h.data_ptr(), h0.data_ptr(), h0.stride(0), out.data_ptr(), last,
-        KERNEL_ID[variant.activation], KERNEL_ID[variant.recurrent_activation],
-        variant.reset_after, variant.reverse, variant.reset_gate_first,
-    ))  # fmt: skip
-    short.for_dtype(_NUMPY[x.dtype])(plan)
-
-
-def _side_by_side(bias: Tensor | None) -> Tensor | None:
-    return bias if bias is None or bias.stride(0) == 1 else bias.contiguous()
+def _with_rows(value):
+    return value if value is None or value.stride(-1) == 1 else value.contiguous()
 
 
 KERNEL_ID = {name: entry.kernel_id for name, entry in TABLE.items()}

@@ -12,7 +12,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ...call.problem import Variant
-from ...tuning.configs import Device, LaunchConfig, exchanges
+from ...tuning.configs import Device, LaunchConfig
 from .constants import Constants
 from .kernels.backward import gru_backward_kernel
 from .kernels.forward import gru_forward_kernel
@@ -57,7 +57,7 @@ class Report:
         registers: per thread. spills: bytes of local memory (NVIDIA) or spilled registers (AMD). in_loop: the
             instructions that spill or fetch inside a loop, where they cost time at every step. shared: bytes.
         matrix: the matrix instruction found, or "". weights_in_loop: whether the recurrent weights are read from global
-            memory inside the time loop.
+            memory inside the time loop. binary: the machine code of an NVIDIA device, else empty.
     """
 
     kernel: str
@@ -72,6 +72,7 @@ class Report:
     shared_limit: int
     matrix: str
     weights_in_loop: bool
+    binary: bytes = field(default=b"", repr=False)
 
     def violations(self) -> list[str]:
         """Return what breaks the budget every shipped configuration keeps; some schedules stream their weights."""
@@ -111,8 +112,6 @@ def compile_scan(
     if target not in TARGETS:
         raise ValueError(f"`target` must be one of {', '.join(TARGETS)}, got {target!r}")
     gpu, limit = TARGETS[target]
-    if config.waits and config.exchange not in exchanges(gpu.backend):
-        raise ValueError(f"`config.exchange` {config.exchange!r} is not sound on target {target!r}")
     workspace, given = example_arguments(direction, config, units, dtype, variant, **features)
     # A schedule of one launch per step is compiled with all phases in one.
     C = workspace.constants(gpu.backend, variant, given["drop"], precision)
@@ -127,6 +126,7 @@ def compile_scan(
         weights_read_in_loop(
             compiled.asm["ttgir"], [name for name, kind in source.signature.items() if kind != "constexpr"]
         ),
+        compiled.asm.get("cubin", b""),
     )  # fmt: skip
 
 

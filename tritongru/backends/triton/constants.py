@@ -14,7 +14,7 @@ import triton.language as tl
 from ...activations import TABLE
 from ...call.problem import Variant
 from ...environment import is_interpreted
-from ...tuning.configs import SINGLE, LaunchConfig, chunks_in_flight, polls
+from ...tuning.configs import SINGLE, LaunchConfig, chunks_in_flight
 
 # What each direction multiplies at once: the state, or three gradients.
 PLANES = {"forward": 1, "backward": 3}
@@ -29,8 +29,8 @@ class Constants:
         BLOCK_B, BLOCK_H, BLOCK_K: rows and units of a program, and units of a chunk of its product.
         NK: chunks of a product. GROUP: how many are loaded before the first is multiplied.
         SINGLE: whether one program has all units. STREAM: whether the weights are read at every step.
-        EXCHANGE: "counter", "flags", "tagged", or "none" where no program waits, kernels/exchange.py.
-        POLLS: length of a vector of polls. PTX: whether instructions of NVIDIA devices can be written.
+        WAITS: whether the programs of a tile wait for each other, kernels/exchange.py.
+        PTX: whether instructions of NVIDIA devices can be written.
         PHASE: the part of a step; 0: all of it.
         ACT, REC_ACT: `kernel_id` of the activations. RESET_AFTER, ZERO_MASKED, REVERSE: of `Variant`.
         GATE_Z, GATE_R: where the two stand in packed gates. DROPS: recurrent dropout masks, 0, 1 or 3.
@@ -44,8 +44,7 @@ class Constants:
     GROUP: tl.constexpr
     SINGLE: tl.constexpr
     STREAM: tl.constexpr
-    EXCHANGE: tl.constexpr
-    POLLS: tl.constexpr
+    WAITS: tl.constexpr
     PTX: tl.constexpr
     PHASE: tl.constexpr
     ACT: tl.constexpr
@@ -106,8 +105,7 @@ def make_constants(
         GROUP=chunks_in_flight(config, chunks, dtype.itemsize, planes),
         SINGLE=config.schedule == SINGLE,
         STREAM=config.streams,
-        EXCHANGE=config.exchange if config.waits else "none",
-        POLLS=polls(-(-units // config.block_h), config.num_warps),
+        WAITS=config.waits,
         PTX=backend == "cuda",
         PHASE=phase,
         ACT=TABLE[variant.activation].kernel_id,

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from ...environment import is_interpreted
-from ...tuning import configs
-from ...tuning.configs import EXCHANGES, PERSISTENT, STEPS, LaunchConfig
+from ...tuning.configs import COUNTER_STRIDE, PERSISTENT, STEPS, LaunchConfig
 from .constants import Constants, current_backend, make_constants
 from .kernels.probe import exchange_kernel
 
-METHODS = (*EXCHANGES, "launch")
+METHODS = ("counter", "launch")
 BLOCK_B, BLOCK_H, BLOCK_K = 16, 16, 64
 
 
@@ -33,22 +32,16 @@ class Probe:
             raise ValueError(f"`method` must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
         self.method, self.programs, self.tiles = method, programs, tiles
         # Programs of one launch per round do not wait, and their exchange is none.
-        schedule, exchange = (STEPS, EXCHANGES[0]) if method == "launch" else (PERSISTENT, method)
-        self.config = LaunchConfig(schedule, BLOCK_B, BLOCK_H, BLOCK_K, num_warps, exchange)
+        schedule = STEPS if method == "launch" else PERSISTENT
+        self.config = LaunchConfig(schedule, BLOCK_B, BLOCK_H, BLOCK_K, num_warps)
         self.units, self.round = programs * BLOCK_H, first
-        self.s_tile = configs.signals_per_tile(programs)
 
         def zeros(*shape: int, dtype=torch.int32) -> Tensor:
             return torch.zeros(*shape, dtype=dtype, device=device)
 
         self.blocks = zeros(2, tiles, BLOCK_B, self.units, dtype=dtype)
         self.gathered, self.faults = zeros(tiles, programs, BLOCK_B), zeros(tiles)
-        if method == "tagged":
-            words = torch.int64 if dtype == torch.float32 else torch.int32
-            self.board = zeros(2, tiles, BLOCK_B, self.units, dtype=words)
-        else:
-            begun = {"counter": programs * first, "flags": first}.get(method, 0)
-            self.board = zeros(tiles, self.s_tile).fill_((begun + (1 << 31)) % (1 << 32) - (1 << 31))
+        self.board = zeros(tiles, COUNTER_STRIDE).fill_((programs * first + (1 << 31)) % (1 << 32) - (1 << 31))
         if method == "launch":
             self.blocks[first & 1] = self.values(first).to(dtype)
 
@@ -67,7 +60,7 @@ class Probe:
             blocks=self.blocks, board=self.board, gathered=self.gathered, faults=self.faults,
             # The kernel counts in 32 bits, as the scans do.
             first=(self.round + (1 << 31)) % (1 << 32) - (1 << 31),
-            rounds=rounds, patience=patience, U=self.units, s_tile=self.s_tile,
+            rounds=rounds, patience=patience, U=self.units, s_tile=COUNTER_STRIDE,
         )  # fmt: skip
 
     def constants(self, backend: str) -> Constants:

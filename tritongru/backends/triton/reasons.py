@@ -8,12 +8,14 @@ from ... import faults
 from ...call.check import Signature
 from ...environment import is_interpreted, reasons_against_environment
 from ...tuning import choices
-from ...tuning.configs import Device
+from ...tuning.configs import MOST_WAVES, Device
 from ...tuning.devices import device_limits
+from ...tuning.replayed import CUDNN_STEP, CUDNN_UNITS, replayed_step
 from ...tuning.tables import Key
 from .. import aten
 from ..reasons import reasons_against_activations, reasons_against_norms, reasons_against_transforms
 from . import tilings
+from .tilings import Tiling
 
 
 def reasons_against(s: Signature) -> list[str]:
@@ -48,14 +50,15 @@ def describe_launches(s: Signature) -> tuple[str, ...]:
     lines = []
     for kernel in _passes(s):
         key = key_of(s, kernel)
-        size, drops = s.dtype.itemsize, s.recurrent_dropouts
-        asked = s.shape.batch, device, drops
+        asked = s.shape.batch, device, s.recurrent_dropouts
         apart = _reasons_against_cells(s) or reasons_against_resident(key, *asked, s.members) if s.members > 1 else []
         members = 1 if apart else s.members
         reasons = _reasons_against_cells(s) or reasons_against_resident(key, *asked, members)
         if not reasons:
-            tiling = tilings.choose(kernel, s.units, size, s.shape.batch, device, drops, members)
+            tiling = _tiling_of(s, kernel, device, members)
+            step = replayed_step(kernel, key.dtype, s.units, str(tiling))
             line = f"{kernel}: resident {tiling}: the recurrent weights stay in registers"
+            line += "" if step is None else f"; {step:.2f} us per step and tile by the replay, not measured"
         else:
             choice = choices.choose(key, s.shape.batch, device)
             line = f"{kernel}: {choice.config} ({choice.source}): {choice.reason}; not resident: {'; '.join(reasons)}"
@@ -106,9 +109,45 @@ def _reasons_from_speed(s: Signature) -> list[str]:
     # One step is one launch in any schedule.
     if s.shape is None or s.shape.time == 1 or aten.reasons_against(s):
         return []
-    device = device_limits(torch.device(s.device, s.index))
-    reason = choices.reason_for_aten(key_of(s, "forward"), s.shape.batch, s.wants_gradients, device)
-    return [reason] if reason else []
+    device, batch = device_limits(torch.device(s.device, s.index)), s.shape.batch
+    reason = choices.reason_from_race(key_of(s, "forward"), batch, s.wants_gradients, device)
+    if reason is not None:
+        return [reason] if reason else []
+    return list(filter(None, (_reason_from_estimates(s, kernel, device) for kernel in _passes(s))))[:1]
+
+
+def _reason_from_estimates(s: Signature, kernel: str, device: Device) -> str:
+    """Return why, as far as is known unmeasured, torch's own GRU is to be preferred to a kernel; "" if it is not."""
+    assert s.shape is not None
+    key, batch = key_of(s, kernel), s.shape.batch
+    tiling, waves = None, 1
+    members = s.members if runs_at_once(s) else 1
+    if _reasons_against_cells(s) or reasons_against_resident(key, batch, device, s.recurrent_dropouts, members):
+        if reason := choices.reason_from_schedule(key, batch, device):
+            return reason
+    else:
+        tiling = _tiling_of(s, kernel, device, members)
+        waves = tilings.count_waves(tiling, s.units, batch, device, members)
+        if waves > MOST_WAVES:
+            return choices.reason_from_waves(kernel, waves)
+    # Packed sequences do not run on it.
+    if s.units > CUDNN_UNITS[s.wants_gradients] or s.has_mask or not device.target.startswith("sm_"):
+        return ""
+    step = None if tiling is None else replayed_step(kernel, key.dtype, s.units, str(tiling))
+    if step is not None and waves * step < CUDNN_STEP:
+        return ""
+    ours = "is not known" if step is None else f"takes {waves * step:.2f} us by a replay of its machine code"
+    return (
+        f"for units={s.units} aten runs cuDNN's persistent kernel, with {CUDNN_STEP} us per step published, and a step "
+        f"of the {kernel} kernel {ours}; nothing was measured here"
+    )
+
+
+def _tiling_of(s: Signature, kernel: str, device: Device, members: int) -> Tiling:
+    assert s.shape is not None
+    tiling = tilings.choose(kernel, s.units, s.dtype.itemsize, s.shape.batch, device, s.recurrent_dropouts, members)
+    assert tiling is not None, "no reason stands against the resident kernels"
+    return tiling
 
 
 def _reasons_from_failures(s: Signature) -> list[str]:

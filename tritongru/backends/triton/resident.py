@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...activations import TABLE
 from ...call.problem import Variant
+from ...tuning.configs import COUNTER_STRIDE
 from ...tuning.devices import device_limits
 from . import tilings
 from .kernels.resident_backward import resident_backward_kernel
@@ -27,8 +28,6 @@ from .waits import check_faults
 
 # Polls before a fault: seconds on a GPU, where a healthy exchange takes microseconds.
 PATIENCE = 1 << 22
-# 32-bit words from one tile's counter to the next: a cache line.
-COUNTER_STRIDE = 32
 
 
 def run_forward(
@@ -279,9 +278,10 @@ class _Scan:
     def options(self) -> dict:
         """Return the launch options; a cooperative launch fails where its grid cannot be resident at once."""
         return dict(
-            num_warps=self.tiling.num_warps, maxnreg=self.tiling.max_registers(),
+            num_warps=self.tiling.num_warps,
+            maxnreg=self.tiling.max_registers(),
             launch_cooperative_grid=self.tiling.exchange != NO_EXCHANGE,
-        )  # fmt: skip
+        )
 
 
 def _contiguous(value: Tensor | None) -> Tensor | None:

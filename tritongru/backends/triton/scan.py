@@ -139,8 +139,7 @@ def forward_arguments(
         gates = gx.new_empty(4 if variant.reset_after else 3, T, B, U)
     carry = start.to(torch.float32, copy=True)
     if not variant.reset_after and config.schedule != SINGLE:
-        # Tagged words carry it themselves.
-        middle = None if config.waits and config.exchange == "tagged" else torch.empty_like(start)
+        middle = torch.empty_like(start)
         z_carry = torch.empty_like(carry) if config.schedule == STEPS else None
     given = dict(
         gx=gx.contiguous(), u=u, bias_n=_contiguous(bias_n), h_first=start, leaving=leaving, out=out, gates=gates,

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...call.problem import Variant
 from ...environment import is_interpreted
 from ...tuning import configs
-from ...tuning.configs import SINGLE, Device, LaunchConfig
+from ...tuning.configs import COUNTER_STRIDE, SINGLE, Device, LaunchConfig
 from .constants import PLANES, Constants, current_backend, make_constants
 from .rows import plan_rows
 from .waits import check_faults
@@ -34,19 +34,13 @@ class Workspace:
             raise ValueError(f"`config` {config} does not hold all of units={U} in one program")
         self.board = self.faults = None
         self.tiles_at_once = tiles
-        self.s_tile = configs.signals_per_tile(self.grid[0])
         if config.waits:
-            self._check_exchange()
             # Where not even one tile's programs are resident together, the launch has to tell: the driver, or the
             # interpreter's harness.
             self.tiles_at_once = configs.tiles_at_once(config, U, device) or tiles
             # Cleared at each launch: a graph may replay it, and then no round number of the host's would be new.
             self.faults = torch.zeros(tiles, dtype=torch.int32, device=u.device)
-            if config.exchange == "tagged":
-                words = torch.int64 if u.element_size() == 4 else torch.int32
-                self.board = torch.zeros(2, self.planes, batch, U, dtype=words, device=u.device)
-            else:
-                self.board = torch.zeros(tiles, self.s_tile, dtype=torch.int32, device=u.device)
+            self.board = torch.zeros(tiles, COUNTER_STRIDE, dtype=torch.int32, device=u.device)
 
     def arguments(
         self, steps: int, batch: int, mask: Tensor | None, resets: Tensor | None, variant: Variant
@@ -56,7 +50,7 @@ class Workspace:
         return dict(
             mask=mask, resets=resets, rows=rows, stops=stops, board=self.board, faults=self.faults,
             T=steps, B=batch, U=self.u.shape[0], step_begin=0, step_end=steps,
-            s_u_k=self.u.stride(0), s_u_g=self.u.stride(1), s_tile=self.s_tile,
+            s_u_k=self.u.stride(0), s_u_g=self.u.stride(1), s_tile=COUNTER_STRIDE,
         )  # fmt: skip
 
     def waves(self) -> Iterator[tuple[int | None, tuple[int, int]]]:
@@ -92,12 +86,6 @@ class Workspace:
         drops = 0 if drop is None else drop.shape[0]
         units, dtype = self.u.shape[0], self.u.dtype
         return make_constants(self.config, units, dtype, backend, self.planes, variant, drops, precision, phase)
-
-    def _check_exchange(self) -> None:
-        if torch.version.hip is not None and self.config.exchange not in configs.exchanges("hip"):
-            raise ValueError(
-                f"`config.exchange` {self.config.exchange!r} is not sound on AMD devices, see docs/design.md"
-            )
 
     def check(self) -> None:
         """Raise ExchangeError for a fault of this scan (CPU) or an earlier one (GPU, without waiting for it)."""

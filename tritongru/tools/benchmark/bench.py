@@ -14,10 +14,9 @@ import torch
 
 from ...call.errors import ExchangeError
 from ...environment import is_interpreted
-from ...tuning.configs import EXCHANGES
 from .. import options
 from ..show import print_table, show_progress
-from . import contenders, peers
+from . import contenders, layers, peers, runtimes
 from .contenders import DIRECTIONS, INFERENCE, TRAINING, Contender, UnavailableError, make_call
 from .floor import device_speeds, step_floor
 from .memory import peak_bytes, saved_bytes
@@ -34,11 +33,9 @@ BUILDERS: dict[str, Callable[[Work], Contender]] = {
     "triton-single": partial(contenders.schedule, name="single"),
     "triton-streamed": partial(contenders.schedule, name="streamed"),
     "triton-steps": partial(contenders.schedule, name="steps"),
-    **{
-        f"triton-persistent-{exchange}": partial(contenders.schedule, name="persistent", exchange=exchange)
-        for exchange in EXCHANGES
-    },
+    "triton-persistent": partial(contenders.schedule, name="persistent"),
     "aten": partial(contenders.own, backend="aten"),
+    "numba": partial(contenders.own, backend="numba"),
     "eager": partial(contenders.own, backend="eager"),
     "reference": partial(contenders.own, backend="reference"),
     TORCH: contenders.torch_gru,
@@ -48,10 +45,14 @@ BUILDERS: dict[str, Callable[[Work], Contender]] = {
     "flashrnn": peers.flashrnn,
     "torchrl": peers.torchrl,
     "haste": peers.haste,
+    **runtimes.RUNTIMES,
+    **layers.LAYERS,
 }
-PEERS = ("keras", "flashrnn", "torchrl", "haste")
-ON_CPU = ("auto", "aten", "eager", "reference", TORCH, "nn.GRU-packed", "loop")
-ON_GPU = tuple(name for name in BUILDERS if name not in ("eager", "reference"))
+PEERS = ("keras", "flashrnn", "torchrl", "haste", *runtimes.RUNTIMES)
+ON_CPU = ("auto", "aten", "numba", "eager", "reference", TORCH, "nn.GRU-packed", "loop")
+ON_GPU = tuple(
+    name for name in BUILDERS if name not in ("numba", "eager", "reference", *runtimes.RUNTIMES, *layers.LAYERS)
+)
 FAILED = "FAILED"
 # On a busy machine too, --quick ends within two minutes: no cell is begun after this time.
 QUICK_SECONDS = 75.0
@@ -142,6 +143,9 @@ def run_cell(
     """Time contenders on one workload, in turn; returns a row for each, those that are missing included."""
     calls, extra, failed = {}, {}, dict(missing)
     for name, contender in built.items():
+        if direction not in contender.directions:
+            failed[name] = f"{name} takes part in {' and '.join(contender.directions)} alone"
+            continue
         call = make_call(contender, work, direction)
         try:
             call(0)

@@ -1,15 +1,18 @@
 """The ways to compute a GRU that the benchmark puts side by side: this package's backends and torch's own.
 
-Other packages are in `peers.py`. Every contender gets the same weights and inputs, time-major, and says by an
-`UnavailableError` why it cannot run a workload.
+Layers are in `layers.py`, other packages in `peers.py`, other runtimes in `runtimes.py`. Every contender gets the same
+weights and inputs, time-major, and says by an `UnavailableError` why it cannot run a workload.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from types import ModuleType
 
+import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,6 +44,8 @@ class Contender:
         note: conditions that a reader of its numbers must know. note_of: those that depend on the direction.
         same_numbers: whether its outputs must be those of the reference.
         enter: gives the context that a call, its backward pass included, runs in.
+        directions: those it can run. train: from the number of a set of inputs to the gradient of x, for a contender
+            whose gradients are not autograd's.
     """
 
     forward: Callable[[int, Tensor], Tensor]
@@ -49,11 +54,15 @@ class Contender:
     same_numbers: bool = True
     enter: Callable[[], AbstractContextManager] = nullcontext
     note_of: Callable[[str], str] = lambda direction: ""
+    directions: tuple[str, ...] = DIRECTIONS
+    train: Callable[[int], Tensor] | None = None
 
 
 def make_call(contender: Contender, work: Work, direction: str) -> Callable[[int], Tensor]:
     """Return the call that is timed: it takes the number of a sample and gives outputs, or the gradient of x."""
-    sets = work.inputs
+    sets, train = work.inputs, contender.train
+    if direction == TRAINING and train is not None:
+        return lambda number: train(number % len(sets))
     # x takes part in the gradient, as it does in every layer but the first.
     xs = [given.x if direction == INFERENCE else given.x.detach().requires_grad_() for given in sets]
 
@@ -109,18 +118,13 @@ def own(
     return Contender(forward, weights, str(config), enter=lambda: use_config(config), note_of=note_of)
 
 
-def schedule(work: Work, name: str, exchange: str | None = None) -> Contender:
-    """Return the Triton kernels in one schedule, with the configuration chosen for it and, if named, an exchange."""
+def schedule(work: Work, name: str) -> Contender:
+    """Return the Triton kernels in one schedule, with the configuration chosen for it."""
     from ...tuning.devices import device_limits
 
     w = work.workload
     device = device_limits(work.device)
     config = config_for(name, w.units, w.batch, work.dtype.itemsize, device, w.recurrent_dropout)
-    if exchange is not None:
-        try:
-            config = replace(config, exchange=exchange)
-        except ValueError as error:
-            raise UnavailableError(str(error)) from None
     return own(work, "triton", config=config)
 
 
@@ -204,3 +208,16 @@ def loop(work: Work) -> Contender:
         return torch.stack(outputs)
 
     return Contender(forward, weights)
+
+
+def import_peer(name: str) -> ModuleType:
+    """Return another package's module; UnavailableError where it cannot be imported."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UnavailableError(f"{name} cannot be imported: {error}") from None
+
+
+def as_numbers(value: Tensor) -> numpy.ndarray:
+    """Return the values of a tensor in float32, for a package that does not know tensors."""
+    return value.detach().float().cpu().numpy()

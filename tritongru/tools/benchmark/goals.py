@@ -29,16 +29,16 @@ class Goal:
     least: float | None = None
 
 
-def times_as_fast(other: str) -> Callable[[Cell], float | None]:
-    """Return the quotient of `other`'s time and auto's, in the same run."""
+def times_as_fast(*others: str, ours: str = "auto") -> Callable[[Cell], float | None]:
+    """Return the quotient of the time of the fastest of `others` and that of `ours`, in the same run."""
 
     def value(cell: Cell) -> float | None:
-        ours, theirs = cell.get("auto"), cell.get(other)
-        if ours is None or theirs is None or ours.p50_ms is None or theirs.p50_ms is None:
+        mine, theirs = cell.get(ours), [row.p50_ms for name in others if (row := cell.get(name)) and row.p50_ms]
+        if mine is None or mine.p50_ms is None or not theirs:
             return None
-        if other == "nn.GRU":
-            return ours.ratio_to_nn_gru
-        return theirs.p50_ms / ours.p50_ms
+        if others == ("nn.GRU",):
+            return mine.ratio_to_nn_gru
+        return min(theirs) / mine.p50_ms
 
     return value
 
@@ -68,6 +68,21 @@ def _sized(workload: str, direction: str, dtypes: Sequence[str] = ("float32",), 
     return applies
 
 
+def _on_cpu(direction: str, batches: range, units: range = range(1, 1 << 30)):
+    def applies(row: Result) -> bool:
+        is_plain = row.workload in ("cpu", "long-sequence") and not row.features and row.dtype == "float32"
+        return is_plain and row.direction == direction and row.B in batches and row.U in units
+
+    return applies
+
+
+def _small(*times: int):
+    def applies(row: Result) -> bool:
+        return row.workload == "small" and row.T in times
+
+    return applies
+
+
 def _featured(kind: str, features: Sequence[str] = FEATURES):
     def applies(row: Result) -> bool:
         return (
@@ -80,13 +95,39 @@ def _featured(kind: str, features: Sequence[str] = FEATURES):
 
 
 HALF = ("bfloat16", "float16")
+RUNTIMES = ("onnxruntime", "openvino", "jax")
+ONE_ROW, MANY_ROWS = range(1, 2), range(16, 1 << 30)
 GOALS = (
-    Goal("CPU, inference: never below 0.95 times torch.nn.GRU", "cpu", _sized("cpu", INFERENCE),
-         times_as_fast("nn.GRU"), least=0.95),
-    Goal("CPU, training: 1.4 times torch.nn.GRU on average, never below it", "cpu", _sized("cpu", TRAINING),
-         times_as_fast("nn.GRU"), mean=1.4, least=1.0),
-    Goal("CPU, training with masks, resets, recurrent dropout, reset_after=False: 2 times the reference", "cpu",
-         _featured("cpu"), times_as_fast("reference"), least=2.0),
+    Goal("CPU, inference, one row: 8 times torch.nn.GRU", "cpu", _on_cpu(INFERENCE, ONE_ROW), times_as_fast("nn.GRU"),
+         least=8.0),
+    Goal("the same: never behind onnxruntime, OpenVINO or JAX", "cpu", _on_cpu(INFERENCE, ONE_ROW),
+         times_as_fast(*RUNTIMES), least=1.0),
+    Goal("CPU, inference, B >= 16: 2 times torch.nn.GRU on average, never below 1.2", "cpu",
+         _on_cpu(INFERENCE, MANY_ROWS), times_as_fast("nn.GRU"), mean=2.0, least=1.2),
+    Goal("the same, U <= 256: ahead of the fastest of onnxruntime, OpenVINO and JAX", "cpu",
+         _on_cpu(INFERENCE, MANY_ROWS, range(1, 257)), times_as_fast(*RUNTIMES), least=1.0),
+    Goal("the same, U > 256: within 10 % of it", "cpu", _on_cpu(INFERENCE, MANY_ROWS, range(257, 1 << 30)),
+         times_as_fast(*RUNTIMES), least=0.9),
+    Goal("CPU, training, one row: 10 times torch.nn.GRU", "cpu", _on_cpu(TRAINING, ONE_ROW), times_as_fast("nn.GRU"),
+         least=10.0),
+    Goal("the same: ahead of JAX", "cpu", _on_cpu(TRAINING, ONE_ROW), times_as_fast("jax"), least=1.0),
+    Goal("CPU, training, B >= 16: 2 times torch.nn.GRU on average, never below 1.2", "cpu",
+         _on_cpu(TRAINING, MANY_ROWS), times_as_fast("nn.GRU"), mean=2.0, least=1.2),
+    Goal("CPU, one step: Stream.step takes at most 0.6 times as long as torch.nn.GRUCell", "cpu", _small(1),
+         times_as_fast("nn.GRUCell", ours="Stream.step"), least=1 / 0.6),
+    Goal("the same, backend=\"eager\": at most 1.5 times", "cpu", _small(1),
+         times_as_fast("nn.GRUCell", ours="Stream.step-eager"), least=1 / 1.5),
+    Goal("CPU, T = 1: compat.GRU takes at most 0.6 times as long as torch.nn.GRU", "cpu", _small(1),
+         times_as_fast("nn.GRU", ours="compat.GRU"), least=1 / 0.6),
+    Goal("the same: tritongru.GRU at most 1.6 times", "cpu", _small(1),
+         times_as_fast("nn.GRU", ours="tritongru.GRU"), least=1 / 1.6),
+    *(
+        Goal(f"CPU, T = 8 and 16: {name} at most 1.1 times as long as torch.nn.GRU", "cpu", _small(8, 16),
+             times_as_fast("nn.GRU", ours=name), least=1 / 1.1)
+        for name in ("compat.GRU", "tritongru.GRU")
+    ),
+    Goal("CPU, training with masks, resets, recurrent dropout, reset_after=False: 4 times the reference", "cpu",
+         _featured("cpu"), times_as_fast("reference"), least=4.0),
     Goal("the same: 3 times Keras 3 on its torch backend", "cpu", _featured("cpu"), times_as_fast("keras"), least=3.0),
     Goal("GPU, training, half precision, U 256 to 2048, B 1 to 128: 3 times torch.nn.GRU on average", "cuda",
          _sized("gpu-grid", TRAINING, HALF), times_as_fast("nn.GRU"), mean=3.0),

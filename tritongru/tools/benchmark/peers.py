@@ -1,4 +1,4 @@
-"""GRUs of other packages for the benchmark, each where it is installed: Keras 3, FlashRNN, torchrl, haste.
+"""GRUs of other packages on torch for the benchmark, each where it is installed: Keras 3, FlashRNN, torchrl, haste.
 
 None of them is needed. Where one is missing, or cannot run a workload, its `UnavailableError` says why. On a CPU
 FlashRNN and torchrl have loops of torch operations, which at least show that they are called rightly.
@@ -6,17 +6,15 @@ FlashRNN and torchrl have loops of torch operations, which at least show that th
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...layouts import torch_to_keras
-from .contenders import Contender, UnavailableError
+from .contenders import Contender, UnavailableError, as_numbers, import_peer
 from .work import KEEP_RATE, Work
 
 
@@ -24,7 +22,7 @@ def keras(work: Work) -> Contender:
     """Return `keras.layers.GRU` of Keras 3 on its torch backend."""
     if "keras" not in sys.modules:
         os.environ["KERAS_BACKEND"] = "torch"
-    module = _import("keras")
+    module = import_peer("keras")
     if module.backend.backend() != "torch":
         raise UnavailableError(f"Keras runs on its {module.backend.backend()!r} backend, not on 'torch'")
     w = work.workload
@@ -37,7 +35,7 @@ def keras(work: Work) -> Contender:
     with module.device("cuda" if work.device.type == "cuda" else "cpu"):
         layer.build((w.batch, w.time, w.input_size))
     kernel, recurrent_kernel, bias = torch_to_keras(*work.weights)
-    layer.set_weights([_numbers(v) for v in (kernel, recurrent_kernel, bias if w.reset_after else bias.sum(0))])
+    layer.set_weights([as_numbers(v) for v in (kernel, recurrent_kernel, bias if w.reset_after else bias.sum(0))])
     weights = [variable.value for variable in layer.trainable_variables]
 
     def forward(number: int, x: Tensor) -> Tensor:
@@ -52,7 +50,7 @@ def keras(work: Work) -> Contender:
 def flashrnn(work: Work) -> Contender:
     """Return FlashRNN's fused CUDA kernel, one head, after one product for all inputs."""
     _require_plain(work, "FlashRNN")
-    function = _import("flashrnn").flashrnn
+    function = import_peer("flashrnn").flashrnn
     w, U = work.workload, work.workload.units
     if work.dtype_name == "tf32":
         raise UnavailableError("FlashRNN has no tf32")
@@ -88,8 +86,8 @@ def flashrnn(work: Work) -> Contender:
 
 def torchrl(work: Work) -> Contender:
     """Return torchrl's GRUModule, on a GPU with its Triton kernels."""
-    modules = _import("torchrl.modules")
-    tensordict = _import("tensordict").TensorDict
+    modules = import_peer("torchrl.modules")
+    tensordict = import_peer("tensordict").TensorDict
     w = work.workload
     if w.lengths or w.recurrent_dropout or not w.reset_after or w.activation != "tanh":
         raise UnavailableError(f"torchrl's GRU has no {w.features}")
@@ -122,7 +120,7 @@ def haste(work: Work) -> Contender:
     _require_plain(work, "haste")
     if work.dtype not in (torch.float32, torch.float64):
         raise UnavailableError(f"haste has no {work.dtype_name}")
-    module = _import("haste_pytorch").GRU(work.workload.input_size, work.workload.units)
+    module = import_peer("haste_pytorch").GRU(work.workload.input_size, work.workload.units)
     kernel, recurrent_kernel, bias = torch_to_keras(*work.weights)
     with torch.no_grad():
         for parameter, value in zip(module.parameters(), (kernel, recurrent_kernel, *bias.unbind()), strict=True):
@@ -130,17 +128,6 @@ def haste(work: Work) -> Contender:
     return Contender(lambda number, x: module(x)[0], list(module.parameters()))
 
 
-def _import(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UnavailableError(f"{name} cannot be imported: {error}") from None
-
-
 def _require_plain(work: Work, package: str) -> None:
     if work.workload.features:
         raise UnavailableError(f"{package}'s GRU has no {work.workload.features}")
-
-
-def _numbers(value: Tensor):
-    return value.detach().float().cpu().numpy()

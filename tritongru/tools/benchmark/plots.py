@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .results import Result, latest_cells
+from .results import Result, latest_cells, of_latest_devices
 
-RATIO_LIMITS = 0.1, 10.0
+RATIO_LIMITS = 0.1, 40.0
 
 
 def draw(rows: Sequence[Result], folder: str | Path) -> list[Path]:
-    """Draw every plot that `rows` have data for into `folder`, as SVG; returns the paths.
+    """Draw every plot that `rows` have data for, of the devices measured last, into `folder`; returns the paths (SVG).
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed; it is in the extra "plots".
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    timed = [row for cell in latest_cells(rows) for row in cell.values() if row.p50_ms is not None]
+    cells = of_latest_devices(latest_cells(rows))
+    timed = [row for cell in cells for row in cell.values() if row.p50_ms is not None and row.workload != "small"]
     paths = []
     for device in dict.fromkeys(row.device for row in timed):
         for dtype, direction in dict.fromkeys((r.dtype, r.direction) for r in timed if r.device == device):

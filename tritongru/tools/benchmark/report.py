@@ -7,13 +7,13 @@ import importlib.util
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .goals import GOALS, geometric_mean, judge
+from .goals import GOALS, RUNTIMES, geometric_mean, judge, times_as_fast
 from .memory import kept_bytes, kept_bytes_of_torch
-from .results import FIELDS, Cell, Result, latest_cells, read_results
+from .results import FIELDS, Cell, Result, latest_cells, of_latest_devices, read_results
 from .workloads import NAMED
 
 RESULTS, NOTES, PAGE = Path("bench/results"), Path("docs/performance_notes.md"), Path("docs/performance.md")
-PLOTS = Path("docs/plots")
+PLOTS, REPLAYED = Path("docs/plots"), Path("tritongru/data/replayed.csv")
 FRONT = Path("docs/figures/front.svg")
 HEADER = """# Performance
 
@@ -48,10 +48,11 @@ def render(root: Path = Path(".")) -> str:
     notes = (root / NOTES).read_text(encoding="utf-8").strip()
     rows, others = read_tables(root / RESULTS)
     cells = latest_cells(rows)
-    parts = [HEADER, notes, "", *_goals(cells)]
+    latest = of_latest_devices(cells)
+    parts = [HEADER, notes, "", *_goals(latest)]
     for kind, title in (("cuda", "GPU"), ("cpu", "CPU")):
         parts += _device_section(title, [cell for cell in cells if next(iter(cell.values())).kind == kind])
-    parts += _memory_section(cells)
+    parts += _memory_section(latest) + _replayed_section(root / REPLAYED)
     for path in others:
         parts += _plain_table(path)
     drawn = sorted(path.name for path in (root / PLOTS).glob("*.svg"))
@@ -83,7 +84,32 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def _goals(cells: list[Cell]) -> list[str]:
     rows = [(goal.text, *judge(goal, cells)) for goal in GOALS]
-    return ["## Goals and what was measured", "", *table(("goal", "measured", "verdict"), rows)]
+    devices = ", ".join(dict.fromkeys(f"{row.device}" for cell in cells for row in cell.values()))
+    about = [f"On the device of each kind that was measured last: {devices}.", ""] if devices else []
+    return ["## Goals and what was measured", "", *about, *table(("goal", "measured", "verdict"), rows)]
+
+
+def _replayed_section(path: Path) -> list[str]:
+    """Return a table of estimates, named as such; nothing where there is none."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["dtype"] == "bf16" and not row["feature"]]
+    units = sorted({int(row["units"]) for row in rows})
+    found = {(row["kernel"], int(row["units"])): row for row in rows}
+
+    def cells(n: int) -> list[str]:
+        both = [found[kernel, n] for kernel in ("forward", "backward")]
+        return [str(n), *(text for row in both for text in (row["microseconds"], row["cycles"], row["tiling"]))]
+
+    headers = ["units", *(f"{k} {what}" for k in ("forward", "backward") for what in ("us", "cycles", "tiling"))]
+    return [
+        "## Replayed, not measured", "",
+        "Estimates: the machine code that the compiler makes of the kernels for an H100, bfloat16 and at most 16 rows, "
+        "followed instruction by instruction for one step, with latencies from the literature and 1.755 GHz "
+        "([tuning.md](tuning.md), \"The replay\"). They compare kernels, and are no results.", "",
+        *table(headers, map(cells, units)),
+    ]  # fmt: skip
 
 
 def _device_section(title: str, cells: list[Cell]) -> list[str]:
@@ -97,7 +123,7 @@ def _device_section(title: str, cells: list[Cell]) -> list[str]:
     for (device, torch, triton, python, threads, date), found in places.items():
         conditions = f"torch {torch}, triton {triton}, Python {python}, {threads} threads, {date}"
         lines += [f"### {device}", "", conditions + ".", ""]
-        lines += _against_torch(found) + _against_loops(found) + _against_packed(found)
+        lines += _against_torch(found) + _small_calls(found) + _against_loops(found) + _against_packed(found)
     return lines
 
 
@@ -110,12 +136,13 @@ def _against_torch(cells: list[Cell]) -> list[str]:
         ratios.setdefault((ours.dtype, ours.direction), []).append(ours.ratio_to_nn_gru)
         rows.append(
             (*_place(ours), _ms(torch), _ms(ours), ours.notes.removeprefix("is ").removesuffix(" here"),
-             _times(ours.ratio_to_nn_gru), _short(ours.us_per_step), _fraction(ours), _rest(cell))
+             _times(ours.ratio_to_nn_gru), _times(times_as_fast(*RUNTIMES)(cell)), _short(ours.us_per_step),
+             _fraction(ours), _rest(cell))
         )  # fmt: skip
     if not rows:
         return []
     headers = ("workload", "T, B, I, U", "dtype", "direction", "nn.GRU ms", "auto ms", "auto is", "nn.GRU / auto",
-               "us a step", "of the floor", "others, ms")  # fmt: skip
+               "fastest runtime / auto", "us a step", "of the floor", "others, ms")  # fmt: skip
     sums = [
         f"- {dtype}, {direction}: nn.GRU / auto is {geometric_mean(found):.2f} in the geometric mean, from "
         f"{min(found):.2f} to {max(found):.2f}; slower than torch (below 1) in {sum(r < 1 for r in found)} of "
@@ -123,6 +150,33 @@ def _against_torch(cells: list[Cell]) -> list[str]:
         for (dtype, direction), found in ratios.items()
     ]
     return ["Against torch.nn.GRU:", "", *table(headers, rows), *sums, ""]
+
+
+def _small_calls(cells: list[Cell]) -> list[str]:
+    pairs = (
+        ("nn.GRU", None), ("compat.GRU", "nn.GRU"), ("tritongru.GRU", "nn.GRU"), ("nn.GRUCell", None),
+        ("Stream.step", "nn.GRUCell"), ("Stream.step-eager", "nn.GRUCell"),
+    )  # fmt: skip
+    rows, threads = [], 0
+    for cell in cells:
+        layer = cell.get("compat.GRU")
+        if layer is None or layer.p50_ms is None:
+            continue
+        found = []
+        for name, base in pairs:
+            row = cell.get(name)
+            if row is None or row.p50_ms is None:
+                found.append("")
+            else:
+                quotient = times_as_fast(name, ours=base)(cell) if base else None
+                found.append(f"{row.p50_ms * 1e3:.1f}" + (f" ({quotient:.2f})" if quotient else ""))
+        threads = layer.threads
+        rows.append((f"{layer.T}, {layer.B}, {layer.I}, {layer.U}", layer.notes.split()[1], *found))
+    lines = table(("T, B, I, U", "compat.GRU is", *(name for name, _ in pairs)), rows)
+    about = (
+        f"Small calls in inference, {threads} thread{'s' * (threads > 1)}: us a call, and in brackets over the time of"
+    )
+    return [about, "torch.nn.GRU, of torch.nn.GRUCell for a step (below 1 is faster):", "", *lines] if lines else []
 
 
 def _against_loops(cells: list[Cell]) -> list[str]:

@@ -145,6 +145,16 @@ def latest_cells(rows: Iterable[Result]) -> list[Cell]:
     return [cell for _, cell in cells.values()]
 
 
+def of_latest_devices(cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells of one device of each kind, the one measured last."""
+    latest: dict[str, Result] = {}
+    for cell in cells:
+        row = next(iter(cell.values()))
+        if row.kind not in latest or (row.date, row.run) > (latest[row.kind].date, latest[row.kind].run):
+            latest[row.kind] = row
+    return [cell for cell in cells if (row := next(iter(cell.values()))).device == latest[row.kind].device]
+
+
 def _check_header(path, text: str) -> None:
     header = tuple(next(csv.reader(io.StringIO(text)), ()))
     if header != FIELDS:

@@ -17,6 +17,9 @@ import torch
 # A sample shorter than this is filled with repeated calls: clocks and events have a resolution.
 SAMPLE_SECONDS = 2e-3
 MOST_CALLS = 200
+# Before each sample on a CPU: threads of OpenMP and of other runtimes keep turning for a while after a call, on cores
+# that the next contender is to have.
+PAUSE_SECONDS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,8 @@ def measure(
 ) -> dict[str, Timing]:
     """Time every call of `calls`, interleaved.
 
-    In each round every call is sampled once, in an order that rotates. A call leaves when it has spent `seconds` and
-    has `least` samples; the others go on up to `rounds`.
+    In each round every call is sampled once, in an order that rotates; on a CPU after a call that is not timed. A call
+    leaves when it has spent `seconds` and has `least` samples; the others go on up to `rounds`.
 
     Args:
         calls: by name; each takes the number of the sample.
@@ -99,6 +102,11 @@ def measure(
             if spent[name] >= seconds and len(samples[name]) >= least:
                 continue
             begin = time.perf_counter()
+            if place.type == "cpu":
+                time.sleep(PAUSE_SECONDS)
+                calls[name](
+                    number
+                )  # caches, and memory that another contender gave back, are as after a call of its own
             samples[name].append(time_once(calls[name], place, repeats[name], number))
             spent[name] += time.perf_counter() - begin
     return {name: Timing(tuple(values)) for name, values in samples.items()}

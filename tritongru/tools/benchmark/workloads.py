@@ -58,9 +58,16 @@ NAMED = (
 
 _CPU_SIZES = (
     (100, 32, 64, 128), (200, 64, 256, 256), (50, 16, 512, 512),
-    (128, 1, 128, 256), (500, 64, 64, 64), (1000, 1, 40, 64),
+    (128, 1, 128, 256), (500, 64, 64, 64), (1000, 1, 40, 64), (16, 1, 64, 128),
 )  # fmt: skip
 CPU = tuple(Workload("cpu", T, B, I, U, why="sizes that are common on CPUs") for T, B, I, U in _CPU_SIZES)
+
+SMALL = tuple(
+    Workload("small", T, B, U, U, why="calls in which what stands before the computation counts")
+    for T in (1, 8, 16)
+    for B in (1, 16)
+    for U in (64, 128, 256)
+)
 
 
 def with_features(time: int, batch: int, input_size: int, units: int, prefix: str = "") -> tuple[Workload, ...]:
@@ -112,6 +119,7 @@ GPU_FEATURES = tuple(w for U in (256, 512) for w in with_features(GPU_TIME, 32, 
 SETS: dict[str, tuple[Workload, ...]] = {
     "named": NAMED,
     "cpu": CPU,
+    "small": SMALL,
     "features": FEATURES,
     "quick": QUICK,
     "tiny": TINY,

@@ -1,8 +1,8 @@
 """Compile a resident kernel for a target without a device, read its machine code, and hold it to the budgets.
 
-    python -m tritongru.tools.replay.residents docs/replayed.csv
+    python -m tritongru.tools.replay.residents
 
-writes what the shipped tilings cost by the replay: estimates, to compare kernels by.
+writes what the shipped tilings cost by the replay, data/replayed.csv: estimates, to compare kernels by.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ...backends.triton.kernels.resident_forward import resident_forward_kernel
 from ...backends.triton.kernels.resident_layout import EACH, Constants, make_constants
 from ...backends.triton.tilings import COUNTER, NO_EXCHANGE, TAGGED, Tiling
 from ...tuning.configs import Device
+from ...tuning.replayed import PATH
 from . import sass, timeline
 from .latencies import HOPPER
 from .sass import Instruction
@@ -84,8 +85,7 @@ class Report:
         counts, t = sass.count(self.step), self.tiling
         return dict(
             kernel=self.kernel, target=self.target, dtype=self.dtype, units=self.units,
-            tiling=f"{t.exchange} {t.block_b}x{t.block_h}", warps=f"{t.warps_k}x{t.warps_n}",
-            shared_gates=t.shared_gates, registers=self.registers, shared=self.shared,
+            tiling=str(t), registers=self.registers, shared=self.shared,
             instructions=counts["instructions"], products=counts["HMMA"], barriers=counts["BAR"],
             fences=counts["MEMBAR"], cache_bytes=self.replay.cache_bytes, cycles=round(self.replay.cycles),
             cycles_of_latency=round(self.latency), microseconds=round(self.replay.cycles / CLOCK / 1e3, 2),
@@ -217,7 +217,7 @@ def shipped(target: str, units: Iterable[int], dtype: str = "bf16") -> Iterator[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("csv", type=Path)
+    parser.add_argument("--csv", type=Path, default=PATH)
     parser.add_argument(
         "--units", type=int, nargs="+", default=[32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048]
     )

@@ -16,8 +16,14 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-COUNTED = ("HMMA", "LDSM", "LDS", "STS", "BAR", "MEMBAR", "MUFU", "SHFL", "LDG", "STG", "RED", "ATOM", "LDL", "STL")
-PRODUCTS = ("HMMA", "HGMMA", "IMMA")
+COUNTED = (
+    "HMMA", "FFMA", "LDSM", "LDS", "STS", "BAR", "MEMBAR", "MUFU", "SHFL", "LDGSTS", "LDGDEPBAR", "LDG", "STG", "RED",
+    "ATOM", "LDL", "STL",
+)  # fmt: skip
+# Of the matrix units, and, where a kernel has none of them, of float32.
+PRODUCTS, SCALAR_PRODUCTS = ("HMMA",), ("FFMA",)
+# Products that run beside the warps which ask for them; when they end is not in the control codes.
+ASYNCHRONOUS = ("HGMMA", "UTC")
 _SIZES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 _INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:(@!?U?P\w+)\s+)?(\S+)(.*?);\s*/\* 0x[0-9a-f]{16} \*/")
 
@@ -100,18 +106,26 @@ def parse(text: str) -> tuple[list[Instruction], dict[str, int]]:
     return found, labels
 
 
-def one_step(code: list[Instruction], labels: dict[str, int]) -> list[Instruction]:
+def one_step(code: list[Instruction], labels: dict[str, int], chunks: int = 1) -> list[Instruction]:
     """Return what a step executes, that of the leading warp among it: the time loop, each wait left at once.
 
-    The time loop is the largest loop with matrix products. Jumps forward are taken over what contains a jump back: the
-    loop of a wait, or its second poll and all that follows when patience ends.
+    The time loop is the largest loop with products; a loop of products inside it is repeated `chunks` times. Jumps
+    forward are taken over what contains a jump back: the loop of a wait, or its second poll and all that follows when
+    patience ends.
+
+    Raises:
+        ValueError: no such loop, or products whose end the code does not tell.
     """
+    if any(x.starts(*ASYNCHRONOUS) for x in code):
+        raise ValueError("asynchronous matrix products")
+    products = PRODUCTS if any(x.starts(*PRODUCTS) for x in code) else SCALAR_PRODUCTS
     every = _loops(code, labels)
-    with_products = [(a, b) for a, b in every if any(x.starts(*PRODUCTS) for x in code[a:b])]
+    with_products = [(a, b) for a, b in every if any(x.starts(*products) for x in code[a:b])]
     if not with_products:
-        raise ValueError("no loop with matrix products")
+        raise ValueError("no loop with products")
     first, last = max(with_products, key=lambda loop: loop[1] - loop[0])
     step: list[Instruction] = []
+    done = 1
     i = first
     while i <= last:
         x = code[i]
@@ -120,12 +134,17 @@ def one_step(code: list[Instruction], labels: dict[str, int]) -> list[Instructio
         if i < aim <= last:
             skipped = code[i + 1 : aim]
             goes_back = any(i < b < aim for _, b in every)
-            if goes_back and not any(y.starts(*PRODUCTS) for y in skipped):
+            if goes_back and not any(y.starts(*products) for y in skipped):
                 i = aim
                 continue
             if len(skipped) < 40 and any(y.publishes or y.starts("MEMBAR") for y in skipped):
                 for y in skipped:
                     y.leader = True
+        if first < aim <= i < last and (aim, i) in with_products:
+            if done < chunks:
+                done, i = done + 1, aim
+                continue
+            done = 1
         i += 1
     for x in step:
         one_lane = x.guard != "" and (x.starts("RED.", "REDG", "ATOM", "MEMBAR", "ERRBAR", "CGAERRBAR", "CCTL"))

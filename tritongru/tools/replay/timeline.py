@@ -9,7 +9,8 @@ Left out: changes of the clock, polls that come too early, other programs' bytes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from . import sass
 from .latencies import HOPPER, Latencies
@@ -17,6 +18,7 @@ from .sass import Instruction
 
 LANES = 32
 SECTOR = 32  # bytes that one lane moves at least
+FEW_CHUNKS = 8  # of a streamed product, after which each takes as long as the one before
 
 
 @dataclass(frozen=True)
@@ -43,15 +45,27 @@ def replay(step: list[Instruction], warps: int, latencies: Latencies = HOPPER, p
     return Replay(cycles, tuple(t - times[0] for t in times), moved)
 
 
-def replay_cubin(cubin: bytes, warps: int, latencies: Latencies = HOPPER) -> tuple[list[Instruction], Replay]:
-    """Return the step of a compiled scan and its replay."""
-    step = sass.one_step(*sass.parse(sass.disassemble(cubin)))
-    return step, replay(step, warps, latencies)
+def replay_cubin(
+    cubin: bytes, warps: int, latencies: Latencies = HOPPER, chunks: int = 1
+) -> tuple[list[Instruction], Replay]:
+    """Return the step of a compiled scan and its replay; `chunks`, errors: as of `sass.one_step`.
+
+    Of many chunks the first are replayed, and the others take as long as the last of them.
+    """
+    code = sass.parse(sass.disassemble(cubin))
+    step = sass.one_step(*code, min(chunks, FEW_CHUNKS))
+    few = replay(step, warps, latencies)
+    if chunks > FEW_CHUNKS:
+        half = replay(sass.one_step(*code, FEW_CHUNKS // 2), warps, latencies)
+        more = (chunks - FEW_CHUNKS) / (FEW_CHUNKS - FEW_CHUNKS // 2)
+        moved = round(few.cache_bytes + more * (few.cache_bytes - half.cache_bytes))
+        few = replace(few, cycles=few.cycles + more * (few.cycles - half.cycles), cache_bytes=moved)
+    return step, few
 
 
 def _cache_bytes(x: Instruction) -> int:
     """Return the bytes that a warp moves; all lanes of a poll ask for the same word."""
-    if not x.starts("LDG", "STG", "RED", "ATOM"):
+    if not x.starts("LDG", "STG", "RED", "ATOM") or x.starts("LDGDEPBAR"):
         return 0
     if x.leader or x.starts("RED", "ATOM") or (x.starts("LDG") and x.strong and x.size == 4):
         return SECTOR
@@ -69,6 +83,8 @@ class _Machine:
         self.clock, self.place = [0.0] * warps, [0] * warps
         self.begun: list[list[float]] = [[] for _ in range(warps)]
         self.boards = [[0.0] * 6 for _ in range(warps)]
+        # When each group of copies to shared memory is there, the open one last.
+        self.copies = [[0.0] for _ in range(warps)]
         self.free = {unit: [0.0] * 4 for unit in ("issue", "MUFU", "HMMA")}  # of each quarter
         self.shared = self.cache = 0.0
         self.arrived: dict[int, float] = {}
@@ -101,6 +117,8 @@ class _Machine:
         times = [self.clock[w], self.free["issue"][w % 4]]
         times += [self.boards[w][b] for b in range(6) if x.waits >> b & 1]
         times += [self.free[unit][w % 4] for unit in ("MUFU", "HMMA") if x.starts(unit)]
+        if x.starts("DEPBAR") and (left := re.search(r"SB\d, 0x(\d+)", x.text)):
+            times += self.copies[w][: -1 - int(left[1], 16)]
         return max(times)
 
     def pass_barrier(self) -> None:
@@ -134,8 +152,13 @@ class _Machine:
         elif moved := _cache_bytes(x):
             begin = max(t, self.last_publication) if x.strong and x.starts("LDG") else t
             self.cache = max(begin, self.cache) + moved / its.cache_rate
-            if x.starts("LDG", "ATOM"):
+            if x.starts("LDGSTS"):
+                self.copies[w][-1] = max(self.copies[w][-1], self.cache + its.cache)
+            elif x.starts("LDG", "ATOM"):
                 done = self.cache + its.cache
+        elif x.starts("LDGDEPBAR"):
+            # No wait leaves more than 63 under way.
+            self.copies[w] = [*self.copies[w][-63:], 0.0]
         elif x.starts("SHFL"):
             done = t + its.shuffle
         elif x.starts("S2"):

@@ -1,4 +1,4 @@
-"""A model of one step's time, to rank launch configurations before any of them has run.
+"""A model of one step's time: the order in which configurations are compiled, and the rank of what no replay knows.
 
     step = launch + exchanges * exchange + load + max(feed, product) + gates
 
@@ -8,7 +8,8 @@
     exchange  one release and one acquire through the second-level cache
     gates     the pointwise work of the program's units
 
-docs/tuning.md derives it. A rank is what it is for: its microseconds are not measurements.
+docs/tuning.md derives it. It looks at nothing that was compiled: where `replayed` has followed the machine code of a
+candidate, that decides.
 """
 
 from __future__ import annotations
@@ -57,8 +58,7 @@ MACHINES = {
     "sm_120": Machine(clock=2.4, cache_latency=300, matrix_latency=33, matrix_rate=512, cache_total=3000),
     "gfx942": Machine(clock=2.1, cache_latency=500, matrix_latency=32, matrix_rate=2048, cache_total=8000),
 }
-# Passes through the second-level cache that an exchange takes, and whether all programs meet at one address. Estimates.
-EXCHANGE_PASSES = {"counter": (3.0, True), "flags": (2.5, False), "tagged": (1.5, False)}
+EXCHANGE_PASSES = 3.0  # through the second-level cache, an estimate
 ROWS, COLUMNS = 16, 8  # of the smallest matrix instruction
 GATE_INSTRUCTIONS = 60  # per unit and row: three activations, loads, stores; counted in the forward's machine code
 GATE_LATENCY = 200  # clocks: two exponentials and a reciprocal in a row
@@ -89,6 +89,7 @@ def model_step(config: LaunchConfig, key: Key, batch: int, device: Device, machi
     chunks = -(-key.units // config.block_k)
     depth = chunks * config.block_k
     programs = count_programs(config, key.units, batch)
+    turns = count_turns(config, key, batch, device)
     meetings = 2 if "reset_before" in key.flags else 1
     feed, product = _multiply(config, key, depth, device, machine)
     states = (3 if key.kernel == "backward" else 1) + (3 if "dropout" in key.flags and key.kernel == "forward" else 0)
@@ -106,17 +107,20 @@ def model_step(config: LaunchConfig, key: Key, batch: int, device: Device, machi
     gates = GATE_LATENCY + config.block_b * config.block_h * GATE_INSTRUCTIONS / machine.scalar_rate
     exchange = launch = 0.0
     if config.waits:
-        waves = max(1, count_waves(config, key.units, batch, device))
-        passes, together = EXCHANGE_PASSES.get(config.exchange, EXCHANGE_PASSES["counter"])
-        crowd = machine.poll * -(-key.units // config.block_h) if together else 0.0
-        exchange = meetings * (passes * machine.cache_latency + crowd)
-    else:
-        # Programs that share a multiprocessor share its units too, so a second one is counted as a second wave.
-        waves = -(-programs // device.processors)
+        crowd = machine.poll * -(-key.units // config.block_h)
+        exchange = meetings * (EXCHANGE_PASSES * machine.cache_latency + crowd)
     if config.schedule == STEPS:
         launch = machine.launch * (meetings + (1 if key.kernel == "backward" else 0))
-    micro = waves * 1e-3 / machine.clock
+    micro = turns * 1e-3 / machine.clock
     return StepTime(launch, *(part * micro for part in (exchange, load, feed, product, gates)))
+
+
+def count_turns(config: LaunchConfig, key: Key, batch: int, device: Device) -> int:
+    """Return how often the multiprocessors run a step's program, one after another, for all programs of a batch."""
+    if config.waits:
+        return max(1, count_waves(config, key.units, batch, device))
+    # Programs that share a multiprocessor share its units too, so a second one is counted as a second turn.
+    return -(-count_programs(config, key.units, batch) // device.processors)
 
 
 def step_floor(key: Key, batch: int, device: Device, machine: Machine) -> float:
@@ -143,14 +147,17 @@ def _multiply(config: LaunchConfig, key: Key, depth: int, device: Device, machin
         # Every multiply-add takes its weight from shared memory, shared by the rows a thread holds.
         threads = device.warp_size * config.num_warps
         work = 3 * config.block_b * config.block_h * depth
-        rows = max(1, config.block_b * config.block_h // threads)
-        return work * size / rows / machine.shared_rate, work / min(machine.scalar_rate, threads)
-    # Warps spread over columns first; those beyond read the same weights again.
-    columns = min(config.num_warps, config.block_h // COLUMNS)
-    readers = config.num_warps / columns
+        outputs = max(1, config.block_b * config.block_h // threads)
+        return work * size / outputs / machine.shared_rate, work / min(machine.scalar_rate, threads)
+    # Triton lays all warps over the longer side of a product whose sums another product goes on with, over the rows of
+    # a square; warps beyond that side repeat the work of others. Source: AccelerateMatmul.cpp, `warpsPerTileV2`.
+    over_rows = config.block_b >= config.block_h
+    rows, columns = (config.num_warps, 1) if over_rows else (1, config.num_warps)
+    # Every warp reads the weights of its columns.
+    readers = rows * max(1.0, columns * COLUMNS / config.block_h)
     step = 16 if size == 2 else 8
     products = {"tf32x3": 3, "bf16x3": 3}.get(key.precision, 1)
-    tiles = 3 * -(-config.block_b // ROWS) * -(-config.block_h // (COLUMNS * columns))
+    tiles = 3 * -(-config.block_b // (ROWS * rows)) * -(-config.block_h // (COLUMNS * columns))
     rate = machine.matrix_rate / 4 * (1 if size == 2 else 0.5)
     issue = tiles * ROWS * COLUMNS * step / rate
     # At most four warps issue at once, one in each quarter of the multiprocessor.

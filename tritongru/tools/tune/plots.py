@@ -7,7 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...tuning.tables import MEASURED, MODELLED, REPLAYED
 from ..benchmark.plots import make_panels, save_figure
+
+# Of each kind of result, its column.
+COLUMNS = {MODELLED: "model_us", REPLAYED: "replay_us", MEASURED: "p50_us"}
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,8 @@ def read_points(path: Path) -> list[Point]:
             try:
                 if row["wins"] != "1":
                     continue
-                kind = "measured" if row["p50_us"] else "modelled"
-                words = (row["device"], row["kernel"], row["dtype"], row["precision"], row["flags"], kind)
-                step = float(row["p50_us"] or row["model_us"])
+                words = (row["device"], row["kernel"], row["dtype"], row["precision"], row["flags"], row["kind"])
+                step = float(row[COLUMNS[row["kind"]]])
                 points.append(
                     Point(
                         " ".join(word for word in words if word), int(row["units"]), int(row["batch"]),

@@ -17,7 +17,8 @@ from ..benchmark.contenders import INFERENCE, TRAINING, make_call, own
 from ..benchmark.timing import measure
 from ..benchmark.work import Work, float32_products
 from ..benchmark.workloads import Workload
-from .measure import REHEARSED_STEPS, STEPS_TIMED
+from .checking import REHEARSED_STEPS
+from .measure import STEPS_TIMED
 from .search import Found
 
 # dtype, precision, units, batch

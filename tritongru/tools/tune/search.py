@@ -1,12 +1,12 @@
-"""Search for a configuration without a GPU: compile, in the order of the model, what the rules allow."""
+"""Search for a configuration without a GPU: compile what the rules allow, in the order of the model, and replay it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ...tuning.configs import EXCHANGES, Device
-from ...tuning.tables import Entry, bucket
+from ...tuning.configs import Device
+from ...tuning.tables import MEASURED, MODELLED, REPLAYED, Entry, bucket
 from ..benchmark.timing import Timing
 from .model import Machine
 from .space import Candidate, Problem, list_candidates
@@ -30,8 +30,19 @@ class Tried:
 
     @property
     def microseconds(self) -> float:
-        """Of a step: measured where it was, else modelled."""
-        return self.candidate.step.total if self.timing is None else self.timing.p50 * 1e3
+        """Of a step: measured where it was, else replayed, else modelled."""
+        if self.timing is not None:
+            return self.timing.p50 * 1e3
+        if self.compiled is not None and self.compiled.cycles:
+            return self.candidate.microseconds(self.compiled.cycles)
+        return self.candidate.step.total
+
+    @property
+    def kind(self) -> str:
+        """What `microseconds` is: one of `tables.KINDS`."""
+        if self.timing is not None:
+            return MEASURED
+        return REPLAYED if self.compiled is not None and self.compiled.cycles else MODELLED
 
 
 @dataclass
@@ -43,19 +54,26 @@ class Found:
 
     @property
     def winner(self) -> Tried | None:
-        """The best that may win: by time where any was timed, else the first in the model's order."""
+        """The best that may win: of those that were timed, else replayed, the fastest, else the model's first."""
         able = [one for one in self.tried if not one.fault]
-        timed = [one for one in able if one.timing is not None]
-        return min(timed, key=lambda one: one.microseconds) if timed else next(iter(able), None)
+        for kind in (MEASURED, REPLAYED):
+            if known := [one for one in able if one.kind == kind]:
+                return min(known, key=lambda one: one.microseconds)
+        return next(iter(able), None)
 
 
 def open_problems(
-    problems: Iterable[Problem], device: Device, machine: Machine, exchanges: Sequence[str] = EXCHANGES
+    problems: Iterable[Problem], device: Device, machine: Machine, known: Sequence[Entry] = ()
 ) -> list[Found]:
-    """Return every problem with all its candidates, those against a rule marked with it."""
+    """Return every problem with all its candidates, those against a rule marked with it.
+
+    Args:
+        known: entries of a table, whose configurations are candidates for their key, for every batch.
+    """
     found = []
     for problem in dict.fromkeys(problems):
-        candidates = list_candidates(problem, device, machine, exchanges)
+        mine = [entry.config for entry in known if entry.key == problem.key]
+        candidates = list_candidates(problem, device, machine, mine)
         tried = [Tried(one, fault="; ".join(one.against) or NOT_COMPILED) for one in candidates]
         found.append(Found(problem, tried))
     return found
@@ -68,7 +86,7 @@ def compile_candidates(
 
     Args:
         found: changed in place, result by result, so that an interruption keeps what was found.
-        depth: stop at this many that may win, in the order of the model; 0: compile all.
+        depth: stop at this many that may win, in the order of the model, and what is known; 0: compile all.
         report: told how many compilations are done, how many are known to come, and what was last.
     """
     known: dict[Job, Compiled] = {}
@@ -79,8 +97,8 @@ def compile_candidates(
             for one in problem.tried:
                 if one.fault != NOT_COMPILED:
                     continue
-                if depth and able >= depth:
-                    break
+                if depth and able >= depth and not one.candidate.known:
+                    continue
                 job = Job(target, one.candidate.problem.key, one.candidate.config)
                 if job in known:
                     able += _settle(one, known[job])
@@ -98,8 +116,12 @@ def compile_candidates(
             report(len(known), begun + len(jobs), f"{job.key.kernel} {job.key.dtype} U={job.key.units}")
 
 
-def make_entries(found: Iterable[Found], provenance: str) -> list[Entry]:
-    """Return the winners as entries; neighbouring batch buckets that share one become one entry."""
+def make_entries(found: Iterable[Found], provenances: Mapping[str, str]) -> list[Entry]:
+    """Return the winners as entries; neighbouring batch buckets that share one become one entry.
+
+    Args:
+        provenances: of each kind of result, its id.
+    """
     entries: list[Entry] = []
     ordered = sorted(found, key=lambda one: (*one.problem.key.group, one.problem.key.units, bucket(one.problem.batch)))
     for problem in ordered:
@@ -112,8 +134,8 @@ def make_entries(found: Iterable[Found], provenance: str) -> list[Entry]:
         compiled = best.compiled or Compiled()
         entries.append(
             Entry(
-                key, (low, here), best.candidate.config, round(best.microseconds, 4), provenance, compiled.shared,
-                compiled.registers,
+                key, (low, here), best.candidate.config, round(best.microseconds, 4), provenances[best.kind],
+                compiled.shared, compiled.registers,
             )
         )  # fmt: skip
     return entries

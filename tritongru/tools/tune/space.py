@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ...tuning import configs
@@ -38,29 +38,42 @@ class Problem:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One configuration for a problem: its modelled step, or the rules against it."""
+    """One configuration for a problem: its modelled step, or the rules against it.
+
+    Attributes:
+        turn: microseconds of a step for each cycle of one program. known: whether it is in the table shipped so far.
+    """
 
     problem: Problem
     config: LaunchConfig
     step: StepTime
+    turn: float
     against: tuple[str, ...] = ()
+    known: bool = False
+
+    def microseconds(self, cycles: float) -> float:
+        """Return the step of all programs, us, from the cycles of one."""
+        return self.step.launch + cycles * self.turn
 
 
 def list_candidates(
-    problem: Problem, device: Device, machine: Machine, exchanges: Sequence[str] = configs.EXCHANGES
+    problem: Problem, device: Device, machine: Machine, known: Collection[LaunchConfig] = ()
 ) -> list[Candidate]:
     """Return the whole space for a problem: what the rules allow first, by its modelled time, then the rest.
+
+    Of them `known` are in a table already.
 
     The model cannot tell the best from what is within MARGIN of it. Of these the formula's own comes first, then the
     others in an order that is the same for every batch, so that neighbouring batches share a configuration.
     """
     key = problem.key
     usual = configs.choose(key.units, problem.batch, ITEM_SIZES[key.dtype], device, "dropout" in key.flags)
-    space = dict.fromkeys([usual, *_every_config(key.units, exchanges)])
+    space = dict.fromkeys([usual, *known, *_every_config(key.units)])
     found = [
         Candidate(
             problem, config, step_model.model_step(config, key, problem.batch, device, machine),
-            tuple(rules_against(config, problem, device)),
+            step_model.count_turns(config, key, problem.batch, device) * 1e-3 / machine.clock,
+            tuple(rules_against(config, problem, device)), config in known,
         )
         for config in space
     ]  # fmt: skip
@@ -93,19 +106,14 @@ def rules_against(config: LaunchConfig, problem: Problem, device: Device) -> lis
     return rules
 
 
-def _every_config(units: int, exchanges: Sequence[str]) -> list[LaunchConfig]:
+def _every_config(units: int) -> list[LaunchConfig]:
     whole = configs.next_power_of_two(units)
     found = [
         LaunchConfig(SINGLE, block_b, whole, whole, warps)
         for block_b, warps in itertools.product(BLOCKS_B, WARPS)
         if whole <= 4096
     ]
-    plain = [exchange for exchange in exchanges if exchange != "tagged"]
-    for schedule, meetings in ((PERSISTENT, exchanges), (STREAMED, plain), (STEPS, configs.EXCHANGES[:1])):
-        found += [
-            LaunchConfig(schedule, block_b, block_h, block_k, warps, exchange)
-            for block_b, block_h, block_k, warps, exchange in itertools.product(
-                BLOCKS_B, BLOCKS_H, BLOCKS_K[schedule], WARPS, meetings
-            )
-        ]
+    for schedule, blocks_k in BLOCKS_K.items():
+        sizes = itertools.product(BLOCKS_B, BLOCKS_H, blocks_k, WARPS)
+        found += [LaunchConfig(schedule, *blocks) for blocks in sizes]
     return found

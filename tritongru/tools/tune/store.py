@@ -8,14 +8,14 @@ import hashlib
 import io
 import itertools
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from ...environment import version_of
 from ...tuning import table_files, tables
-from ...tuning.configs import Device
+from ...tuning.configs import Device, LaunchConfig
 from ...tuning.tables import Entry, Race, Table
 from ..files import hold_lock, replace_file
 from .model import Machine, step_floor
@@ -24,9 +24,9 @@ from .search import NOT_COMPILED, Found
 COLUMNS = (
     "date", "kind", "device", "target", "tritongru", "triton", "torch", "kernels",
     "kernel", "dtype", "precision", "flags", "units", "batch",
-    "schedule", "block_b", "block_h", "block_k", "num_warps", "exchange",
-    "rank", "wins", "verdict", "registers", "spills", "shared", "matrix", "compile_s",
-    "launch_us", "exchange_us", "load_us", "feed_us", "product_us", "gates_us", "model_us", "floor_us",
+    *(field.name for field in fields(LaunchConfig)),
+    "rank", "wins", "verdict", "registers", "spills", "shared", "matrix", "cycles", "cache_bytes", "compile_s",
+    "launch_us", "exchange_us", "load_us", "feed_us", "product_us", "gates_us", "model_us", "replay_us", "floor_us",
     "p20_us", "p50_us", "p80_us",
 )  # fmt: skip
 
@@ -37,7 +37,7 @@ def describe_device(device: Device) -> dict[str, Any]:
 
 
 def make_provenance(kind: str, device: Device) -> tuple[str, dict[str, Any]]:
-    """Return an id and a record of where results come from: "modelled" or "measured", when, with which versions."""
+    """Return an id and a record of where results come from: of which of `tables.KINDS`, when, with which versions."""
     record = {
         "kind": kind, "date": datetime.date.today().isoformat(), "device": device.name,
         **{name: version_of(name) for name in ("tritongru", "triton", "torch")}, "kernels": fingerprint_kernels(),
@@ -54,27 +54,28 @@ def fingerprint_kernels() -> str:
 def save_entries(
     path: Path,
     device: Device,
-    provenance: tuple[str, dict[str, Any]],
+    provenances: Mapping[str, dict[str, Any]],
     entries: Sequence[Entry],
     races: Sequence[Race] = (),
 ) -> None:
     """Merge `entries` and `races` into the table of `path`; entries that another process wrote meanwhile stay.
 
+    Of `provenances`, ids with their records, the table keeps those that are pointed to.
     A damaged file is moved to `path` with ".damaged" added, and a warning names both.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full; the file is as it was.
         TimeoutError: another process holds the file.
     """
-    name, record = provenance
     try:
         with hold_lock(path):
             old = _read_or_set_aside(path)
-            table = Table(describe_device(device), {name: record})
-            if old is not None:
-                table.provenances = old.provenances | table.provenances
+            table = Table(describe_device(device), {})
             table.entries = tables.merge(old.entries if old else [], entries)
             table.races = tables.merge(old.races if old else [], races)
+            used = {line.provenance for line in (*table.entries, *table.races)}
+            known = (old.provenances if old else {}) | provenances
+            table.provenances = {name: record for name, record in known.items() if name in used}
             replace_file(path, table_files.dump(table))
     except OSError as error:
         if isinstance(error, TimeoutError):
@@ -99,7 +100,7 @@ def make_rows(
 
     Where candidates were left out for want of need or time, those that a rule is against are left out too.
     """
-    common = {name: record[name] for name in ("date", "kind", "device", "tritongru", "triton", "torch", "kernels")}
+    common = {name: record[name] for name in ("date", "device", "tritongru", "triton", "torch", "kernels")}
     found = list(found)
     whole = not any(one.fault == NOT_COMPILED for problem in found for one in problem.tried)
     for problem in found:
@@ -109,7 +110,7 @@ def make_rows(
             if one.fault == NOT_COMPILED or (one.candidate.against and not whole):
                 continue
             step, compiled = one.candidate.step, one.compiled
-            row = common | {"target": device.target, "kernel": key.kernel, "dtype": key.dtype}
+            row = common | {"kind": one.kind, "target": device.target, "kernel": key.kernel, "dtype": key.dtype}
             row |= {"precision": key.precision, "flags": " ".join(key.flags), "units": key.units}
             row |= {"batch": problem.problem.batch, **asdict(one.candidate.config)}
             row |= {"rank": rank, "wins": int(one is winner), "verdict": one.fault or "ok"}
@@ -118,6 +119,9 @@ def make_rows(
             if compiled is not None:
                 row |= {"registers": compiled.registers, "spills": compiled.spills, "shared": compiled.shared}
                 row |= {"matrix": compiled.matrix, "compile_s": f"{compiled.seconds:.2f}"}
+                if compiled.cycles:
+                    row |= {"cycles": round(compiled.cycles), "cache_bytes": compiled.cache_bytes}
+                    row |= {"replay_us": f"{one.candidate.microseconds(compiled.cycles):.4f}"}
             if one.timing is not None:
                 row |= {f"{name}_us": f"{getattr(one.timing, name) * 1e3:.4f}" for name in ("p20", "p50", "p80")}
             yield row

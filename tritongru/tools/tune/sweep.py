@@ -1,4 +1,4 @@
-"""Sweep launch configurations: time them on a GPU, or compile them for one that is not there and rank them by a model.
+"""Sweep launch configurations: time them on a GPU, or compile them for one that is not there and replay a step.
 
     python -m tritongru tune --units 256 512 --batch 1 16 64 --dtype bfloat16            on a GPU
     python -m tritongru tune --target sm_90 --units 256 --jobs 8                         without one
@@ -21,10 +21,9 @@ from typing import Any
 
 import torch
 
-from ...call.errors import check_choice
 from ...tuning import choices
-from ...tuning.configs import EXCHANGES, Device
-from ...tuning.tables import FLAGS, ITEM_SIZES, KERNELS, PRODUCTS, Key, Race, bucket
+from ...tuning.configs import Device
+from ...tuning.tables import FLAGS, ITEM_SIZES, KERNELS, KINDS, MEASURED, PRODUCTS, Key, Race, bucket
 from .. import options, show
 from . import store as tune_store
 from .model import MACHINES
@@ -67,7 +66,6 @@ def tune(
     precision: Sequence[str] = ("ieee",),
     kernels: Sequence[str] = KERNELS,
     flags: Sequence[Sequence[str]] = ((),),
-    exchanges: Sequence[str] | None = None,
     target: str | None = None,
     processors: int | None = None,
     out: str | Path | None = None,
@@ -79,13 +77,12 @@ def tune(
 ) -> Result:
     """Find the launch configuration for every combination of the given sizes.
 
-    On a GPU each candidate that agrees with the oracle is timed; with `target`, each is compiled and modelled.
+    On a GPU each candidate that agrees with the oracle is timed. With `target`, each is compiled, held to the budgets,
+    and ranked by the replay of its machine code; where that cannot be replayed, by a model.
 
     Args:
         units, batch, dtype, precision, kernels, flags: what to look for; `tritongru.tables.Key` describes them. A batch
             stands for its bucket, the next power of two.
-        exchanges: ways for programs to meet, of `configs.EXCHANGES`. None: all on a GPU, and the counter with `target`:
-            the model's constants for the exchange are guesses, and should not choose it.
         target: a GPU that need not be there: "sm_80", "sm_90", "sm_100", "gfx942", ... None: the GPU at hand.
         processors: multiprocessors of the target, None: those of its usual device.
         out: a folder for the table and the CSV. None: the user's cache for the GPU at hand, else "out".
@@ -103,44 +100,46 @@ def tune(
         OSError: the results cannot be written.
     """
     problems = list(list_problems(units, batch, dtype, precision, kernels, flags))
-    for name in exchanges or ():
-        check_choice("exchanges", name, EXCHANGES)
     if target is not None:
         device, machine = _target_device(target, processors), MACHINES[target]
-        folder, kind = Path(out or "out"), "modelled"
+        folder = Path(out or "out")
     elif rehearse:
         from .measure import rehearsal_device
 
         device, machine = rehearsal_device(), MACHINES["sm_90"]
-        folder, kind = Path(out or "out"), "measured"
+        folder = Path(out or "out")
     elif torch.cuda.is_available():
         from ...tuning.devices import device_limits
 
         device = device_limits(torch.device("cuda"))
         machine = MACHINES.get(device.target, MACHINES["sm_90"])
-        folder, kind = Path(out) if out else choices.user_folder(), "measured"
+        folder = Path(out) if out else choices.user_folder()
     else:
         raise RuntimeError("no GPU here: give `target` to compile for one, or `rehearse=True`")
     name = f"{device.target}-{device.processors}"
-    path = folder / f"{name}.json" if out or kind == "modelled" or rehearse else choices.user_path(device.name)
+    path = folder / f"{name}.json" if out or target or rehearse else choices.user_path(device.name)
     assert path is not None, "a GPU has a name"
     rows = folder / f"tune-{name}.csv"
-    found = open_problems(problems, device, machine, exchanges or (EXCHANGES[:1] if kind == "modelled" else EXCHANGES))
-    provenance = tune_store.make_provenance(kind, device)
+    shipped = None
+    if target is not None and (shipped_path := choices.shipped_path(device)) is not None:
+        shipped = choices.load(shipped_path)
+    found = open_problems(problems, device, machine, shipped.entries if shipped else ())
+    made = {kind: tune_store.make_provenance(kind, device) for kind in KINDS}
+    ids = {kind: name for kind, (name, _) in made.items()}
 
     def keep() -> None:
-        tune_store.save_entries(path, device, provenance, make_entries(found, provenance[0]), races)
-        tune_store.save_rows(rows, tune_store.make_rows(found, device, machine, provenance[1]))
+        tune_store.save_entries(path, device, dict(made.values()), make_entries(found, ids), races)
+        tune_store.save_rows(rows, tune_store.make_rows(found, device, machine, made[MEASURED][1]))
 
     races: list[Race] = []
     keep()  # a place that cannot be written is better known before the sweep than after it
     interrupted = False
     try:
         with show.show_steps("tune") as report:
-            workers, limit = jobs or os.cpu_count() or 1, (seconds if kind == "modelled" else None) or 120.0
+            workers, limit = jobs or os.cpu_count() or 1, (seconds if target else None) or 120.0
             with Compilers(workers, limit, rehearse) as compilers:
-                if kind == "modelled":
-                    compile_candidates(found, target or "", compilers, depth or 0, report)
+                if target is not None:
+                    compile_candidates(found, target, compilers, depth or 0, report)
                 else:
                     from .measure import measure_candidates
                     from .races import run_races
@@ -148,7 +147,7 @@ def tune(
                     limits = (depth or (2 if rehearse else 8), seconds or (0.05 if rehearse else 1.0))
                     sweep, rest = (60.0 * minutes * share for share in (1 - SHARE_OF_RACES, SHARE_OF_RACES))
                     measure_candidates(found, rehearse, compilers, *limits, sweep, report=report, keep=keep)
-                    run_races(found, rehearse, provenance[0], 0.2 * limits[1], rest, races, report)
+                    run_races(found, rehearse, ids[MEASURED], 0.2 * limits[1], rest, races, report)
     except KeyboardInterrupt:
         interrupted = True
     finally:
@@ -213,7 +212,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--flags", nargs="+", default=["plain"],
         help=f"variants, each 'plain' or some of {', '.join(FLAGS)} joined by '+'; default: plain",
     )  # fmt: skip
-    add("--exchanges", nargs="+", choices=EXCHANGES, help="default: all on a GPU, the counter with --target")
     add("--workloads", type=Path, help='a JSON list of {"name": ..., "units": ..., "batch": ..., "dtype": ...}')
     add("--target", choices=tuple(USUAL_DEVICES), help="compile for this GPU, which need not be there")
     add("--processors", type=whole(1, 1024), help="multiprocessors of the target; default: those of its usual device")
@@ -244,7 +242,7 @@ def main(args: argparse.Namespace) -> int:
         # Triton settles on its interpreter when it is imported, which is later than this.
         os.environ["TRITON_INTERPRET"] = "1"
     groups = [[] if name == "plain" else name.split("+") for name in args.flags]
-    given = "precision kernels exchanges target processors out jobs depth seconds minutes rehearse".split()
+    given = "precision kernels target processors out jobs depth seconds minutes rehearse".split()
     same = {name: getattr(args, name) for name in given}
     # What ends a job on a shared machine is to keep what was found, as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)

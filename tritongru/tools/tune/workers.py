@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...call.problem import Variant
 from ...tuning.configs import LaunchConfig
@@ -25,6 +25,9 @@ from ...tuning.table_files import parse_config
 from ...tuning.tables import Key
 from .model import is_scalar
 from .space import Problem
+
+if TYPE_CHECKING:
+    from ...backends.triton.ahead import Report
 
 # CUDA's words for errors after which a context is of no more use.
 LOST = ("illegal memory access", "device-side assert", "unspecified launch failure", "misaligned address")
@@ -42,12 +45,19 @@ class Job:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What became of a job: the compiler's numbers, and what is wrong; nothing wrong: the configuration may run."""
+    """What became of a job: the compiler's numbers, and what is wrong; nothing wrong: the configuration may run.
+
+    Attributes:
+        cycles: of a step of one program, replayed; 0 where the machine code cannot be. cache_bytes: that it moves to
+            and from the second-level cache meanwhile.
+    """
 
     registers: int = 0
     spills: int = 0
     shared: int = 0
     matrix: str = ""
+    cycles: float = 0.0
+    cache_bytes: int = 0
     seconds: float = 0.0
     wrong: tuple[str, ...] = field(default_factory=tuple)
 
@@ -71,13 +81,26 @@ def compile_job(job: Job) -> Compiled:
     if is_scalar(key):
         # float32 products in full precision have no matrix instruction to use.
         wrong = [reason for reason in wrong if reason != "no matrix instruction"]
+    cycles, moved = (0.0, 0) if wrong else _replay(report)
     seconds = time.perf_counter() - begin
-    return Compiled(report.registers, report.spills, report.shared, report.matrix, seconds, tuple(wrong))
+    return Compiled(report.registers, report.spills, report.shared, report.matrix, cycles, moved, seconds, tuple(wrong))
+
+
+def _replay(report: Report) -> tuple[float, int]:
+    """Return the cycles of a step and the bytes it moves; zeros for what cannot be replayed."""
+    from ..replay.timeline import replay_cubin
+
+    if not report.binary or report.matrix not in ("", "mma.sync"):
+        return 0.0, 0
+    config = report.config
+    chunks = -(-report.units // config.block_k) if config.streams else 1
+    _, replay = replay_cubin(report.binary, config.num_warps, chunks=chunks)
+    return round(replay.cycles, 1), replay.cache_bytes
 
 
 def check_job(job: Job) -> Compiled:
     """Compile one job for the GPU at hand, run it, and compare its results with the oracle's."""
-    from .measure import check_config
+    from .checking import check_config
 
     begin = time.perf_counter()
     wrong = check_config(Problem(job.key, job.batch), job.config)

@@ -1,6 +1,7 @@
 """Products of few rows with weights as they lie in memory, in either layout: for calls too short to pack anything.
 
-    columns side by side (Keras, (K,N)):   4 rows or 1 by 24 columns, as the packed tiles with rows of W further apart
+    columns side by side (Keras, (K,N)):   4 rows or 1 by 24 columns, as the packed tiles with rows of W further apart;
+                                           1 row by a matrix beyond the second cache, four rows of W from end to end
     columns one by one (torch, (N,K)):     4 rows by 2 columns or 1 row by 8: eight dot products, k in vectors
 
 Columns that do not fill the last group are computed with those before them once more.
@@ -9,9 +10,12 @@ Columns that do not fill the last group are computed with those before them once
 from __future__ import annotations
 
 from ..compile import helper
-from .vectors import add_pairs, fma, full, lanes, load, load_first, pick, spread, store
+from .vectors import WIDTH, add_pairs, fma, full, lanes, load, load_first, pick, spread, store
 
 COLUMNS, PAIR = 8, 2  # of the dot products of one row, and of four
+# Bytes of a matrix from which one row reads it in order: tiles of a few columns jump from row to row, which costs the
+# more the further away the matrix lies. On an AMD EPYC with 512 KiB of second cache.
+LARGE = 1 << 18
 
 
 @helper
@@ -33,12 +37,40 @@ def multiply_unpacked(a, start, next_row, K, w, next_k, next_column, first, end,
 @helper
 def by_columns(a, start, next_row, K, w, next_k, first, end, out, width, rows):
     C, fours = 3 * lanes(a), rows // 4 * 4
+    is_large = K * (end - first) * (WIDTH // lanes(a)) >= LARGE
     for c in range(first, end, C):
         column = min(c, end - C)
         for row in range(0, fours, 4):
             columns_4(a, start + row * next_row, next_row, K, w, column, next_k, out, row * width + column, width)
-        for row in range(fours, rows):
+        for row in range(fours, 0 if is_large else rows):
             columns_1(a, start + row * next_row, K, w, column, next_k, out, row * width + column)
+    for row in range(fours, rows if is_large else 0):
+        stream_1(a, start + row * next_row, K, w, next_k, first, end, out, row * width)
+
+
+@helper
+def stream_1(a, i, K, w, next_k, first, end, out, o):
+    """A row by all columns, four rows of W at a time."""
+    L, whole = lanes(a), K // 4 * 4
+    last = first + (end - first) // L * L
+    for c in range(first, end):
+        out[o + c] = 0
+    for k in range(0, whole, 4):
+        p0 = k * next_k
+        p1, p2, p3 = p0 + next_k, p0 + 2 * next_k, p0 + 3 * next_k
+        v0, v1, v2, v3 = spread(a, i + k), spread(a, i + k + 1), spread(a, i + k + 2), spread(a, i + k + 3)
+        for c in range(first, last, L):
+            total = fma(v1, load(w, p1 + c), fma(v0, load(w, p0 + c), load(out, o + c)))
+            store(out, o + c, fma(v3, load(w, p3 + c), fma(v2, load(w, p2 + c), total)))
+        for c in range(last, end):
+            total = a[i + k] * w[p0 + c] + a[i + k + 1] * w[p1 + c]
+            out[o + c] += total + (a[i + k + 2] * w[p2 + c] + a[i + k + 3] * w[p3 + c])
+    for k in range(whole, K):
+        v, p = spread(a, i + k), k * next_k
+        for c in range(first, last, L):
+            store(out, o + c, fma(v, load(w, p + c), load(out, o + c)))
+        for c in range(last, end):
+            out[o + c] += a[i + k] * w[p + c]
 
 
 @helper

@@ -15,7 +15,7 @@ exchanges (0: all).
 import triton
 import triton.language as tl
 
-from .exchange import announce, await_round, publish
+from .exchange import announce, await_round
 from .gates import slope
 from .product import load_weights, multiply
 
@@ -71,7 +71,7 @@ def gru_backward_kernel(
     | y_carry | (B,U) gradient of the output that masked steps repeat | float32 | no mask |
     | rows | (B,) the rows in the order in which tiles take them | int64 | their own |
     | stops | (B,) from which step on nothing happens to a row, see stops.py | int32 | no mask |
-    | board | (tiles,s_tile) signals or (2,3,B,U) words of gates z, r, n, zeros | int32 or int64 | nobody waits |
+    | board | (tiles,s_tile) of which the first is the tile's counter, zeros, see exchange.py | int32 | nobody waits |
     | faults | (tiles,) zeros | int32 | nobody waits |
     | clip | a number: the bound of the state's gradient | float32 | none |
     """
@@ -90,11 +90,9 @@ def gru_backward_kernel(
     m_h = o_h < U
     m_bh = m_b[:, None] & m_h[None, :]
     io: tl.constexpr = d_gx.dtype.element_ty
-    WAITS: tl.constexpr = C.EXCHANGE != "none"
-    TAGGED: tl.constexpr = C.EXCHANGE == "tagged"
-    p_signals = board
-    if WAITS and not TAGGED:
-        p_signals = board + i_b * s_tile
+    p_counter = board
+    if C.WAITS:
+        p_counter = board + i_b * s_tile
     begin = step_begin
     if mask is not None:
         stop = tl.max(tl.load(stops + o_b, mask=m_b, other=0), 0)
@@ -164,10 +162,6 @@ def gru_backward_kernel(
         # Gradients of the owned pre-activations.
         p_g = d_gx + o_t * 3 + o_bg
         rounds += 1
-        if TAGGED:
-            q_z = board + (rounds & 1) * 3 * step_size
-            q_r = q_z + step_size
-            q_n = q_r + step_size
         g_z, g_r, g_n, g_s = b_h, b_h, b_h, b_h
         if C.PHASE <= 1:
             b_z = i_z.to(tl.float32)
@@ -189,13 +183,6 @@ def gru_backward_kernel(
             if C.RESET_AFTER:
                 g_r = tl.where(kept, g_n * i_g.to(tl.float32) * slope(b_r, C.REC_ACT), 0.0)
                 g_s = tl.where(kept, g_n * b_r, 0.0)
-            if TAGGED:
-                if C.RESET_AFTER:
-                    publish(q_z + o_bh, rounds, g_z, m_bh, io)
-                    publish(q_r + o_bh, rounds, g_r, m_bh, io)
-                    publish(q_n + o_bh, rounds, g_s, m_bh, io)
-                else:
-                    publish(q_n + o_bh, rounds, g_n, m_bh, io)
             tl.store(p_g + C.GATE_Z * U, g_z.to(io), mask=m_bh)
             if C.RESET_AFTER:
                 tl.store(p_g + C.GATE_R * U, g_r.to(io), mask=m_bh)
@@ -203,12 +190,12 @@ def gru_backward_kernel(
             else:
                 tl.store(p_g + 2 * U, g_n.to(io), mask=m_bh)
             b_dh = tl.where(kept, b_dh * b_z, b_dh)
-        announce(p_signals, i_h, rounds, C)
+        announce(p_counter, C)
         if C.RESET_AFTER:
             # Nobody else reads this one.
             if C.PHASE <= 1:
                 tl.store(p_g + 2 * U, g_n.to(io), mask=m_bh)
-        patience = await_round(p_signals, rounds, programs, patience, C)
+        patience = await_round(p_counter, rounds, programs, patience, C)
 
         # Without RESET_AFTER the reset gate's gradient needs da_n of all units first.
         p_z = d_gx + o_t * 3 + C.GATE_Z * U
@@ -216,40 +203,29 @@ def gru_backward_kernel(
         p_n = d_gx + o_t * 3 + 2 * U
         if not C.RESET_AFTER:
             if C.PHASE == 0 or C.PHASE == 2:
-                p_rows = (p_z, p_r, p_n)
-                if TAGGED:
-                    p_rows = (q_z, q_r, q_n)
                 b_own = g_n.to(io)
-                _, _, a_s, patience = multiply(
-                    p_rows, (3 * U, 3 * U, 3 * U), rounds, patience, (b_own, b_own, b_own), None, u, w, s_u,
-                    U, o_b, o_h, m_b, m_h, step_size, io, False, True, False, C,
+                _, _, a_s = multiply(
+                    (p_z, p_r, p_n), (3 * U, 3 * U, 3 * U), (b_own, b_own, b_own), None, u, w, s_u,
+                    U, o_b, o_h, m_b, m_h, step_size, False, True, False, C,
                 )  # fmt: skip
                 if drop is not None:
                     a_s = a_s * d_n
                 g_r = tl.where(kept, a_s * b_h * slope(b_r, C.REC_ACT), 0.0)
                 rounds += 1
-                if TAGGED:
-                    q_z = board + (rounds & 1) * 3 * step_size
-                    q_r = q_z + step_size
-                    publish(q_z + o_bh, rounds, g_z, m_bh, io)
-                    publish(q_r + o_bh, rounds, g_r, m_bh, io)
                 tl.store(p_g + C.GATE_R * U, g_r.to(io), mask=m_bh)
                 b_dh += tl.where(kept, a_s * b_r, 0.0)
-            announce(p_signals, i_h, rounds, C)
-            patience = await_round(p_signals, rounds, programs, patience, C)
+            announce(p_counter, C)
+            patience = await_round(p_counter, rounds, programs, patience, C)
 
         # Through the recurrent products to the state before.
         if C.PHASE == 0 or C.PHASE == 3:
             p_s = p_n
             if C.RESET_AFTER:
                 p_s = d_gh_n + o_t
-            p_rows = (p_z, p_r, p_s)
-            if TAGGED:
-                p_rows = (q_z, q_r, q_n)
             own = (g_z.to(io), g_r.to(io), g_s.to(io))
-            a_z, a_r, a_n, patience = multiply(
-                p_rows, (3 * U, 3 * U, U), rounds, patience, own, None, u, w, s_u, U, o_b, o_h, m_b, m_h, step_size,
-                io, True, C.RESET_AFTER, False, C,
+            a_z, a_r, a_n = multiply(
+                (p_z, p_r, p_s), (3 * U, 3 * U, U), own, None, u, w, s_u, U, o_b, o_h, m_b, m_h, step_size,
+                True, C.RESET_AFTER, False, C,
             )  # fmt: skip
             if drop is not None:
                 a_z = a_z * d_z
@@ -261,7 +237,7 @@ def gru_backward_kernel(
                 # A NaN stays one.
                 b_bound = tl.where(b_dh > clip, clip, tl.where(b_dh < -clip, -clip, b_dh))
                 b_dh = tl.where(kept, b_bound, b_dh)
-            if WAITS:
+            if C.WAITS:
                 b_dh = tl.where(patience > 0, b_dh, float("nan"))
             if resets is not None:
                 if d_fresh is not None:
@@ -272,6 +248,6 @@ def gru_backward_kernel(
     if mask is not None:
         if C.PHASE <= 1:
             tl.store(y_carry + o_bh, b_dy, mask=m_bh)
-    if WAITS:
+    if C.WAITS:
         if patience == 0:
             tl.store(faults + i_b, 1)

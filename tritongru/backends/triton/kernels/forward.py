@@ -4,19 +4,19 @@
     h' = z * h + (1 - z) * n
 
 A program owns BLOCK_B rows and BLOCK_H units with all three gates of those units. Invariant at the top of step t: `b_h`
-holds the float32 state entering t of the owned block, and the same state of all units is stored at `p_h`, or published
-as words of round `rounds`. The inputs of step t are on their way, and those of the next step are asked for before the
-wait. Bytes per step and program: reads 3 gx + BLOCK_B * U of the state, writes the state, the output and the saved
-gates. One body for all schedules: one program per tile (SINGLE: the state never leaves the registers), several with an
-exchange per step (EXCHANGE), or one launch per step and PHASE (0 both, 1 up to the middle exchange, 2 after it). With
-STREAM the weights are read at every step, else once. A launch has the batch tiles from `first_tile` on (None: from 0).
-All that is known before a launch is one value, `C`: see constants.py.
+holds the float32 state entering t of the owned block, and the same state of all units is stored at `p_h`. The inputs of
+step t are on their way, and those of the next step are asked for before the wait. Bytes per step and program: reads 3
+gx + BLOCK_B * U of the state, writes the state, the output and the saved gates. One body for all schedules: one program
+per tile (SINGLE: the state never leaves the registers), several with an exchange per step (WAITS), or one launch per
+step and PHASE (0 both, 1 up to the middle exchange, 2 after it). With STREAM the weights are read at every step, else
+once. A launch has the batch tiles from `first_tile` on (None: from 0). All that is known before a launch is one value,
+`C`: see constants.py.
 """
 
 import triton
 import triton.language as tl
 
-from .exchange import announce, await_round, publish
+from .exchange import announce, await_round
 from .gates import activate
 from .product import load_weights, multiply
 
@@ -58,7 +58,7 @@ def gru_forward_kernel(
     | out | (T,B,U) | io | |
     | gates | (4 or 3,T,B,U) z, r, n, h R_n + c_n | io | not wanted |
     | carry | (B,U) the state before and after, exact | float32 | |
-    | middle | (B,U) r * h | io | RESET_AFTER, SINGLE, tagged words |
+    | middle | (B,U) r * h | io | RESET_AFTER, SINGLE |
     | z_carry | (B,U) z between two phases | float32 | one phase |
     | mask | (T,B) | uint8 | all steps count |
     | resets | (T,B) | uint8 | none |
@@ -67,7 +67,7 @@ def gru_forward_kernel(
     | zoneout | (T,B,U), strides s_zone_t, s_zone_b, 1: how much of its new state a unit takes | io | all of it |
     | rows | (B,) the rows in the order in which tiles take them | int64 | their own |
     | stops | (B,) from which step on nothing happens to a row, see stops.py | int32 | no mask |
-    | board | (tiles,s_tile) signals or (2,B,U) words, zeros, see exchange.py | int32 or int64 | nobody waits |
+    | board | (tiles,s_tile) of which the first is the tile's counter, zeros, see exchange.py | int32 | nobody waits |
     | faults | (tiles,) zeros | int32 | nobody waits |
     """
     i_h, i_b = tl.program_id(0), tl.program_id(1)
@@ -84,12 +84,10 @@ def gru_forward_kernel(
     m_h = o_h < U
     m_bh = m_b[:, None] & m_h[None, :]
     io: tl.constexpr = out.dtype.element_ty
-    WAITS: tl.constexpr = C.EXCHANGE != "none"
-    TAGGED: tl.constexpr = C.EXCHANGE == "tagged"
     SEPARATE: tl.constexpr = mask is not None or resets is not None
-    p_signals = board
-    if WAITS and not TAGGED:
-        p_signals = board + i_b * s_tile
+    p_counter = board
+    if C.WAITS:
+        p_counter = board + i_b * s_tile
     stop = step_end
     if mask is not None:
         stop = tl.minimum(step_end, tl.max(tl.load(stops + o_b, mask=m_b, other=0), 0))
@@ -113,9 +111,6 @@ def gru_forward_kernel(
         d_n = tl.load(drop + (C.DROPS - 1) * step_size + o_bh, mask=m_bh, other=0.0).to(tl.float32)
     p_h = h_first
     rounds = tl.full((), 0, tl.int32)
-    if TAGGED:
-        rounds += 1
-        publish(board + (rounds & 1) * step_size + o_bh, rounds, b_h, m_bh, io)
 
     if not C.STREAM:
         x_next, keep_next, again_next = load_step(gx, mask, resets, step_begin, T, B, U, o_b, o_h, m_b, m_bh, C)
@@ -142,16 +137,13 @@ def gru_forward_kernel(
             b_takes = tl.load(p_takes, mask=m_bh, other=0.0).to(tl.float32)
         # Products with the whole state of the tile's rows.
         if C.PHASE != 2:
-            patience = await_round(p_signals, rounds, programs, patience, C)
-            p_rows = p_h
-            if TAGGED:
-                p_rows = board + (rounds & 1) * step_size
+            patience = await_round(p_counter, rounds, programs, patience, C)
             b_own = b_h.to(io)
-            a_z, a_r, a_n, patience = multiply(
-                (p_rows, p_rows, p_rows), (U, U, U), rounds, patience, (b_own, b_own, b_own), drop, u, w, s_u,
-                U, o_b, o_h, m_b, m_h, step_size, io, True, C.RESET_AFTER, True, C,
+            a_z, a_r, a_n = multiply(
+                (p_h, p_h, p_h), (U, U, U), (b_own, b_own, b_own), drop, u, w, s_u,
+                U, o_b, o_h, m_b, m_h, step_size, True, C.RESET_AFTER, True, C,
             )  # fmt: skip
-            if WAITS:
+            if C.WAITS:
                 b_h = tl.where(patience > 0, b_h, float("nan"))
             b_z = activate(x[0].to(tl.float32) + a_z, C.REC_ACT)
             b_r = activate(x[1].to(tl.float32) + a_r, C.REC_ACT)
@@ -169,27 +161,23 @@ def gru_forward_kernel(
                 if drop is not None:
                     b_rh = b_rh * d_n
                 rounds += 1
-                if TAGGED:
-                    publish(board + (rounds & 1) * step_size + o_bh, rounds, b_rh, m_bh, io)
-                elif not C.SINGLE:
+                if not C.SINGLE:
                     tl.store(middle + o_bh, b_rh.to(io), mask=m_bh)
-                announce(p_signals, i_h, rounds, C)
+                announce(p_counter, C)
                 if gates is not None:
                     tl.store(gates + o_t + o_bh, b_z.to(io), mask=m_bh)
                     tl.store(gates + T * step_size + o_t + o_bh, b_r.to(io), mask=m_bh)
                 if C.PHASE == 1:
                     tl.store(z_carry + o_bh, b_z, mask=m_bh)
-                patience = await_round(p_signals, rounds, programs, patience, C)
+                patience = await_round(p_counter, rounds, programs, patience, C)
             if C.PHASE != 1:
                 p_rows = p_h if middle is None else middle
-                if TAGGED:
-                    p_rows = board + (rounds & 1) * step_size
                 b_own = b_rh.to(io)
-                _, _, a_n, patience = multiply(
-                    (p_rows, p_rows, p_rows), (U, U, U), rounds, patience, (b_own, b_own, b_own), None, u, w, s_u,
-                    U, o_b, o_h, m_b, m_h, step_size, io, False, True, True, C,
+                _, _, a_n = multiply(
+                    (p_rows, p_rows, p_rows), (U, U, U), (b_own, b_own, b_own), None, u, w, s_u,
+                    U, o_b, o_h, m_b, m_h, step_size, False, True, True, C,
                 )  # fmt: skip
-                if WAITS:
+                if C.WAITS:
                     b_h = tl.where(patience > 0, b_h, float("nan"))
                 b_n = activate(x[2].to(tl.float32) + a_n, C.ACT)
 
@@ -211,11 +199,9 @@ def gru_forward_kernel(
                 b_h = tl.where(again[:, None], b_fresh.to(tl.float32), b_h)
             # What others wait for goes first.
             rounds += 1
-            if TAGGED:
-                publish(board + (rounds & 1) * step_size + o_bh, rounds, b_h, m_bh, io)
             tl.store(leaving + o_t + o_bh, b_h.to(io), mask=m_bh)
             p_h = leaving + o_t
-            announce(p_signals, i_h, rounds, C)
+            announce(p_counter, C)
             if SEPARATE:
                 tl.store(out + o_t + o_bh, b_y.to(io), mask=m_bh)
             if gates is not None:
@@ -240,6 +226,6 @@ def gru_forward_kernel(
                         tl.store(p_gate, tl.zeros((C.BLOCK_B, C.BLOCK_H), io), mask=m_bh)
     if C.PHASE != 1:
         tl.store(carry + o_bh, b_h, mask=m_bh)
-    if WAITS:
+    if C.WAITS:
         if patience == 0:
             tl.store(faults + i_b, 1)

@@ -10,7 +10,7 @@ Values are whole numbers up to 250, exact in every dtype, and differ from round 
 import triton
 import triton.language as tl
 
-from .exchange import announce, await_round, collect, publish
+from .exchange import announce, await_round
 
 
 @triton.jit
@@ -25,9 +25,8 @@ def exchange_kernel(blocks, board, gathered, faults, first, rounds, patience, U,
 
     | pointer | shape | dtype |
     |---|---|---|
-    | blocks | (2,tiles,BLOCK_B,U) by the round's parity, where the exchange orders plain stores | io |
-    | board | (tiles,s_tile) signals, "counter" begun at programs * first; or (2,tiles,BLOCK_B,U) words | see
-    exchange.py |
+    | blocks | (2,tiles,BLOCK_B,U) by the round's parity | io |
+    | board | (tiles,s_tile) of which the first is the tile's counter, begun at programs * first | int32 |
     | gathered | (tiles,programs,BLOCK_B) | int32 |
     | faults | (tiles,) zeros | int32 |
     """
@@ -36,7 +35,6 @@ def exchange_kernel(blocks, board, gathered, faults, first, rounds, patience, U,
     o_row = tl.arange(0, C.BLOCK_B)
     o_h = i_h * C.BLOCK_H + tl.arange(0, C.BLOCK_H)
     m_bh = (o_row[:, None] >= 0) & (o_h < U)[None, :]
-    TAGGED: tl.constexpr = C.EXCHANGE == "tagged"
     io: tl.constexpr = blocks.dtype.element_ty
     slot_size = tiles * C.BLOCK_B * U
     tile = i_b * C.BLOCK_B * U
@@ -48,26 +46,12 @@ def exchange_kernel(blocks, board, gathered, faults, first, rounds, patience, U,
         o_slot = (round & 1) * slot_size + tile
         b_own = round_value(round, i_b * C.BLOCK_B + o_row[:, None], o_h[None, :]).to(tl.float32)
         o_bh = o_slot + o_row[:, None] * U + o_h[None, :]
-        if TAGGED:
-            publish(board + o_bh, round, b_own, m_bh, io)
-        elif C.EXCHANGE == "none":
-            tl.store(blocks + o_bh, b_own.to(io), mask=m_bh)
+        tl.store(blocks + o_bh, b_own.to(io), mask=m_bh)
+        announce(board + i_b * s_tile, C)
+        patience = await_round(board + i_b * s_tile, round, programs, patience, C)
+        if not C.WAITS:
             o_slot = ((round - 1) & 1) * slot_size + tile
-        else:
-            tl.store(blocks + o_bh, b_own.to(io), mask=m_bh)
-            announce(board + i_b * s_tile, i_h, round, C)
-            patience = await_round(board + i_b * s_tile, round, programs, patience, C)
-        b_round = tl.zeros((C.BLOCK_B,), tl.int32)
-        if TAGGED:
-            stale = 1
-            spins = 0
-            while (stale > 0) & (spins < patience):
-                b_round, stale = gather(blocks, board, o_slot, round, U, o_row, C)
-                spins += 1
-            patience = tl.where(stale > 0, 0, patience)
-        else:
-            b_round, stale = gather(blocks, board, o_slot, round, U, o_row, C)
-        b_sum += b_round
+        b_sum += gather(blocks, o_slot, U, o_row, C)
 
     tl.store(gathered + (i_b * programs + i_h) * C.BLOCK_B + o_row, b_sum)
     if patience == 0:
@@ -75,18 +59,12 @@ def exchange_kernel(blocks, board, gathered, faults, first, rounds, patience, U,
 
 
 @triton.jit
-def gather(blocks, board, o_slot, round, U, o_row, C: tl.constexpr):
-    """Return the sums of one round's rows, (BLOCK_B,), and whether any word was stale."""
+def gather(blocks, o_slot, U, o_row, C: tl.constexpr):
+    """Return the sums of one round's rows, (BLOCK_B,)."""
     b_total = tl.zeros((C.BLOCK_B, C.BLOCK_K), tl.float32)
-    stale = tl.zeros((C.BLOCK_B, C.BLOCK_K), tl.int32)
     for k in tl.static_range(C.NK):
         o_k = k * C.BLOCK_K + tl.arange(0, C.BLOCK_K)
         m_bk = (o_row[:, None] >= 0) & (o_k < U)[None, :]
         o_bk = o_slot + o_row[:, None] * U + o_k[None, :]
-        if C.EXCHANGE == "tagged":
-            b_k, is_stale = collect(board + o_bk, round, m_bk, blocks.dtype.element_ty, C.PTX)
-            stale = stale | is_stale
-        else:
-            b_k = tl.load(blocks + o_bk, mask=m_bk, other=0.0, cache_modifier=".cg")
-        b_total += b_k.to(tl.float32)
-    return tl.sum(b_total, 1).to(tl.int32), tl.max((stale != 0).to(tl.int32))
+        b_total += tl.load(blocks + o_bk, mask=m_bk, other=0.0, cache_modifier=".cg").to(tl.float32)
+    return tl.sum(b_total, 1).to(tl.int32)

@@ -6,15 +6,12 @@
 Both are the same product with two strides of the weights exchanged. A program that keeps its weights loads their chunks
 once, before the time loop; one that streams them loads them at each use.
 
-The rows are what the tile's programs exchange: plain values that a wait has made visible, or tagged words. Tagged words
-are multiplied as they come, while the wait would last anyway, and the product is taken again until every word was
-fresh. What there is of each gate goes as a triple z, r, n.
+The rows are what the tile's programs exchange, made visible by a wait. What there is of each gate goes as a triple
+z, r, n.
 """
 
 import triton
 import triton.language as tl
-
-from .exchange import collect
 
 
 @triton.jit
@@ -52,26 +49,20 @@ def keep_layout(values):
 
 
 @triton.jit
-def load_chunk(p_rows, s_row, stale, round, k, U, o_b, m_b, io: tl.constexpr, KEEP: tl.constexpr, C: tl.constexpr):
-    """Return chunk k (BLOCK_B, BLOCK_K) of values with rows s_row apart, or of tagged words; and `stale`, updated.
+def load_chunk(p_rows, s_row, k, U, o_b, m_b, KEEP: tl.constexpr, C: tl.constexpr):
+    """Return chunk k (BLOCK_B, BLOCK_K) of values with rows s_row apart.
 
     KEEP: whether many chunks are in flight, and must stay as they were loaded until they are multiplied.
     """
     # The chunk's place is added last, as a constant: so the chunks share the registers of one address.
     o_k = tl.arange(0, C.BLOCK_K)
     m_bk = m_b[:, None] & (o_k < U - k * C.BLOCK_K)[None, :]
-    if C.EXCHANGE == "tagged":
-        p_words = p_rows + (o_b[:, None] * U + o_k[None, :]) + k * C.BLOCK_K
-        b_k, is_stale = collect(p_words, round, m_bk, io, C.PTX)
-        # Integers and not truth values: of those a thread has few registers, and would keep the words instead.
-        stale = stale | is_stale
-    else:
-        # Past the first-level cache: others have written it.
-        p_k = p_rows + (o_b[:, None] * s_row + o_k[None, :]) + k * C.BLOCK_K
-        b_k = tl.load(p_k, mask=m_bk, other=0.0, cache_modifier=".cg")
-        if KEEP:
-            b_k = keep_layout(b_k)
-    return b_k, stale
+    # Past the first-level cache: others have written it.
+    p_k = p_rows + (o_b[:, None] * s_row + o_k[None, :]) + k * C.BLOCK_K
+    b_k = tl.load(p_k, mask=m_bk, other=0.0, cache_modifier=".cg")
+    if KEEP:
+        b_k = keep_layout(b_k)
+    return b_k
 
 
 @triton.jit
@@ -83,20 +74,20 @@ def load_factor(drop, k, U, o_b, m_b, C: tl.constexpr):
 
 @triton.jit
 def load_rows(
-    p_rows, s_rows, stale, round, own, drop, k, U, o_b, m_b, step_size, io: tl.constexpr,
+    p_rows, s_rows, own, drop, k, U, o_b, m_b, step_size,
     ZR: tl.constexpr, N: tl.constexpr, SAME: tl.constexpr, KEEP: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """Return chunk k of the rows for gates z, r, n, each with its dropout mask, and `stale`, updated."""
+    """Return chunk k of the rows for gates z, r, n, each with its dropout mask."""
     k_z, k_r, k_n = own
     if not C.SINGLE:
         if ZR or SAME:
-            k_z, stale = load_chunk(p_rows[0], s_rows[0], stale, round, k, U, o_b, m_b, io, KEEP, C)
+            k_z = load_chunk(p_rows[0], s_rows[0], k, U, o_b, m_b, KEEP, C)
         k_r, k_n = k_z, k_z
         if not SAME:
             if ZR:
-                k_r, stale = load_chunk(p_rows[1], s_rows[1], stale, round, k, U, o_b, m_b, io, KEEP, C)
+                k_r = load_chunk(p_rows[1], s_rows[1], k, U, o_b, m_b, KEEP, C)
             if N:
-                k_n, stale = load_chunk(p_rows[2], s_rows[2], stale, round, k, U, o_b, m_b, io, KEEP, C)
+                k_n = load_chunk(p_rows[2], s_rows[2], k, U, o_b, m_b, KEEP, C)
     # Multiplied in the products' type: in bfloat16 the interpreter would multiply the bits.
     if drop is not None:
         if C.DROPS == 1:
@@ -106,33 +97,34 @@ def load_rows(
             k_z = k_z.to(C.DOT) * load_factor(drop + C.GATE_Z * step_size, k, U, o_b, m_b, C).to(C.DOT)
             k_r = k_r.to(C.DOT) * load_factor(drop + C.GATE_R * step_size, k, U, o_b, m_b, C).to(C.DOT)
             k_n = k_n.to(C.DOT) * load_factor(drop + 2 * step_size, k, U, o_b, m_b, C).to(C.DOT)
-    return k_z, k_r, k_n, stale
+    return k_z, k_r, k_n
 
 
 @triton.jit
-def multiply_once(
-    p_rows, s_rows, round, own, drop, u, w, s_u, U, o_b, o_h, m_b, m_h, step_size, io: tl.constexpr,
+def multiply(
+    p_rows, s_rows, own, drop, u, w, s_u, U, o_b, o_h, m_b, m_h, step_size,
     ZR: tl.constexpr, N: tl.constexpr, SAME: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """`multiply` without the wait; returns also how many words were stale."""
+    """Return a_z, a_r (zeros without ZR) and a_n (zeros without N), each (BLOCK_B, BLOCK_H).
+
+    p_rows: the gates' rows, s_rows apart; one array for all if SAME. own: the rows themselves, if SINGLE.
+    drop: (DROPS,B,U) dropout masks of the rows, or None.
+    w: the chunks of the weights a program keeps; loaded from `u`, of strides s_u (`load_weights`), at each use if
+        STREAM.
+    """
     a_z = tl.zeros((C.BLOCK_B, C.BLOCK_H), tl.float32)
     a_r = tl.zeros((C.BLOCK_B, C.BLOCK_H), tl.float32)
     a_n = tl.zeros((C.BLOCK_B, C.BLOCK_H), tl.float32)
     if C.STREAM:
         for k in range(C.NK):
             w_z, w_r, w_n = load_weights(u, k, U, o_h, m_h, s_u, C)
-            # Nothing is stale here; a number, since Triton 3.6 lets no function return None.
-            k_z, k_r, k_n, _ = load_rows(
-                p_rows, s_rows, 0, round, own, drop, k, U, o_b, m_b, step_size, io, ZR, N, SAME, False, C
-            )
+            k_z, k_r, k_n = load_rows(p_rows, s_rows, own, drop, k, U, o_b, m_b, step_size, ZR, N, SAME, False, C)
             if ZR:
                 a_z = tl.dot(k_z.to(C.DOT), w_z, a_z, input_precision=C.PRECISION)
                 a_r = tl.dot(k_r.to(C.DOT), w_r, a_r, input_precision=C.PRECISION)
             if N:
                 a_n = tl.dot(k_n.to(C.DOT), w_n, a_n, input_precision=C.PRECISION)
-        stale = 0
     else:
-        stale = tl.zeros((C.BLOCK_B, C.BLOCK_K), tl.int32)
         # All chunks of a group are asked for before the first is multiplied: a product waits at a block barrier, which
         # no load passes, and each would cost the full latency of the second-level cache.
         # Dropout masks want the registers, so with them the chunks come one by one.
@@ -141,8 +133,8 @@ def multiply_once(
             rows = ()
             for k in tl.static_range(first, first + AHEAD):
                 if k < C.NK:
-                    k_z, k_r, k_n, stale = load_rows(
-                        p_rows, s_rows, stale, round, own, drop, k, U, o_b, m_b, step_size, io, ZR, N, SAME, C.PTX, C
+                    k_z, k_r, k_n = load_rows(
+                        p_rows, s_rows, own, drop, k, U, o_b, m_b, step_size, ZR, N, SAME, C.PTX, C
                     )
                     rows = rows + ((k_z, k_r, k_n),)
             for k in tl.static_range(first, first + AHEAD):
@@ -154,39 +146,4 @@ def multiply_once(
                         a_r = tl.dot(k_r.to(C.DOT), w_r, a_r, input_precision=C.PRECISION)
                     if N:
                         a_n = tl.dot(k_n.to(C.DOT), w_n, a_n, input_precision=C.PRECISION)
-        if C.EXCHANGE == "tagged":
-            # Over all warps, so that they agree, and none still reads what another takes for read.
-            stale = tl.max((stale != 0).to(tl.int32))
-    return a_z, a_r, a_n, stale
-
-
-@triton.jit
-def multiply(
-    p_rows, s_rows, round, patience, own, drop, u, w, s_u, U, o_b, o_h, m_b, m_h, step_size, io: tl.constexpr,
-    ZR: tl.constexpr, N: tl.constexpr, SAME: tl.constexpr, C: tl.constexpr,
-):  # fmt: skip
-    """Return a_z, a_r (zeros without ZR), a_n (zeros without N), each (BLOCK_B, BLOCK_H), and the patience left.
-
-    p_rows: the gates' rows, s_rows apart, or (B,U) words of `round` where those are tagged; one array for all if SAME.
-    io: type of the rows' values. own: the rows themselves, if SINGLE.
-    drop: (DROPS,B,U) dropout masks of the rows, or None.
-    w: the chunks of the weights a program keeps; loaded from `u`, of strides s_u (`load_weights`), at each use if
-        STREAM.
-    """
-    if C.EXCHANGE == "tagged":
-        a_z = tl.zeros((C.BLOCK_B, C.BLOCK_H), tl.float32)
-        a_r = tl.zeros((C.BLOCK_B, C.BLOCK_H), tl.float32)
-        a_n = tl.zeros((C.BLOCK_B, C.BLOCK_H), tl.float32)
-        stale = 1
-        spins = 0
-        while (stale > 0) & (spins < patience):
-            a_z, a_r, a_n, stale = multiply_once(
-                p_rows, s_rows, round, own, drop, u, w, s_u, U, o_b, o_h, m_b, m_h, step_size, io, ZR, N, SAME, C
-            )
-            spins += 1
-        patience = tl.where(stale > 0, 0, patience)
-    else:
-        a_z, a_r, a_n, _ = multiply_once(
-            p_rows, s_rows, round, own, drop, u, w, s_u, U, o_b, o_h, m_b, m_h, step_size, io, ZR, N, SAME, C
-        )
-    return a_z, a_r, a_n, patience
+    return a_z, a_r, a_n
