@@ -302,11 +302,10 @@ class GRU(NamedWeights):
         for layer in range(self.num_layers):
             arguments = self._arguments_of_layer(layer, x, hx, valid, resets)
             if decided is None:
-                results, made = run_all(arguments, backend)
+                outputs, last, (made, *_) = zip(*run_all(arguments, backend), strict=True)
                 decision = made if decision is None else decision
             else:
-                results = _run_plainly(arguments, decided)
-            outputs, last = zip(*results, strict=True)
+                outputs, last = zip(*_run_plainly(arguments, decided), strict=True)
             states += last
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
             if self.dropout and self.training and layer + 1 < self.num_layers:

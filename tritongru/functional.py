@@ -14,7 +14,7 @@ from .backends.gradients import Setting
 from .backends.members import are_alike
 from .backends.running import run_members, run_scan, setting_of
 from .call.arguments import Arguments, LayerNorm
-from .call.check import Call, Signature, check
+from .call.check import Call, Signature, check, in_autocast_dtype
 from .call.heads import has_heads, split_heads
 from .call.problem import Problem, canonicalize, clear_padding
 from .dispatch import Decision
@@ -177,22 +177,25 @@ def run(arguments: Arguments, backend: str = "auto") -> tuple[Tensor, Tensor, De
     """
     if not has_heads(arguments):
         return _run_checked(check(arguments), backend)
-    (result,), decision = run_all([arguments], backend)
-    return *result, decision
+    return run_all([arguments], backend)[0]
 
 
-def run_all(calls: Sequence[Arguments], backend: str = "auto") -> tuple[list[tuple[Tensor, Tensor]], Decision]:
+def run_all(calls: Sequence[Arguments], backend: str = "auto") -> list[tuple[Tensor, Tensor, Decision]]:
     """Run calls that need nothing of each other, as the directions of a layer: at once where their backend can.
 
     Returns:
-        outputs and final state of each, as `run`; the decision of the first.
+        of each what `run` returns.
     """
     if any(map(has_heads, calls)):
         heads = [split_heads(a) if has_heads(a) else [a] for a in calls]
-        found, decision = run_all([head for call in heads for head in call], backend)
-        each = iter(found)
+        each = iter(run_all([head for call in heads for head in call], backend))
         whole = [zip(*islice(each, len(call)), strict=True) for call in heads]
-        return [(torch.cat(outputs, dim=-1), torch.cat(states, dim=-1)) for outputs, states in whole], decision
+        return [(torch.cat(y, dim=-1), torch.cat(states, dim=-1), decisions[0]) for y, states, decisions in whole]
+    x = calls[0].x
+    if isinstance(x, Tensor) and all(a.x is x for a in calls):
+        # Cast once, so that it stays one input under autocast, and is multiplied once.
+        x = in_autocast_dtype(Arguments(x, None, x.new_empty(0))).x
+        calls = [a._replace(x=x) for a in calls]
     checked = [check(a) for a in calls]
     if (signature := _signature_of_all(checked)) is not None:
         decision = dispatch.decide(signature, backend)
@@ -200,8 +203,7 @@ def run_all(calls: Sequence[Arguments], backend: str = "auto") -> tuple[list[tup
             problems = _canonicalize_all(checked)
             if are_alike([problem.inputs for problem in problems]):
                 return _run_at_once(checked, problems, signature, decision, backend)
-    results = [_run_checked(call, backend) for call in checked]
-    return [(outputs, state) for outputs, state, _ in results], results[0][2]
+    return [_run_checked(call, backend) for call in checked]
 
 
 def _signature_of_all(calls: Sequence[Call]) -> Signature | None:
@@ -231,8 +233,8 @@ def _run_at_once(calls: Sequence[Call], problems: Sequence[Problem], s: Signatur
     outputs, states = run_members(problems, _setting_of(s, decision, backend))
     if _continues(decision, backend) and not s.tracing:
         decision = dispatch.after_run(decision, s)
-    each = zip(calls, outputs.unbind(0), states.unbind(0), strict=True)
-    return [(call.arguments.by_time(out), state) for call, out, state in each], decision
+    # Not `unbind`, whose results nobody may write into; a state is small, and somebody's to keep.
+    return [(call.arguments.by_time(outputs[m]), states[m].clone(), decision) for m, call in enumerate(calls)]
 
 
 def _run_checked(call: Call, backend: str) -> tuple[Tensor, Tensor, Decision]:

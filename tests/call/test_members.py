@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import tritongru
-from tritongru import GRU, Bidirectional, compat, dispatch, gru
+from tritongru import GRU, Bidirectional, compat, dispatch, functional, gru
 from tritongru.backends.members import Group, are_alike, differentiable_gradients
 from tritongru.backends.operators import WHOLE
 from tritongru.call.problem import Inputs, Variant
@@ -163,6 +163,21 @@ def test_keras_directions_in_numba_give_the_same_bits(as_if_large) -> None:
         assert all(map(torch.equal, *results))
 
 
+@pytest.mark.parametrize("lower", [False, True], ids=["plain", "autocast"])
+def test_an_input_of_all_is_cleared_and_cast_once(as_if_large, lower: bool) -> None:
+    pytest.importorskip("numba")
+    seen, inner = [], functional.run_members
+    as_if_large.setattr(
+        functional, "run_members", lambda problems, *rest: seen.extend(problems) or inner(problems, *rest)
+    )
+    layer, x = compat.GRU(3, 9, bidirectional=True), torch.randn(7, 5, 3)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=lower):
+        layer(x, lengths=torch.tensor([7, 3, 0, 1, 6]), backend="numba")
+    first, second = (problem.inputs for problem in seen)
+    assert first.x is second.x and first.mask is second.mask and first.u is not second.u
+    assert first.x.dtype == (torch.bfloat16 if lower else torch.float32)
+
+
 HEADS = [
     Case(5, 7, 3, 12, heads=4),
     Case(5, 7, 3, 12, "float64", heads=3, layout="torch", lengths=True, recompute=True),
@@ -211,6 +226,33 @@ def test_a_hook_sees_its_direction() -> None:
     handle.remove()
     layer.forward_layer.forward = lambda *a, **o: torch.zeros(2, 5, 4)
     assert torch.equal(layer(x)[..., :4], torch.zeros(2, 5, 4))
+
+
+def test_layers_that_differ_run_as_they_say() -> None:
+    make = dict(return_sequences=True, input_size=3)
+    for ours, theirs in ((dict(backend="eager"), dict(backend="reference")), (dict(backend="eager"), dict(units=6))):
+        both = [GRU(**(dict(units=4, go_backwards=bool(i), backend="eager") | make | options))
+                for i, options in enumerate((ours, theirs))]  # fmt: skip
+        layer, x = Bidirectional(both[0], backward_layer=both[1]), torch.randn(2, 5, 3)
+        forward, backward = layer.forward_layer, layer.backward_layer
+        merged = layer(x)
+        assert [part.last_decision.backend for part in (forward, backward)] == ["eager", theirs.get("backend", "eager")]
+        torch.testing.assert_close(merged, torch.cat((forward(x), backward(x).flip(1)), -1))
+
+
+def test_results_may_be_written_into(as_if_large) -> None:
+    pytest.importorskip("numba")
+    as_if_large.setitem(dispatch.RUNS_AT_ONCE, "numba", lambda signature: True)
+    dispatch.forget()
+    inner = GRU(4, return_sequences=True, return_state=True, input_size=3, backend="numba")
+    layer = Bidirectional(inner, merge_mode=None)
+    *outputs, h, h_rev = layer(torch.randn(2, 5, 3))
+    assert layer.last_decision.members == 2
+    right = [value.clone() for value in (*outputs, h_rev)]
+    h.mul_(2)
+    assert all(map(torch.equal, (*outputs, h_rev), right))
+    (h.sum() + h_rev.sum()).backward()
+    assert h.untyped_storage().nbytes() == h.numel() * h.element_size()
 
 
 def test_few_steps_and_small_scans_run_one_after_another() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -157,6 +158,11 @@ class _Utilities:
         return text, Code(parse(text)), 0, 0, 1024
 
 
+def _as_word(number: int | float) -> int:
+    """Return a number as a kernel's parameter holds it: a float as the bits of its float32."""
+    return int.from_bytes(struct.pack("<f", number), "little") if isinstance(number, float) else int(number)
+
+
 class _Launcher:
     """Called by Triton with the grid, the function that `load_binary` returned, and all arguments of the kernel."""
 
@@ -179,7 +185,7 @@ class _Launcher:
         )  # fmt: skip
         # The last two are scratch memory, which these kernels do not ask for.
         assert not self.metadata.global_scratch_size and not self.metadata.profile_scratch_size
-        values = [grid.memory.addresses.get(name, 0) if name in tensors else int(value) for name, value in given]
+        values = [grid.memory.addresses.get(name, 0) if name in tensors else _as_word(value) for name, value in given]
         parameters = [name for name, _ in function.kernel.parameters]
         assert len(parameters) == len(values) + 2, (parameters, given)
         grid.parameters = dict(zip(parameters, [*values, 0, 0], strict=True))

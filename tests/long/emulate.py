@@ -75,7 +75,7 @@ def draw(seed: int) -> Scan:
         resets=resets, reset_state=r.choice([None, "initial", "rows", "steps"]) if resets else None,
         recurrent_dropouts=r.choice([0, 0, 1, 3]), zero_output_for_mask=r.random() < 0.5,
         go_backwards=r.random() < 0.5, layout=r.choice(["keras", "torch"]), recompute=r.random() < 0.2,
-        precision=precision,
+        precision=precision, zoneout=r.random() < 0.2, gradient_clip=r.choice([None, None, None, 0.1]),
     )  # fmt: skip
     config, capability, processors = draw_config(r, case.units), r.choice([90, 90, 80, 100]), None
     if capability == 100 and (config is None or config.block_b == 64):
@@ -90,7 +90,7 @@ def draw(seed: int) -> Scan:
 def draw_resident(seed: int) -> ResidentScan | None:
     """Return the call that `seed` stands for with drawn tilings, or None where the resident kernels do not serve it."""
     r, scan = random.Random(seed), draw(seed)
-    case, processors = scan.case, r.choice([None, None, 5])
+    case, processors = replace(scan.case, zoneout=False, gradient_clip=None), r.choice([None, None, 5])
     if case.dtype == "float32" and case.precision != "tf32":
         case = replace(case, dtype=r.choice(["bfloat16", "float16"]), precision="auto")
         if {case.activation, case.recurrent_activation} & set(JUMPING):
@@ -111,7 +111,7 @@ def draw_heads(seed: int) -> Scan:
     """Return the call of several heads that `seed` stands for, which the resident kernels run in one launch."""
     r, scan = random.Random(seed), draw(seed)
     heads, units = r.choice([(2, 18), (2, 64), (3, 96), (2, 160), (4, 64)])
-    case = replace(scan.case, heads=heads, units=units, batch=r.choice([1, 3, 18]))
+    case = replace(scan.case, heads=heads, units=units, batch=r.choice([1, 3, 18]), zoneout=False, gradient_clip=None)
     if case.dtype == "float32" and case.precision != "tf32":
         case = replace(case, dtype="bfloat16", precision="auto", activation="tanh", recurrent_activation="sigmoid")
     return Scan(case, None, scan.capability, seed)

@@ -119,7 +119,7 @@ class Bidirectional(WeightedLayer, torch.nn.Module):
     def _run(self, x, mask, training, states, resets):
         forward, backward = self._parts
         shifted = None if resets is None else self._shift(as_steps(resets, forward.recurrent_kernel))
-        if all(map(_can_join, self._parts)) and not _is_step(x, forward.time_major):
+        if self._can_run_at_once() and not _is_step(x, forward.time_major):
             y, y_rev = self._run_at_once(x, mask, training, states, (resets, shifted))
         else:
             y = forward(x, mask=mask, training=training, initial_state=states[0], resets=resets)
@@ -136,15 +136,18 @@ class Bidirectional(WeightedLayer, torch.nn.Module):
         merged = merge(y, y_rev, self.merge_mode)
         return (merged, *final) if final else merged
 
+    def _can_run_at_once(self) -> bool:
+        return all(map(_can_join, self._parts)) and self.forward_layer.backend == self.backward_layer.backend
+
     def _run_at_once(self, x, mask, training, states, resets) -> list[Any]:
         """Run both layers as one call; returns what each of them returns."""
         each = [
             layer._arguments(x, mask, training, state, starts)
             for layer, state, starts in zip(self._parts, states, resets, strict=True)
         ]
-        results, decision = functional.run_all([arguments for arguments, _ in each], self.forward_layer.backend)
+        results = functional.run_all([arguments for arguments, _ in each], self.forward_layer.backend)
         rest = zip(self._parts, each, results, strict=True)
-        return [layer._finish(*given, *result, decision) for layer, given, result in rest]
+        return [layer._finish(*given, *result) for layer, given, result in rest]
 
     def _shift(self, resets: Tensor) -> Tensor:
         # Before step t of one direction lies after step t of the other, hence before its neighbour.
@@ -210,7 +213,7 @@ class Bidirectional(WeightedLayer, torch.nn.Module):
     def explain(self, inputs, mask=None, training=None, initial_state=None, resets=None):
         """Return which backend would run the forward layer, whether both run at once, and why not on the others."""
         x, (state, *others) = self._split(inputs, initial_state)
-        if not all(map(_can_join, self._parts)):
+        if not self._can_run_at_once():
             return self.forward_layer.explain(x, mask, training, state, resets)
         shifted = None if resets is None else self._shift(as_steps(resets, self.forward_layer.recurrent_kernel))
         given = zip(self._parts, (state, *others), (resets, shifted), strict=True)

@@ -221,7 +221,11 @@ class _Scan:
         self.rows, self.stops = self._plan_rows()
         self.board = self.faults = self.directions = None
         if len(set(self.reverse)) > 1:
-            self.directions = torch.tensor(self.reverse, dtype=torch.uint8, device=u.device)
+            # Not from a list, whose copy to the device no graph can capture, and the host would wait for it.
+            self.directions = torch.zeros(self.members, dtype=torch.uint8, device=u.device)
+            for member, backwards in enumerate(self.reverse):
+                if backwards:
+                    self.directions[member].fill_(1)
         if chosen.exchange != NO_EXCHANGE:
             self.faults = torch.zeros(self.members, tiles, dtype=torch.int32, device=u.device)
         # Cleared at each launch: a graph may replay it, and then no round number of the host's would be new.
