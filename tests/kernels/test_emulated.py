@@ -67,8 +67,8 @@ SCANS = [
     Scan(Case(2, 2, units=16, activation="exponential", **BF16), single(16)),
     Scan(Case(20, 3, units=16, **BF16)),
     Scan(Case(3, 3, units=20, zoneout=True, gradient_clip=0.1, mask=True, **TF32), single(32)),
-    Scan(Case(3, 3, units=32, zoneout=True, reset_after=False, go_backwards=True, **BF16), persistent("tagged")),
-    Scan(Case(3, 3, units=32, zoneout=True, gradient_clip=0.1, resets=True, **BF16), persistent("counter")),
+    Scan(Case(3, 3, units=32, zoneout=True, reset_after=False, go_backwards=True, **BF16), persistent()),
+    Scan(Case(3, 3, units=32, zoneout=True, gradient_clip=0.1, resets=True, **BF16), persistent()),
     Scan(Case(3, 2, units=20, zoneout=True, reset_after=False, gradient_clip=0.1, **TF32), STEPS),
 ]
 

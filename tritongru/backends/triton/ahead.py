@@ -114,7 +114,7 @@ def compile_scan(
     gpu, limit = TARGETS[target]
     workspace, given = example_arguments(direction, config, units, dtype, variant, **features)
     # A schedule of one launch per step is compiled with all phases in one.
-    C = workspace.constants(gpu.backend, variant, given["drop"], precision)
+    C = workspace.constants(gpu.backend, variant, given, precision)
     kernel = gru_forward_kernel if direction == "forward" else gru_backward_kernel
     # No `maxnreg`: with a limit of its own the assembler spills where without one it does not.
     source = describe_source(kernel, given, C)

@@ -14,7 +14,7 @@ import triton.language as tl
 from ...activations import TABLE
 from ...call.problem import Variant
 from ...environment import is_interpreted
-from ...tuning.configs import SINGLE, LaunchConfig, chunks_in_flight
+from ...tuning.configs import COUNTER_STRIDE, SINGLE, LaunchConfig, chunks_in_flight
 
 # What each direction multiplies at once: the state, or three gradients.
 PLANES = {"forward": 1, "backward": 3}
@@ -34,6 +34,8 @@ class Constants:
         PHASE: the part of a step; 0: all of it.
         ACT, REC_ACT: `kernel_id` of the activations. RESET_AFTER, ZERO_MASKED, REVERSE: of `Variant`.
         GATE_Z, GATE_R: where the two stand in packed gates. DROPS: recurrent dropout masks, 0, 1 or 3.
+        TILE: words from the counter of one tile to that of the next. ZONE_ROWS: whether zoneout has a value for each
+            step and row, or one row for all.
         DOT: type of a product's operands. PRECISION: of float32 products.
     """
 
@@ -55,6 +57,8 @@ class Constants:
     GATE_Z: tl.constexpr
     GATE_R: tl.constexpr
     DROPS: tl.constexpr
+    TILE: tl.constexpr
+    ZONE_ROWS: tl.constexpr
     DOT: tl.constexpr
     PRECISION: tl.constexpr
 
@@ -88,6 +92,7 @@ def make_constants(
     drops: int = 0,
     precision: str = "ieee",
     phase: int = 0,
+    zone_rows: bool = False,
 ) -> Constants:
     """Return the constants of one launch.
 
@@ -116,6 +121,8 @@ def make_constants(
         GATE_Z=int(variant.reset_gate_first),
         GATE_R=1 - int(variant.reset_gate_first),
         DROPS=drops,
+        TILE=COUNTER_STRIDE,
+        ZONE_ROWS=zone_rows,
         # The interpreter's half-precision products are wrong on some versions; float32 holds them exactly.
         DOT=tl.float32 if interpreted else _TYPES[dtype],
         PRECISION="ieee" if interpreted or dtype != torch.float32 else precision,

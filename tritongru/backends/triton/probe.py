@@ -60,7 +60,7 @@ class Probe:
             blocks=self.blocks, board=self.board, gathered=self.gathered, faults=self.faults,
             # The kernel counts in 32 bits, as the scans do.
             first=(self.round + (1 << 31)) % (1 << 32) - (1 << 31),
-            rounds=rounds, patience=patience, U=self.units, s_tile=COUNTER_STRIDE,
+            rounds=rounds, patience=patience, U=self.units,
         )  # fmt: skip
 
     def constants(self, backend: str) -> Constants:

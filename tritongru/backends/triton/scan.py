@@ -92,7 +92,7 @@ def scan_forward(
     given, entering = forward_arguments(
         workspace, gx, u, bias_n, h0, mask, resets, fresh, drop, variant, save_gates, keep
     )
-    leaving, launch = given["leaving"], workspace.launcher(gru_forward_kernel, variant, drop, precision)
+    leaving, launch = given["leaving"], workspace.launcher(gru_forward_kernel, variant, precision)
     with _on(u.device):
         if config.schedule == STEPS:
             for step in range(T):
@@ -145,7 +145,7 @@ def forward_arguments(
         gx=gx.contiguous(), u=u, bias_n=_contiguous(bias_n), h_first=start, leaving=leaving, out=out, gates=gates,
         carry=carry, middle=middle, z_carry=z_carry, fresh=fresh, drop=_contiguous(drop),
         s_fresh_t=B * U if fresh is not None and fresh.dim() == 3 else 0,
-        patience=PATIENCE, **_zoneout(keep), **workspace.arguments(T, B, mask, resets, variant),
+        patience=PATIENCE, zoneout=_zoneout(keep), **workspace.arguments(T, B, mask, resets, variant),
     )  # fmt: skip
     return given, entering
 
@@ -177,7 +177,7 @@ def scan_backward(
     given = backward_arguments(
         workspace, d_out, d_last, gates, entering, u, mask, resets, drop, variant, fresh_gradient, keep
     )
-    launch = workspace.launcher(gru_backward_kernel, variant, drop, precision)
+    launch = workspace.launcher(gru_backward_kernel, variant, precision)
     with _on(u.device):
         if config.schedule == STEPS:
             for step in range(T):
@@ -205,19 +205,16 @@ def backward_arguments(
         d_gh_n=entering.new_empty(T, B, U) if variant.reset_after else None,
         d_fresh=entering.new_empty(T, B, U) if fresh_gradient else None,
         carry=carry, y_carry=None if mask is None else torch.zeros_like(carry),
-        clip=variant.gradient_clip, patience=PATIENCE, **_zoneout(keep),
+        clip=variant.gradient_clip, patience=PATIENCE, zoneout=_zoneout(keep),
         **workspace.arguments(T, B, _as_bytes(mask), _as_bytes(resets), variant),
     )  # fmt: skip
 
 
-def _zoneout(keep: Tensor | None) -> dict[str, Any]:
-    """Return the arguments of a zoneout mask (T,B,U) or None; of one number for all, which is expanded, one row."""
-    if keep is None:
-        return dict(zoneout=None, s_zone_t=0, s_zone_b=0)
-    if any(keep.stride()):
-        keep = keep.contiguous()
-        return dict(zoneout=keep, s_zone_t=keep.stride(0), s_zone_b=keep.stride(1))
-    return dict(zoneout=keep[0, 0].contiguous(), s_zone_t=0, s_zone_b=0)
+def _zoneout(keep: Tensor | None) -> Tensor | None:
+    """Return a zoneout mask (T,B,U) as the kernels take it; of one number for all, which is expanded, one row (U,)."""
+    if keep is not None and not any(keep.stride()):
+        keep = keep[0, 0]
+    return _contiguous(keep)
 
 
 def _contiguous(value: Tensor | None) -> Tensor | None:

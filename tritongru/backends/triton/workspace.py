@@ -50,7 +50,7 @@ class Workspace:
         return dict(
             mask=mask, resets=resets, rows=rows, stops=stops, board=self.board, faults=self.faults,
             T=steps, B=batch, U=self.u.shape[0], step_begin=0, step_end=steps,
-            s_u_k=self.u.stride(0), s_u_g=self.u.stride(1), s_tile=COUNTER_STRIDE,
+            s_u_k=self.u.stride(0), s_u_g=self.u.stride(1),
         )  # fmt: skip
 
     def waves(self) -> Iterator[tuple[int | None, tuple[int, int]]]:
@@ -65,7 +65,7 @@ class Workspace:
         for tile in range(0, tiles, self.tiles_at_once):
             yield tile, (programs, min(self.tiles_at_once, tiles - tile))
 
-    def launcher(self, kernel, variant: Variant, drop: Tensor | None, precision: str) -> Callable[..., None]:
+    def launcher(self, kernel, variant: Variant, precision: str) -> Callable[..., None]:
         """Return a function that launches `kernel` with its arguments by name, for one phase of a step or all."""
         options: dict[str, Any] = {}
         if not is_interpreted():
@@ -73,19 +73,21 @@ class Workspace:
             options = dict(num_warps=self.config.num_warps, launch_cooperative_grid=self.config.waits)
 
         def launch(given: Mapping[str, Any], phase: int = 0) -> None:
-            C = self.constants(current_backend(), variant, drop, precision, phase)
+            C = self.constants(current_backend(), variant, given, precision, phase)
             for tile, grid in self.waves():
                 kernel[grid](**given, first_tile=tile, C=C, **options)
 
         return launch
 
     def constants(
-        self, backend: str, variant: Variant, drop: Tensor | None, precision: str, phase: int = 0
+        self, backend: str, variant: Variant, given: Mapping[str, Any], precision: str, phase: int = 0
     ) -> Constants:
-        """Return what the kernel is compiled for."""
-        drops = 0 if drop is None else drop.shape[0]
-        units, dtype = self.u.shape[0], self.u.dtype
-        return make_constants(self.config, units, dtype, backend, self.planes, variant, drops, precision, phase)
+        """Return what the kernel is compiled for; `given` are its arguments by name."""
+        drop, zoneout = given["drop"], given["zoneout"]
+        return make_constants(
+            self.config, self.u.shape[0], self.u.dtype, backend, self.planes, variant,
+            0 if drop is None else drop.shape[0], precision, phase, zoneout is not None and zoneout.dim() == 3,
+        )  # fmt: skip
 
     def check(self) -> None:
         """Raise ExchangeError for a fault of this scan (CPU) or an earlier one (GPU, without waiting for it)."""

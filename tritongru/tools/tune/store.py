@@ -74,7 +74,7 @@ def save_entries(
             table.entries = tables.merge(old.entries if old else [], entries)
             table.races = tables.merge(old.races if old else [], races)
             used = {line.provenance for line in (*table.entries, *table.races)}
-            known = (old.provenances if old else {}) | provenances
+            known = {**(old.provenances if old else {}), **provenances}
             table.provenances = {name: record for name, record in known.items() if name in used}
             replace_file(path, table_files.dump(table))
     except OSError as error:

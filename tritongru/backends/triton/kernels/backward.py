@@ -47,8 +47,7 @@ def load_step(d_out, gates, entering, mask, resets, step, T, B, step_size, o_b, 
 @triton.jit(do_not_specialize=["T", "B", "step_begin", "step_end", "first_tile", "patience"])
 def gru_backward_kernel(
     d_out, gates, entering, u, mask, resets, drop, zoneout, d_gx, d_gh_n, d_fresh, carry, y_carry, rows, stops, board,
-    faults, T, B, U, step_begin, step_end, first_tile, patience, s_u_k, s_u_g, s_zone_t, s_zone_b, s_tile, clip,
-    C: tl.constexpr,
+    faults, T, B, U, step_begin, step_end, first_tile, patience, s_u_k, s_u_g, clip, C: tl.constexpr,
 ):  # fmt: skip
     """Run steps step_begin..step_end, counted from the last processed one; equals `eager.scan_backward`.
 
@@ -63,7 +62,7 @@ def gru_backward_kernel(
     | mask | (T,B) | uint8 | all steps count |
     | resets | (T,B) | uint8 | none |
     | drop | (DROPS,B,U) | io | no dropout |
-    | zoneout | (T,B,U), strides s_zone_t, s_zone_b, 1 | io | new states are taken whole |
+    | zoneout | (T,B,U), or (U,) without ZONE_ROWS | io | new states are taken whole |
     | d_gx | (T,B,3U) | io | |
     | d_gh_n | (T,B,U) | io | without RESET_AFTER |
     | d_fresh | (T,B,U) | io | not wanted |
@@ -71,7 +70,7 @@ def gru_backward_kernel(
     | y_carry | (B,U) gradient of the output that masked steps repeat | float32 | no mask |
     | rows | (B,) the rows in the order in which tiles take them | int64 | their own |
     | stops | (B,) from which step on nothing happens to a row, see stops.py | int32 | no mask |
-    | board | (tiles,s_tile) of which the first is the tile's counter, zeros, see exchange.py | int32 | nobody waits |
+    | board | (tiles,TILE) of which the first is the tile's counter, zeros, see exchange.py | int32 | nobody waits |
     | faults | (tiles,) zeros | int32 | nobody waits |
     | clip | a number: the bound of the state's gradient | float32 | none |
     """
@@ -92,7 +91,7 @@ def gru_backward_kernel(
     io: tl.constexpr = d_gx.dtype.element_ty
     p_counter = board
     if C.WAITS:
-        p_counter = board + i_b * s_tile
+        p_counter = board + i_b * C.TILE
     begin = step_begin
     if mask is not None:
         stop = tl.max(tl.load(stops + o_b, mask=m_b, other=0), 0)
@@ -156,7 +155,10 @@ def gru_backward_kernel(
         kept = keep[:, None]
         b_takes = b_h
         if zoneout is not None:
-            p_takes = zoneout + t.to(tl.int64) * s_zone_t + o_b[:, None] * s_zone_b + o_h[None, :]
+            if C.ZONE_ROWS:
+                p_takes = zoneout + t.to(tl.int64) * step_size + o_bh
+            else:
+                p_takes = zoneout + tl.broadcast_to(o_h[None, :], (C.BLOCK_B, C.BLOCK_H))
             b_takes = tl.load(p_takes, mask=m_bh, other=0.0).to(tl.float32)
 
         # Gradients of the owned pre-activations.

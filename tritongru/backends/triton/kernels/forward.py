@@ -41,8 +41,7 @@ def load_step(gx, mask, resets, step, T, B, U, o_b, o_h, m_b, m_bh, C: tl.conste
 @triton.jit(do_not_specialize=["T", "B", "step_begin", "step_end", "first_tile", "patience"])
 def gru_forward_kernel(
     gx, u, bias_n, h_first, leaving, out, gates, carry, middle, z_carry, mask, resets, fresh, drop, zoneout, rows,
-    stops, board, faults, T, B, U, step_begin, step_end, first_tile, patience, s_u_k, s_u_g, s_fresh_t, s_zone_t,
-    s_zone_b, s_tile, C: tl.constexpr,
+    stops, board, faults, T, B, U, step_begin, step_end, first_tile, patience, s_u_k, s_u_g, s_fresh_t, C: tl.constexpr,
 ):  # fmt: skip
     """Run steps step_begin..step_end of one tile; equals `eager.scan_forward`.
 
@@ -64,10 +63,10 @@ def gru_forward_kernel(
     | resets | (T,B) | uint8 | none |
     | fresh | (B,U), or (T,B,U) with s_fresh_t = B * U: where resets start from | io | zeros |
     | drop | (DROPS,B,U) | io | no dropout |
-    | zoneout | (T,B,U), strides s_zone_t, s_zone_b, 1: how much of its new state a unit takes | io | all of it |
+    | zoneout | (T,B,U), or (U,) without ZONE_ROWS: how much of its new state a unit takes | io | all of it |
     | rows | (B,) the rows in the order in which tiles take them | int64 | their own |
     | stops | (B,) from which step on nothing happens to a row, see stops.py | int32 | no mask |
-    | board | (tiles,s_tile) of which the first is the tile's counter, zeros, see exchange.py | int32 | nobody waits |
+    | board | (tiles,TILE) of which the first is the tile's counter, zeros, see exchange.py | int32 | nobody waits |
     | faults | (tiles,) zeros | int32 | nobody waits |
     """
     i_h, i_b = tl.program_id(0), tl.program_id(1)
@@ -87,7 +86,7 @@ def gru_forward_kernel(
     SEPARATE: tl.constexpr = mask is not None or resets is not None
     p_counter = board
     if C.WAITS:
-        p_counter = board + i_b * s_tile
+        p_counter = board + i_b * C.TILE
     stop = step_end
     if mask is not None:
         stop = tl.minimum(step_end, tl.max(tl.load(stops + o_b, mask=m_b, other=0), 0))
@@ -133,7 +132,10 @@ def gru_forward_kernel(
                 b_fresh = tl.load(p_fresh, mask=m_bh & (step + 1 < T), other=0.0)
         b_takes = b_h
         if zoneout is not None:
-            p_takes = zoneout + t.to(tl.int64) * s_zone_t + o_b[:, None] * s_zone_b + o_h[None, :]
+            if C.ZONE_ROWS:
+                p_takes = zoneout + t.to(tl.int64) * step_size + o_bh
+            else:
+                p_takes = zoneout + tl.broadcast_to(o_h[None, :], (C.BLOCK_B, C.BLOCK_H))
             b_takes = tl.load(p_takes, mask=m_bh, other=0.0).to(tl.float32)
         # Products with the whole state of the tile's rows.
         if C.PHASE != 2:

@@ -20,13 +20,13 @@ def round_value(round, o_row, o_unit):
 
 
 @triton.jit(do_not_specialize=["first", "rounds", "patience"])
-def exchange_kernel(blocks, board, gathered, faults, first, rounds, patience, U, s_tile, C: tl.constexpr):
+def exchange_kernel(blocks, board, gathered, faults, first, rounds, patience, U, C: tl.constexpr):
     """Exchange `rounds` times, from round `first + 1`; the grid is (programs, tiles).
 
     | pointer | shape | dtype |
     |---|---|---|
     | blocks | (2,tiles,BLOCK_B,U) by the round's parity | io |
-    | board | (tiles,s_tile) of which the first is the tile's counter, begun at programs * first | int32 |
+    | board | (tiles,TILE) of which the first is the tile's counter, begun at programs * first | int32 |
     | gathered | (tiles,programs,BLOCK_B) | int32 |
     | faults | (tiles,) zeros | int32 |
     """
@@ -47,8 +47,8 @@ def exchange_kernel(blocks, board, gathered, faults, first, rounds, patience, U,
         b_own = round_value(round, i_b * C.BLOCK_B + o_row[:, None], o_h[None, :]).to(tl.float32)
         o_bh = o_slot + o_row[:, None] * U + o_h[None, :]
         tl.store(blocks + o_bh, b_own.to(io), mask=m_bh)
-        announce(board + i_b * s_tile, C)
-        patience = await_round(board + i_b * s_tile, round, programs, patience, C)
+        announce(board + i_b * C.TILE, C)
+        patience = await_round(board + i_b * C.TILE, round, programs, patience, C)
         if not C.WAITS:
             o_slot = ((round - 1) & 1) * slot_size + tile
         b_sum += gather(blocks, o_slot, U, o_row, C)
