@@ -191,9 +191,9 @@ def test_the_failed_launch_holds_no_memory_while_another_backend_runs(launch, mo
         held.append(weakref.ref(workspace))
         raise torch.OutOfMemoryError(f"no room beside {tuple(workspace.shape)}")
 
-    def look(*arguments, _scan=continuation.scan_forward):
+    def look(*arguments, _scan=continuation.scan_forward, **options):
         assert held[0]() is None
-        return _scan(*arguments)
+        return _scan(*arguments, **options)
 
     monkeypatch.setattr(launch, "scan_forward", run)
     monkeypatch.setattr(continuation, "scan_forward", look)

@@ -181,7 +181,7 @@ MUTANTS = [
     Mutant("backends/triton/kernels/backward.py", "                g_z *= b_takes\n", "", CELLS),
     Mutant("backends/triton/kernels/backward.py", "b_z = 1.0 - b_takes * (1.0 - b_z)", "b_z = b_z", CELLS),
     Mutant("backends/triton/kernels/backward.py", "tl.where(kept, b_bound, b_dh)", "b_bound", CELLS),
-    Mutant("backends/triton/scan.py", "    if any(keep.stride()):", "    if False:", CELLS),
+    Mutant("backends/triton/scan.py", "keep is not None and not any(keep.stride())", "keep is not None", CELLS),
     Mutant("backends/eager/continuation.py", "Steps([B] * T), keep)", "Steps([B] * T))", "call/test_zoneout.py -k kernels_fail"),
     # Zoneout and the bound in numba.
     Mutant("backends/numba/kernels/reverse.py", "d_n, d_z, z = d_n * part, d_z * part, zone_out(z, part)", "d_n, d_z = d_n * part, d_z * part", "numba_backend/test_numba_oracle.py -k zoneout"),

@@ -104,9 +104,8 @@ def measure(
             begin = time.perf_counter()
             if place.type == "cpu":
                 time.sleep(PAUSE_SECONDS)
-                calls[name](
-                    number
-                )  # caches, and memory that another contender gave back, are as after a call of its own
+                # Not timed: caches, and memory that another contender gave back, are then as after a call of its own.
+                calls[name](number)
             samples[name].append(time_once(calls[name], place, repeats[name], number))
             spent[name] += time.perf_counter() - begin
     return {name: Timing(tuple(values)) for name, values in samples.items()}
