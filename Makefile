@@ -7,6 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 .DEFAULT_GOAL := help
 MINUTES ?= 20
 SLOWEST := --durations=10
+PROCESSOR := tests/numba_backend tests/keras3 tests/tools tests/files
 CLIENTS := .venv-clients
 QUICK := torch_geometric torchrl
 .PHONY: help demo peers fuzz fuzz-files emulate mutants soak test test-interpreted test-compiled test-processor test-bits \
@@ -56,7 +57,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m tritongru demo
 
 # The interpreter is chosen when triton is imported, so its tests need a process of their own. What compiles for a CPU
-# is the third part, so that two processes are busy to the end.
+# and the tools are the third part, so that two processes are busy to the end.
 test: $(VENV)/.installed
 	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-O) \
 		test-interpreted test-compiled test-processor
@@ -65,10 +66,10 @@ test-interpreted: $(VENV)/.installed
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) tests/interpreted tests/layers/test_keras_goldens.py
 
 test-compiled: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) --ignore=tests/numba_backend --ignore=tests/keras3
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) $(foreach part,$(PROCESSOR),--ignore=$(part))
 
 test-processor: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) tests/numba_backend tests/keras3
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) $(PROCESSOR)
 
 # In which order a product sums, and so its last bits, depends on the processor: NumPy's product, which is the
 # interpreter's, and torch's own are told to be those of a processor with AVX2 and without AVX-512.

@@ -279,6 +279,8 @@ def made_tables(root: Path) -> None:
         row(**(base | dict(workload="resets")), features="resets", p50_ms=9.0, backend="reference"),
         row(**(base | dict(workload="cpu")), run="newer", device="Another", backend="auto", p50_ms=1.0,
             ratio_to_nn_gru=0.1, date="2020-01-01"),
+        row(**(base | dict(workload="cpu")), run="newer", device="Another", backend="nn.GRU", p50_ms=0.1,
+            ratio_to_nn_gru=1.0, date="2020-01-01"),
         *(row(workload="small", direction=INFERENCE, backend=name, p50_ms=number / 1e3, ratio_to_nn_gru=4.0 / number,
               notes="is numba here") for name, number in (("nn.GRU", 4), ("compat.GRU", 2), ("nn.GRUCell", 8),
                                                           ("Stream.step", 6))),
@@ -292,9 +294,10 @@ def test_the_page_shows_losses_the_last_run_and_every_table(tmp_path):
     page = report.write_report(tmp_path).read_text()
     assert "By hand." in page and "77" not in page
     assert "below 1) in 1 of 1" in page and "| 0.80 |" in page
-    assert "mean 0.80, least 0.80, of 1 | missed" in page  # the goal of training on a CPU, the device measured last
-    assert "mean 4.50, least 4.50, of 1 | met" in page  # four times the reference
-    assert "mean 2.00, least 2.00, of 1 | met" in page and "mean 1.33, least 1.33, of 1 | missed" in page  # small calls
+    # The goal of training on a CPU, on each device in turn; four times the reference; small calls.
+    assert "| missed: mean 0.80, least 0.80, of 1 | missed: mean 0.10, least 0.10, of 1 |" in page
+    assert "| met: mean 4.50, least 4.50, of 1 | not measured |" in page
+    assert "| met: mean 2.00, least 2.00, of 1 |" in page and "| missed: mean 1.33, least 1.33, of 1 |" in page
     assert "| numba | 4.0 | 2.0 (0.50) |  | 8.0 | 6.0 (0.75) |" in page
     assert "### Another" in page
     assert "| counter | 12 |" in page
@@ -306,7 +309,7 @@ def test_the_page_says_when_nothing_was_measured(tmp_path):
     (tmp_path / "docs").mkdir()
     (tmp_path / report.NOTES).write_text("By hand.\n")
     page = report.render(tmp_path)
-    assert "Nothing has been measured on a GPU so far." in page and "not measured" in page and "| met |" not in page
+    assert "Nothing has been measured on a GPU so far." in page and "not measured" in page and "| met: " not in page
 
 
 def test_plots_are_drawn(tmp_path):

@@ -146,8 +146,8 @@ GOALS = (
 )  # fmt: skip
 
 
-def judge(goal: Goal, cells: Sequence[Cell]) -> tuple[str, str]:
-    """Return what was measured for a goal, and "met", "missed" or "not measured"."""
+def judge(goal: Goal, cells: Sequence[Cell]) -> str:
+    """Return "met" or "missed" and the numbers that say so, or "not measured"."""
     values = [
         number
         for cell in cells
@@ -155,10 +155,10 @@ def judge(goal: Goal, cells: Sequence[Cell]) -> tuple[str, str]:
         and (number := goal.value(cell)) is not None
     ]
     if not values:
-        return "", "not measured"
+        return "not measured"
     mean = geometric_mean(values)
     met = (goal.mean is None or mean >= goal.mean) and (goal.least is None or min(values) >= goal.least)
-    return f"mean {mean:.2f}, least {min(values):.2f}, of {len(values)}", "met" if met else "missed"
+    return f"{'met' if met else 'missed'}: mean {mean:.2f}, least {min(values):.2f}, of {len(values)}"
 
 
 def geometric_mean(values: Sequence[float]) -> float:

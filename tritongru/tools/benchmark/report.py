@@ -49,7 +49,7 @@ def render(root: Path = Path(".")) -> str:
     rows, others = read_tables(root / RESULTS)
     cells = latest_cells(rows)
     latest = of_latest_devices(cells)
-    parts = [HEADER, notes, "", *_goals(latest)]
+    parts = [HEADER, notes, "", *_goals(cells)]
     for kind, title in (("cuda", "GPU"), ("cpu", "CPU")):
         parts += _device_section(title, [cell for cell in cells if next(iter(cell.values())).kind == kind])
     parts += _memory_section(latest) + _replayed_section(root / REPLAYED)
@@ -83,10 +83,17 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _goals(cells: list[Cell]) -> list[str]:
-    rows = [(goal.text, *judge(goal, cells)) for goal in GOALS]
-    devices = ", ".join(dict.fromkeys(f"{row.device}" for cell in cells for row in cell.values()))
-    about = [f"On the device of each kind that was measured last: {devices}.", ""] if devices else []
-    return ["## Goals and what was measured", "", *about, *table(("goal", "measured", "verdict"), rows)]
+    lines = ["## Goals and what was measured", ""]
+    for kind in ("cpu", "cuda"):
+        devices: dict[str, list[Cell]] = {}
+        for cell in cells:
+            row = next(iter(cell.values()))
+            if row.kind == kind:
+                devices.setdefault(row.device, []).append(cell)
+        of_kind = [goal for goal in GOALS if goal.kind == kind]
+        rows = [(goal.text, *(judge(goal, found) for found in devices.values() or [[]])) for goal in of_kind]
+        lines += table(("goal", *(devices or ["measured"])), rows)
+    return lines
 
 
 def _replayed_section(path: Path) -> list[str]:

@@ -90,8 +90,10 @@ def conditions(device: torch.device, run: str | None = None) -> dict:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of the GPU, or of the processor."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    """Return the name of the GPU, or of the processor with the vectors that torch uses there: "AMD EPYC (AVX2)"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def append_results(path: str | os.PathLike, rows: Sequence[Result]) -> None:

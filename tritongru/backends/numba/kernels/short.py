@@ -35,10 +35,13 @@ def short_part(plan, like):
     start = space.ctypes.data
     gx, sums = pointer(start, like), pointer(start + steps * rows * width * size, like)
     gated = pointer(start + (steps + 1) * rows * width * size, like)
-    for t in range(steps):
+    # Rows the same distance apart over all steps are one product: of one row, or side by side in memory.
+    x_step, x_row = plan[X_STEP], plan[X_STEP] if rows == 1 else plan[X_ROW]
+    joined = steps if x_step == rows * x_row else 1
+    for t in range(0, steps, joined):
         multiply_unpacked(
-            x, t * plan[X_STEP], plan[X_ROW], plan[I], w, plan[W_ROW], plan[W_COLUMN], 0, width,
-            pointer(start + t * rows * width * size, like), width, rows,
+            x, t * x_step, x_row, plan[I], w, plan[W_ROW], plan[W_COLUMN], 0, width,
+            pointer(start + t * rows * width * size, like), width, joined * rows,
         )  # fmt: skip
     h, h_row = pointer(plan[H0], like), plan[H0_ROW]
     for s in range(steps):
