@@ -225,6 +225,24 @@ def test_the_interpreter_ends_quietly() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+SHORT = """
+    import torch
+    from tritongru import gru
+    x, kernel, recurrent_kernel = torch.randn(3, 16, 40), torch.randn(40, 192) / 9, torch.randn(64, 192) / 9
+    for batch in (1, 2, 3):
+        given = dict(x=x[:batch], kernel=kernel, recurrent_kernel=recurrent_kernel)
+        fast, right = (gru(**given, backend=backend)[0] for backend in ("numba", "reference"))
+        assert (fast - right).abs().max() < 1e-5
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a variable of glibc's")
+def test_scratch_lives_as_long_as_the_scan() -> None:
+    """Memory that is freed is at once no longer mapped, so a read after it ends the process."""
+    done = run_script(SHORT, MALLOC_MMAP_THRESHOLD_="4096")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_gru_is_reached_through_its_operator() -> None:
     arguments = make_arguments(CASE)
     compiled = torch.compile(lambda x: gru(**(arguments | {"x": x}), backend="numba")[0], backend="eager")

@@ -15,13 +15,16 @@ from ...call.problem import Inputs, Variant
 from .kernels import short as at
 from .kernels.short import short
 
-# Where reading the weights as they lie was faster than packing them first, one thread each, on an AMD EPYC with AVX2.
-# With more work than the last, packing pays once the rows are shared among threads; the choice must not depend on
-# their number, on which no bit depends.
-MOST_STEPS = 16
-MOST_ROWS = 16  # of all steps together, of any batch
-MOST_GROUPED = 32  # where rows are multiplied four at a time
-MOST_OF_LITTLE, LITTLE_WORK = 64, 8_000_000
+# Where reading the weights as they lie was faster than packing them first, one thread each, on an AMD EPYC with AVX2 and
+# on one with AVX-512. Rows are those of all steps together.
+MOST_STEPS = 64
+MOST_ROWS = 32
+MOST_STATES = 4096  # rows by units, where there are more
+# Keras's weights, whose columns are side by side: four rows are as fast as packed, three are not.
+MOST_GROUPED_STATES, MOST_APART, APART_UNITS = 16384, 16, 64
+# With more work packing pays once the rows of a batch are shared among threads; the choice must not depend on their
+# number, on which no bit depends.
+LITTLE_WORK = 8_000_000
 
 
 def is_short(a: Inputs, variant: Variant) -> bool:
@@ -32,11 +35,16 @@ def is_short(a: Inputs, variant: Variant) -> bool:
         return False
     (steps, batch, inputs), units = x.shape, a.u.shape[0]
     rows = steps * batch
-    if not 0 < rows <= MOST_OF_LITTLE or steps > MOST_STEPS or inputs == 0:
+    if rows == 0 or inputs == 0 or steps > MOST_STEPS:
         return False
-    if batch < 4 or rows <= MOST_GROUPED:
-        return rows <= (MOST_ROWS if batch < 4 else MOST_GROUPED)
-    return 6 * rows * units * (units + inputs) <= LITTLE_WORK
+    if batch == 1:
+        return True
+    side_by_side = a.u.stride(1) == 1
+    if side_by_side and batch < 4 and units > APART_UNITS:
+        return rows <= MOST_APART
+    most = MOST_GROUPED_STATES if side_by_side and batch >= 4 else MOST_STATES
+    little = 6 * rows * units * (units + inputs) <= LITTLE_WORK
+    return rows <= MOST_ROWS or (rows * units <= most and little)
 
 
 def run_short(a: Inputs, variant: Variant) -> tuple[Tensor, Tensor]:

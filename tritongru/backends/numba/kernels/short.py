@@ -83,6 +83,7 @@ def short_part(plan, like):
     for i in range(rows if plan[LAST] != 0 else 0):
         for j in range(0, units, L):
             put(last, i * units + j, get(h, i * h_row + j, units - j), units - j)
+    space[0] = 0  # the last use: numba frees an array after it, and does not know of the pointers above
 
 
 short = Kernel(short_part)
