@@ -1,5 +1,7 @@
 """Stacked and bidirectional layers: `tritongru.compat.GRU` beside `torch.nn.GRU`, with the same weights.
 
+Where stacked layers overlap (`overlap.py`), also the same layer with its layers in turn.
+
     python bench/layers.py                     on the GPU, into bench/results/layers.csv; below five minutes
     python bench/layers.py --device cpu        on a CPU
 
@@ -14,6 +16,7 @@ import csv
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -21,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from tritongru import compat  # noqa: E402
+from tritongru import compat, stacking  # noqa: E402
 from tritongru.tools.benchmark.results import conditions  # noqa: E402
 from tritongru.tools.benchmark.timing import measure  # noqa: E402
 
@@ -34,7 +37,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 NEAR = {"bfloat16": 3e-2, "float16": 4e-3, "float32": 5e-3}  # torch multiplies in TF32 on a GPU
 FIELDS = (
     "date", "device", "torch", "triton", "dtype", "layers", "directions", "T", "B", "U", "direction", "backend",
-    "nn_gru_ms", "compat_ms", "ratio",
+    "nn_gru_ms", "compat_ms", "ratio", "in_turn_ms", "chosen",
 )  # fmt: skip
 
 
@@ -63,6 +66,12 @@ def run(layer: nn.Module, x: torch.Tensor, trains: bool) -> None:
     if trains:
         layer.zero_grad()
         output.sum().backward()
+
+
+def run_in_turn(layer: nn.Module, x: torch.Tensor, trains: bool) -> None:
+    """Run the layer as `run`, its layers one after another."""
+    with mock.patch.object(stacking, "reasons_against_overlap", lambda *_: ["timed in turn"]):
+        run(layer, x, trains)
 
 
 def main() -> int:
@@ -96,17 +105,22 @@ def main() -> int:
                         "nn": lambda _, layer=theirs, x=x, trains=trains: run(layer, x, trains),
                         "ours": lambda _, layer=ours, x=x, trains=trains: run(layer, x, trains),
                     }
+                    chosen = ours.last_decision.layers
+                    if "overlap" in chosen:
+                        calls["turn"] = lambda _, layer=ours, x=x, trains=trains: run_in_turn(layer, x, trains)
                     times = measure(calls, device, options.seconds)
                     torch_ms, our_ms = times["nn"].p50, times["ours"].p50
+                    turn_ms = f"{times['turn'].p50:.4g}" if "turn" in times else ""
                     row = where | dict(
                         dtype=name, layers=layers, directions=1 + both, T=T, B=B, U=U, direction=direction,
                         backend=ours.last_decision.backend, nn_gru_ms=f"{torch_ms:.4g}", compat_ms=f"{our_ms:.4g}",
-                        ratio=f"{torch_ms / our_ms:.3g}",
+                        ratio=f"{torch_ms / our_ms:.3g}", in_turn_ms=turn_ms, chosen=chosen,
                     )  # fmt: skip
                     writer.writerow(row)
                     file.flush()
                     sides = "both" if both else "one "
-                    print(f"{name} {layers} layers {sides} T{T} B{B} U{U} {direction}: {torch_ms / our_ms:.2f} x")
+                    line = f"{name} {layers} layers {sides} T{T} B{B} U{U} {direction}: {torch_ms / our_ms:.2f} x"
+                    print(line + (f", in turn {turn_ms} ms in place of {our_ms:.4g}" if turn_ms else ""))
     print(f"{left} layers left out for lack of time")
     return 0
 

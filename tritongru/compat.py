@@ -6,25 +6,19 @@ Built on `nn.RNNBase`: torch.compile does not look into a subclass of `nn.GRU`, 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from . import flops, tracing
-from .backends.operators import WHOLE, is_watched
-from .backends.running import run_plain
-from .call.arguments import Arguments, LayerNorm
-from .call.check import Signature, is_transformed, resolve_precision
 from .call.errors import check_backend, check_heads, check_norm_name
-from .call.problem import Inputs, Shape, Variant
 from .call.recording import is_recorded
 from .call.tensors import check_gradient_clip
-from .call.zoneout import check_zoneout_rate, draw_zoneout
-from .dispatch import Decision, decide
-from .functional import explain_all, run_all
+from .call.zoneout import check_zoneout_rate
+from .dispatch import Decision
 from .last_call import LastCall
 from .named_weights import NamedWeights
 from .replacing import Replacement
+from .stacking import decide_for_all, explain_layers, is_plain_cell, run_layers
 from .torch_inputs import pad, prepare, refuse_with_packed, sort_states, steps_of
 
 
@@ -181,14 +175,14 @@ class GRU(NamedWeights):
         if isinstance(input, PackedSequence):
             refuse_with_packed(lengths, resets)
             return self._forward_packed(input, hx, backend)
-        decision = self._decide_for_all(input, hx, backend) if lengths is None and resets is None else None
+        decision = decide_for_all(self, input, hx, backend) if lengths is None and resets is None else None
         if decision is not None:
             if decision is not self.last_decision:
                 self.last_decision = decision
             if decision.backend == "aten":
                 return tracing.TorchGRU.forward(self, input, hx)  # type: ignore[arg-type]
         x, states, lengths, resets = prepare(self, input, hx, lengths, resets)
-        output, h_n = self._run_layers(x, states, steps_of(lengths, x), resets, backend, decision)
+        output, h_n = self._run(x, states, steps_of(lengths, x), resets, backend, decision)
         if input.dim() == 2:
             return output.squeeze(1), h_n.squeeze(1)
         if is_plain and decision is not None:
@@ -208,7 +202,7 @@ class GRU(NamedWeights):
     ) -> Decision:
         """Return which backend the first layer of such a call would run on, and why not the others.
 
-        For two directions also whether they run at once.
+        For two directions also whether they run at once, for several layers on a GPU whether they overlap.
 
         Args: as `forward`; `mask` is what `tritongru.explain` passes on, and must be None.
         Raises: as `forward`; TypeError for a mask.
@@ -222,7 +216,7 @@ class GRU(NamedWeights):
         else:
             x, hx, lengths, resets = prepare(self, input, hx, lengths, resets)
             valid = steps_of(lengths, x)
-        return explain_all(self._arguments_of_layer(0, x, hx, valid, resets), backend or self.backend)
+        return explain_layers(self, x, hx, valid, resets, backend or self.backend)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
@@ -233,124 +227,29 @@ class GRU(NamedWeights):
         text += f", layer_norm={self.layer_norm!r}" if self.layer_norm else ""
         return text if self.backend == "auto" else f"{text}, backend={self.backend!r}"
 
+    def _run(self, x: Tensor, hx, valid, resets, backend: str | None, decided: Decision | None = None):
+        """Run all layers on time-major x, see `stacking.run_layers`; output (T,B,D*U), h_n (L*D,B,U)."""
+        named = self.backend if backend is None else backend
+        output, h_n, decision = run_layers(self, x, hx, valid, resets, named, decided)
+        if decided is None and not torch.compiler.is_compiling():
+            self.last_decision = decision
+        return output, h_n
+
     def _is_plain_call(self, lengths, resets, backend: str | None) -> bool:
         """Return whether torch.nn.GRU computes such a call."""
         drops = self.recurrent_dropout and self.training
         named = self.backend if backend is None else backend
-        plain = lengths is None and resets is None and not drops and self._is_plain_cell()
+        plain = lengths is None and resets is None and not drops and is_plain_cell(self)
         return plain and named in ("auto", "aten")
-
-    def _is_plain_cell(self) -> bool:
-        other = self.zoneout or self.gradient_clip is not None or self.layer_norm is not None or self.heads > 1
-        return not other
 
     def _forward_packed(self, packed: PackedSequence, hx, backend) -> tuple[PackedSequence, Tensor]:
         x, lengths, valid = pad(packed)
         x, hx, _, _ = prepare(self, x, sort_states(hx, packed), None, None, time_major=True)
-        output, h_n = self._run_layers(x, hx, valid, None, backend)
+        output, h_n = self._run(x, hx, valid, None, backend)
         data = pack_padded_sequence(output, lengths).data
         out = PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
         order = packed.unsorted_indices
         return out, h_n if order is None else h_n.index_select(1, order)
-
-    def _decide_for_all(self, x: Tensor, hx: Tensor | None, backend: str | None) -> Decision | None:
-        """Return the decision for a call whose layers need no further checks each; None for any other.
-
-        That is: torch's own GRU is to run all at once, or another backend of a CPU without gradients.
-
-        On a CPU alone: on a GPU that GRU has conditions of its own, see `backends/aten.py`.
-        """
-        if (
-            torch.compiler.is_compiling()
-            or is_transformed()
-            or not isinstance(x, Tensor)
-            or x.device.type != "cpu"
-            or x.dim() not in (2, 3)
-        ):
-            return None
-        if x.dtype != self._flat_weights[0].dtype or (hx is not None and (hx.dtype, hx.device) != (x.dtype, x.device)):
-            return None  # refused by name
-        if (self.recurrent_dropout and self.training) or torch.is_autocast_enabled("cpu") or not self._is_plain_cell():
-            return None
-        time, batch = (x.shape[0], 1) if x.dim() == 2 else x.shape[1::-1] if self.batch_first else x.shape[:2]
-        signature = Signature(
-            "cpu", x.dtype, Variant(zero_output_for_mask=True, reset_gate_first=True), self.hidden_size,
-            Shape(batch, time, x.shape[-1], self.hidden_size), has_bias=self.bias,
-            precision=resolve_precision("auto"),
-            wants_gradients=torch.is_grad_enabled()
-            and (x.requires_grad or any(p.requires_grad for p in self._flat_weights)),
-            members=2 if self.bidirectional else 1,
-        )  # fmt: skip
-        decision = decide(signature, self.backend if backend is None else backend)
-        if decision.backend == "aten":
-            return decision
-        plain = decision.backend in WHOLE and not signature.wants_gradients
-        return decision if plain and not is_watched((x, *self._flat_weights)) else None
-
-    def _run_layers(
-        self, x: Tensor, hx, valid, resets, backend: str | None, decided: Decision | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Run all layers on time-major x: output (T,B,D*U), h_n (L*D,B,U).
-
-        Args:
-            decided: the decision for every layer, where it was made beforehand (`_decide_for_all`).
-        """
-        backend = self.backend if backend is None else backend
-        states, decision = [], None
-        if resets is not None and valid is not None:
-            resets = resets & valid  # a reset in the padding belongs to no segment
-        for layer in range(self.num_layers):
-            arguments = self._arguments_of_layer(layer, x, hx, valid, resets)
-            if decided is None:
-                outputs, last, (made, *_) = zip(*run_all(arguments, backend), strict=True)
-                decision = made if decision is None else decision
-            else:
-                outputs, last = zip(*_run_plainly(arguments, decided), strict=True)
-            states += last
-            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
-            if self.dropout and self.training and layer + 1 < self.num_layers:
-                x = F.dropout(x, self.dropout)
-        if decided is None and not torch.compiler.is_compiling():
-            self.last_decision = decision
-        return x, torch.stack(states)
-
-    def _arguments_of_layer(self, layer: int, x: Tensor, hx, valid, resets) -> list[Arguments]:
-        """Return the arguments of `tritongru.gru` for each direction of a layer."""
-        directions = 2 if self.bidirectional else 1
-        states = [None] * directions if hx is None else hx[layer * directions : (layer + 1) * directions]
-        return [self._arguments(layer, d, x, h0, valid, resets) for d, h0 in enumerate(states)]
-
-    def _arguments(self, layer: int, direction: int, x: Tensor, h0, valid, resets) -> Arguments:
-        """Return the arguments of `tritongru.gru` for one layer and direction."""
-        suffix = f"l{layer}_reverse" if direction else f"l{layer}"
-        bias = (getattr(self, f"bias_ih_{suffix}"), getattr(self, f"bias_hh_{suffix}")) if self.bias else None
-        drop = None
-        if self.recurrent_dropout and self.training:
-            drop = F.dropout(x.new_ones(x.shape[1], self.hidden_size), self.recurrent_dropout)
-        norm = LayerNorm(self.layer_norm, getattr(self, f"layer_norm_scale_{suffix}")) if self.layer_norm else None
-        heads = "heads_" if self.heads > 1 else ""
-        if direction and resets is not None:
-            # Walking back, a segment begins at the step before the one that opens the next segment.
-            resets = torch.cat((resets[1:], torch.zeros_like(resets[:1])))
-        return Arguments(
-            x=x, kernel=getattr(self, f"weight_ih_{suffix}"),
-            recurrent_kernel=getattr(self, f"weight_hh_{heads}{suffix}"),
-            bias=bias, initial_state=h0, mask=valid, resets=resets, recurrent_dropout=drop, zero_output_for_mask=True,
-            go_backwards=bool(direction), time_major=True, layout="torch",
-            zoneout=draw_zoneout(x, self.hidden_size, self.zoneout, self.training), gradient_clip=self.gradient_clip,
-            layer_norm=norm,
-        )  # fmt: skip
-
-
-def _run_plainly(calls: list[Arguments], decision: Decision) -> list[tuple[Tensor, Tensor]]:
-    """Run the directions of a layer that neither need checks nor are masked, reset, dropped or recorded."""
-    inputs, variants = [], []
-    for a in calls:
-        h0 = a.x.new_zeros(a.batch, a.recurrent_kernel.shape[1]) if a.initial_state is None else a.initial_state
-        bias_x, bias_h = a.bias or (None, None)
-        inputs.append(Inputs(a.x, a.kernel.t(), bias_x, a.recurrent_kernel.t(), bias_h, h0))  # type: ignore[union-attr, arg-type]
-        variants.append(Variant(zero_output_for_mask=True, reverse=a.go_backwards, reset_gate_first=True))
-    return run_plain(inputs, variants, resolve_precision("auto"), decision.backend, at_once=decision.members > 1)
 
 
 def patch() -> Replacement:

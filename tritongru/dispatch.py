@@ -31,16 +31,19 @@ class Decision:
         rejected: dict from backend name to the tuple of its reasons, each naming the argument and its value.
         launches: how the Triton kernels would be launched, a line for each; empty for the other backends.
         members: how many scans of the call run at once, as two directions or several heads; 1: one after another.
+        layers: of stacked layers on a GPU, how they follow each other: whether they overlap, or why not.
     """
 
     backend: str
     rejected: dict[str, tuple[str, ...]] = field(default_factory=dict)
     launches: tuple[str, ...] = ()
     members: int = 1
+    layers: str = ""
 
     def __str__(self) -> str:
         at_once = f", {self.members} scans at once" if self.members > 1 else ""
         lines = [f"backend: {self.backend}{at_once}", *(f"  {launch}" for launch in self.launches)]
+        lines += [f"  {self.layers}"] if self.layers else []
         for name, reasons in self.rejected.items():
             lines.append(f"  not {name}: " + "; ".join(reasons))
         return "\n".join(lines)

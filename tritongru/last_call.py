@@ -18,6 +18,7 @@ from .backends.operators import is_watched
 from .call.check import is_transformed
 from .call.problem import Inputs, Variant
 from .dispatch import Decision
+from .stacking import is_plain_cell
 
 if TYPE_CHECKING:
     from .backends.numba.short import BoundCall
@@ -91,7 +92,7 @@ def _kind(layer: GRU, x: Any, hx: Any) -> tuple | None:
     """
     if not isinstance(x, Tensor) or x.dtype not in _EXACT or not x.is_cpu or x.dim() != 3:
         return None
-    if layer.num_layers != 1 or layer.bidirectional or layer.recurrent_dropout or not layer._is_plain_cell():
+    if layer.num_layers != 1 or layer.bidirectional or layer.recurrent_dropout or not is_plain_cell(layer):
         return None
     weights: Any = layer._parameters
     tensors = x, hx, weights.get("weight_ih_l0"), weights.get("weight_hh_l0")

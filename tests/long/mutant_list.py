@@ -193,6 +193,18 @@ MUTANTS = [
     Mutant("backends/numba/kernels/short.py", "plan[X_STEP] if rows == 1 else plan[X_ROW]", "plan[X_ROW]", "numba_backend/test_numba_oracle.py"),
     Mutant("backends/numba/kernels/short.py", "if x_step == rows * x_row else 1", "if rows else 1", "numba_backend/test_numba_oracle.py"),
     Mutant("backends/numba/short.py", "a.drop is None and a.keep is None", "a.drop is None", "call/test_zoneout.py"),
+    # Layers that overlap.
+    Mutant("overlap.py", "            lines.wait(layer, done[chunk])\n", "            pass\n", "torch/test_stacking.py"),
+    Mutant("overlap.py", "lines.wait(layer, done[chunk])", "lines.wait(layer, done[chunk - 1])", "torch/test_stacking.py"),
+    Mutant("overlap.py", "(steps + (layers - 1) * chunk)", "(steps + layers * chunk)", "torch/test_stacking.py"),
+    Mutant("overlap.py", "        for layer in reversed(range(layers)):", "        for layer in range(layers - 1):", "torch/test_stacking.py"),
+    Mutant("stacking.py", '("mask", "resets", "zoneout")', '("mask", "resets")', "torch/test_stacking.py"),
+    Mutant("stacking.py", "                lines.lend(value, layer)\n", "                pass\n", "torch/test_stacking.py"),
+    Mutant("stacking.py", "if gru.dropout and gru.training:", "if gru.dropout:", "torch/test_stacking.py"),
+    Mutant("backends/triton/reasons.py", "if scans * programs > device.processors:", "if programs > device.processors:", "torch/test_stacking.py"),
+    # Vectors as wide as another processor's.
+    Mutant("backends/numba/kernels/unpacked.py", "both = add_pairs(both, both) if L == 16 else both", "both = both", "numba_backend/test_numba_processes.py -k width"),
+    Mutant("backends/numba/kernels/unpacked.py", "w, k * next_k + c, count), total)", "w, k * next_k + c, count - 1), total)", "numba_backend/test_numba_processes.py -k width"),
     # Members.
     Mutant("backends/members.py", "variant._replace(reverse=backwards) for", "variant for", "call/test_members.py"),
     Mutant("backends/members.py", "return len(kinds) == 1", "return True", "call/test_members.py"),

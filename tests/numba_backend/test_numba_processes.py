@@ -225,6 +225,37 @@ def test_the_interpreter_ends_quietly() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+WIDTHS = """
+    import sys
+    import torch
+    sys.path[:0] = sys.argv[1:]
+    from tritongru.backends.numba.kernels import vector_type
+    vector_type.WIDTH = 96 - vector_type.WIDTH
+    from test_numba_oracle import assert_equals_oracle
+    from tritongru import gru
+    from tritongru.tools.oracle.cases import Case, make_arguments
+    for batch, time, units in ((1, 5, 40), (3, 9, 19), (9, 70, 17)):
+        for layout in ("keras", "torch"):
+            for reset_after in (True, False):
+                case = Case(batch, time, 20, units, layout=layout, reset_after=reset_after)
+                assert_equals_oracle(case)
+                with torch.no_grad():
+                    fast, right = (gru(**make_arguments(case), backend=name)[0] for name in ("numba", "reference"))
+                assert (fast - right).abs().max() < 1e-5
+    print(vector_type.count_lanes(4))
+"""
+
+
+def test_vectors_of_another_width_give_the_same_numbers(tmp_path: Path) -> None:
+    """LLVM splits or joins vectors as wide as other processors' registers, so that their code runs here too."""
+    from tritongru.backends.numba.kernels.vector_type import count_lanes
+
+    here = Path(__file__).parent
+    done = run_script(WIDTHS, str(here), str(here.parent), NUMBA_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) + count_lanes(4) == 24
+
+
 SHORT = """
     import torch
     from tritongru import gru

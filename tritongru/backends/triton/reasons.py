@@ -7,7 +7,7 @@ import torch
 from ... import faults
 from ...call.check import Signature
 from ...environment import is_interpreted, reasons_against_environment
-from ...tuning import choices
+from ...tuning import choices, configs
 from ...tuning.configs import MOST_WAVES, Device
 from ...tuning.devices import device_limits
 from ...tuning.replayed import CUDNN_STEP, CUDNN_UNITS, replayed_step
@@ -75,6 +75,22 @@ def runs_at_once(s: Signature) -> bool:
     device = device_limits(torch.device(s.device, s.index))
     asked = s.shape.batch, device, s.recurrent_dropouts, s.members
     return not any(reasons_against_resident(key_of(s, kernel), *asked) for kernel in _passes(s))
+
+
+def reasons_against_several(s: Signature, scans: int) -> list[str]:
+    """Why so many scans of launches of their own do not run at the same time: their programs wait for each other."""
+    assert s.shape is not None
+    device, batch, reasons = device_limits(torch.device(s.device, s.index)), s.shape.batch, []
+    for kernel in _passes(s):
+        key = key_of(s, kernel)
+        if _reasons_against_cells(s) or reasons_against_resident(key, batch, device, s.recurrent_dropouts):
+            programs = configs.count_programs(choices.choose(key, batch, device).config, s.units, batch)
+        else:
+            tiling = _tiling_of(s, kernel, device, 1)
+            programs = tiling.programs(s.units) * -(-batch // tiling.block_b)
+        if scans * programs > device.processors:
+            reasons.append(f"{scans * programs} programs of {kernel} scans on {device.processors} multiprocessors")
+    return reasons
 
 
 def _reasons_against_cells(s: Signature) -> list[str]:

@@ -14,11 +14,12 @@ other rows nor on the number of threads.
 from __future__ import annotations
 
 from ..compile import helper
+from .vector_type import WIDTH
 from .vectors import fma, full, lanes, load, spread, store
 
-# Rows of a panel, of 96 bytes each, that stay in a processor's first cache while several tiles use it.
-LONGEST = 320
-BLOCK = 256
+# Rows of a panel, three vectors each, that stay in a processor's first cache while several tiles use it: 30 and 24 KiB.
+LONGEST = 320 * 32 // WIDTH
+BLOCK = 256 * 32 // WIDTH
 
 
 @helper

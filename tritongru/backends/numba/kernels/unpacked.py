@@ -1,7 +1,8 @@
 """Products of few rows with weights as they lie in memory, in either layout: for calls too short to pack anything.
 
-    columns side by side (Keras, (K,N)):   4 rows or 1 by 24 columns, as the packed tiles with rows of W further apart;
-                                           1 row by a matrix beyond the second cache, four rows of W from end to end
+    columns side by side (Keras, (K,N)):   4 rows or 1 by 3 vectors, as the packed tiles with rows of W further apart;
+                                           1 row by a matrix beyond the second cache, four rows of W from end to end;
+                                           1 row by a vector where there are fewer columns
     columns one by one (torch, (N,K)):     4 rows by 2 columns or 1 row by 8: eight dot products, k in vectors
 
 Columns that do not fill the last group are computed with those before them once more.
@@ -10,8 +11,7 @@ Columns that do not fill the last group are computed with those before them once
 from __future__ import annotations
 
 from ..compile import helper
-from .vector_type import WIDTH
-from .vectors import add_pairs, fma, full, lanes, load, load_first, pick, spread, store
+from .vectors import add_pairs, fma, full, item_size, lanes, load, load_first, pick, spread, store, store_first
 
 COLUMNS, PAIR = 8, 2  # of the dot products of one row, and of four
 # Bytes of a matrix from which one row reads it in order: tiles of a few columns jump from row to row, which costs the
@@ -22,7 +22,9 @@ LARGE = 1 << 18
 @helper
 def multiply_unpacked(a, start, next_row, K, w, next_k, next_column, first, end, out, width, rows):
     """out (rows, width)[:, first:end] = a (rows, K) W[:, first:end]."""
-    if next_column == 1 and end - first >= 3 * lanes(a):
+    if next_column == 1 and end - first < 3 * lanes(a):
+        by_vectors(a, start, next_row, K, w, next_k, first, end, out, width, rows)
+    elif next_column == 1:
         by_columns(a, start, next_row, K, w, next_k, first, end, out, width, rows)
     elif next_k == 1 and end - first >= COLUMNS:
         by_dots(a, start, next_row, K, w, next_column, first, end, out, width, rows)
@@ -38,7 +40,7 @@ def multiply_unpacked(a, start, next_row, K, w, next_k, next_column, first, end,
 @helper
 def by_columns(a, start, next_row, K, w, next_k, first, end, out, width, rows):
     C, fours = 3 * lanes(a), rows // 4 * 4
-    is_large = K * (end - first) * (WIDTH // lanes(a)) >= LARGE
+    is_large = K * (end - first) * item_size(a[0]) >= LARGE
     for c in range(first, end, C):
         column = min(c, end - C)
         for row in range(0, fours, 4):
@@ -47,6 +49,24 @@ def by_columns(a, start, next_row, K, w, next_k, first, end, out, width, rows):
             columns_1(a, start + row * next_row, K, w, column, next_k, out, row * width + column)
     for row in range(fours, rows if is_large else 0):
         stream_1(a, start + row * next_row, K, w, next_k, first, end, out, row * width)
+
+
+@helper
+def by_vectors(a, start, next_row, K, w, next_k, first, end, out, width, rows):
+    L = lanes(a)
+    for c in range(first, end, L):
+        count = min(L, end - c)
+        for row in range(rows):
+            i, o = start + row * next_row, row * width + c
+            total = full(a, 0.0)
+            if count == L:
+                for k in range(K):
+                    total = fma(spread(a, i + k), load(w, k * next_k + c), total)
+                store(out, o, total)
+            else:
+                for k in range(K):
+                    total = fma(spread(a, i + k), load_first(w, k * next_k + c, count), total)
+                store_first(out, o, total, count)
 
 
 @helper
@@ -168,7 +188,10 @@ def dots_1(a, i, K, w, p, s, out, o):
         c6, c7 = fma(v, load_first(w, p4 + 2 * s, n), c6), fma(v, load_first(w, p4 + 3 * s, n), c7)
     first = add_pairs(add_pairs(c0, c1), add_pairs(c2, c3))
     second = add_pairs(add_pairs(c4, c5), add_pairs(c6, c7))
-    if L == 8:
+    if L == 16:
+        both = add_pairs(first, second)
+        store_first(out, o, add_pairs(both, both), 8)
+    elif L == 8:
         store(out, o, add_pairs(first, second))
     else:
         store(out, o, first)
@@ -204,8 +227,9 @@ def dots_4(a, i, next_row, K, w, p, s, out, o, width):
         d0, d1 = fma(v, w0, d0), fma(v, w1, d1)
     first = add_pairs(add_pairs(a0, a1), add_pairs(b0, b1))
     second = add_pairs(add_pairs(c0, c1), add_pairs(d0, d1))
-    if L == 8:
+    if L >= 8:
         both = add_pairs(first, second)
+        both = add_pairs(both, both) if L == 16 else both
         put_pair(both, 0, out, o)
         put_pair(both, 2, out, o + width)
         put_pair(both, 4, out, o + 2 * width)

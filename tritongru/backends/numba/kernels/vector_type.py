@@ -1,4 +1,4 @@
-"""The type of a vector of floats for numba, as wide as a register, and its arithmetic.
+"""The type of a vector of floats for numba, as wide as the processor's registers, and its arithmetic.
 
 numba vectorises a loop where LLVM can prove that its arrays do not overlap. Here the vectors are explicit, so the
 machine code follows from the source with every version of LLVM, which splits or joins them where the processor's are
@@ -9,12 +9,21 @@ from __future__ import annotations
 
 import operator
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.extending import lower_builtin, models, register_model, type_callable
 
-WIDTH = 32  # bytes: the registers of AVX2, two of NEON, half of one of AVX-512
+
+def _register_bytes() -> int:
+    """Return how wide vectors are: as AVX-512's registers where numba compiles for them, else as those of AVX2."""
+    features = getattr(config, "CPU_FEATURES", None)  # NUMBA_CPU_FEATURES, in place of the processor's
+    if features is None:
+        features = binding.get_host_cpu_features().flatten()
+    return 64 if "+avx512f" in features.split(",") else 32
+
+
+WIDTH = _register_bytes()
 PANEL = 3  # vectors of columns that one pass over the rows of a matrix takes
 
 
