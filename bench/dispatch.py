@@ -26,7 +26,7 @@ from tritongru.cpu_order import order_on_cpu  # noqa: E402
 from tritongru.functional import gru  # noqa: E402
 from tritongru.layouts import torch_to_keras  # noqa: E402
 from tritongru.tools.benchmark.contenders import INFERENCE, TRAINING, Contender, make_call  # noqa: E402
-from tritongru.tools.benchmark.results import conditions  # noqa: E402
+from tritongru.tools.benchmark.results import conditions, device_name  # noqa: E402
 from tritongru.tools.benchmark.timing import measure  # noqa: E402
 from tritongru.tools.benchmark.work import Work  # noqa: E402
 from tritongru.tools.benchmark.workloads import Workload  # noqa: E402
@@ -51,11 +51,11 @@ def grid() -> list[tuple[str, int, int, int, int]]:
 
 
 def doubtful(table: Path, threads: int) -> list[tuple[tuple[str, int, int, int, int], str]]:
-    """Return the cells of the newest rows in which the first choice takes more than 4 % longer than the fastest."""
-    newest = {}
+    """Return the cells of this device's newest rows in which the first choice takes over 4 % longer than the fastest."""
+    newest, device = {}, device_name(torch.device("cpu"))
     with table.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            if int(row["threads"]) == threads:
+            if int(row["threads"]) == threads and row["device"] == device:
                 sizes = (int(row[name]) for name in ("T", "B", "I", "U"))
                 newest[(row["layout"], *sizes), row["direction"]] = [float(row[f"{name}_us"]) for name in BACKENDS]
     cells = []

@@ -48,6 +48,12 @@ def both_directions():
     return compat.GRU(5, 4, bidirectional=True)(x), tritongru.Bidirectional(GRU(4))(x)
 
 
+def stacked_layers():
+    """tests/torch/test_stacking.py runs them in chunks."""
+    output, h_n = compat.GRU(5, 4, num_layers=2)(torch.randn(3, 2, 5))
+    assert output.shape == (3, 2, 4) and h_n.shape == (2, 2, 4)
+
+
 def export():
     pytest.importorskip("onnxscript")
     from tritongru.tools import onnx
@@ -64,6 +70,7 @@ FEATURES = {
     "clip of the state's gradient": lambda: (run(gradient_clip=1.0), layers(gradient_clip=1.0)),
     "`vmap`, `grad` and both over weights and inputs on a fast backend": map_over_weights,
     "both directions in one launch": both_directions,
+    "stacked layers that overlap on a GPU": stacked_layers,
     "resets inside a sequence, with values": lambda: run(resets=True, reset_state="steps"),
     "lengths without packing, zero allowed": lambda: run(lengths=True),
     "recurrent dropout": lambda: (run(recurrent_dropouts=1), layers(recurrent_dropout=0.5)),
