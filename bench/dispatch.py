@@ -51,7 +51,7 @@ def grid() -> list[tuple[str, int, int, int, int]]:
 
 
 def doubtful(table: Path, threads: int) -> list[tuple[tuple[str, int, int, int, int], str]]:
-    """Return the cells of this device's newest rows in which the first choice takes over 4 % longer than the fastest."""
+    """Return the cells of this device's newest rows in which the first choice takes 4 % longer than the fastest."""
     newest, device = {}, device_name(torch.device("cpu"))
     with table.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import multiprocessing
 import subprocess
@@ -261,6 +262,25 @@ def test_the_gpu_commands_say_that_there_is_no_gpu(tmp_path):
 
 def test_the_committed_page_is_what_the_tables_say():
     assert (ROOT / report.PAGE).read_text(encoding="utf-8") == report.render(ROOT)
+
+
+def test_the_page_about_cpus_says_what_was_tried():
+    """docs/cpu.md has the microseconds of numba and the quotients of the others from bench/results/cpu_tried.csv."""
+    with (ROOT / report.RESULTS / "cpu_tried.csv").open(encoding="utf-8", newline="") as file:
+        tried = {
+            (", ".join(row[n] for n in "TBIU"), row["direction"], row["route"]): row for row in csv.DictReader(file)
+        }
+    lines = (ROOT / "docs" / "cpu.md").read_text(encoding="utf-8").splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("| T, B, I, U | direction |"))
+    routes, shown = lines[start].strip("| ").split(" | ")[3:], 0
+    for line in lines[start + 2 : start + 8]:
+        sizes, direction, numba_us, *quotients = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        assert float(numba_us) == float(tried[sizes, direction, "numba"]["us_per_step"])
+        for route, quotient in zip(routes, quotients, strict=True):
+            found = tried.get((sizes, direction, route))
+            assert (float(found["over_numba"]) if found else "") == (float(quotient) if quotient else "")
+            shown += bool(quotient)
+    assert shown == len(tried) - 6
 
 
 def made_tables(root: Path) -> None:

@@ -87,7 +87,9 @@ class LastStep:
 def _make_step(owner: RecurrentWeights, x: Tensor, state: Tensor, backend: str) -> Step:
     """Return the function that takes a step like that of x (B,I) from the state (B,U)."""
     f, g = (activations.resolve(one).name for one in (owner.activation, owner.recurrent_activation))
-    variant, inputs = Variant(f, g), _inputs(x, state, owner._parameters)
+    variant, weights = Variant(f, g), owner._parameters
+    bias_x, bias_h = _biases(weights)
+    inputs = Inputs(x, weights["kernel"], bias_x, weights["recurrent_kernel"], bias_h, state)
     if backend == "numba":
         numba = importlib.import_module("tritongru.backends.numba.short")  # imports numba
         sequence = inputs._replace(x=x.unsqueeze(0))
@@ -106,16 +108,18 @@ def _make_step(owner: RecurrentWeights, x: Tensor, state: Tensor, backend: str) 
 
             return take
 
+    step = short.make_step(variant)
+
     def take_eagerly(x: Tensor, state: Tensor, weights: Any) -> tuple[Tensor, Tensor]:
-        new = short.run_step(_inputs(x, state, weights), variant)
+        bias_x, bias_h = _biases(weights)
+        new = step(x, weights["kernel"], bias_x, state, weights["recurrent_kernel"], bias_h)
         return new.clone(), new
 
     return take_eagerly
 
 
-def _inputs(x: Tensor, state: Tensor, weights: Any) -> Inputs:
-    bias_x, bias_h = (None, None) if weights["bias"] is None else weights["bias"].unbind(0)
-    return Inputs(x, weights["kernel"], bias_x, weights["recurrent_kernel"], bias_h, state)
+def _biases(weights: Any) -> tuple[Tensor | None, ...]:
+    return (None, None) if weights["bias"] is None else weights["bias"].unbind(0)
 
 
 def _kind(owner: RecurrentWeights, x: Any, state: Tensor, backend: str) -> tuple | None:

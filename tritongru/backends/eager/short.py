@@ -5,6 +5,8 @@ gx = x W + b for all steps, then for each:  gh = h R + c;  z, r = g(gx_zr + gh_z
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -42,10 +44,17 @@ def run_short(a: Inputs, variant: Variant) -> tuple[Tensor, Tensor]:
     return torch.stack(states), h
 
 
-def run_step(a: Inputs, variant: Variant) -> Tensor:
-    """Return the state (B,U) after one step of x (B,I) from h0 (B,U): the bits of `run_short`."""
+def make_step(variant: Variant) -> Callable[..., Tensor]:
+    """Return the function that takes a step, with the bits of `run_short`.
+
+    From x (B,I), w (I,3U), bias_x (3U,) or None, h (B,U), u (U,3U) and bias_h to the next state (B,U).
+    """
     f, g = in_place(variant.activation), in_place(variant.recurrent_activation)
-    return _advance(_affine(a.bias_x, a.x, a.w), a.h0, a.u, a.bias_h, f, g, variant.reset_gate_first)
+
+    def step(x: Tensor, w: Tensor, bias_x: Tensor | None, h: Tensor, u: Tensor, bias_h: Tensor | None) -> Tensor:
+        return _advance(_affine(bias_x, x, w), h, u, bias_h, f, g, variant.reset_gate_first)
+
+    return step
 
 
 def _advance(gx: Tensor, h: Tensor, u: Tensor, bias_h: Tensor | None, f, g, reset_gate_first: bool) -> Tensor:

@@ -25,37 +25,12 @@ from .resident_exchange import (
     publish_one,
     publish_three,
 )
-from .resident_forward import load_owned, time_of
 from .resident_gates import slope
 from .resident_layout import EACH
 from .resident_product import add_part, cube, load_gates, load_rows, meet
+from .resident_steps import load_back_step, load_owned, time_of
 
 _EACH = gl.constexpr(EACH)
-
-
-@gluon.jit
-def load_back_step(
-    d_out, gates, entering, mask, resets, step, T, B, step_size, o_b, o_bh, m_h, reverse, C: gl.constexpr
-):
-    """Return the inputs of a step: z, r, n, h R_n + c_n, the state entering, the output's gradient; mask and resets."""
-    t = time_of(T - 1 - step, T, reverse, C)
-    o_t = t.to(gl.int64) * step_size + o_bh
-    b_z = load_owned(gates + o_t, m_h, C)
-    b_r = load_owned(gates + T * step_size + o_t, m_h, C)
-    b_n = load_owned(gates + 2 * T * step_size + o_t, m_h, C)
-    b_h = load_owned(entering + o_t, m_h, C)
-    # What is not there is never used.
-    b_g, b_o = b_h, b_h
-    if C.RESET_AFTER:
-        b_g = load_owned(gates + 3 * T * step_size + o_t, m_h, C)
-    if C.HAS_OUT:
-        b_o = load_owned(d_out + o_t, m_h, C)
-    keep, again = o_b, o_b
-    if C.HAS_MASK:
-        keep = gl.load(mask + t.to(gl.int64) * B + o_b)
-    if C.HAS_RESET:
-        again = gl.load(resets + t.to(gl.int64) * B + o_b)
-    return b_z, b_r, b_n, b_g, b_h, b_o, keep, again
 
 
 @gluon.jit(do_not_specialize=["T", "B", "first_tile", "patience"])

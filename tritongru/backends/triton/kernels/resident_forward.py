@@ -19,47 +19,9 @@ from .resident_exchange import announce, await_round, collect_one, collect_three
 from .resident_gates import activate
 from .resident_layout import EACH
 from .resident_product import add_part, cube, load_gates, load_rows, meet
+from .resident_steps import load_owned, load_step, time_of
 
 _EACH = gl.constexpr(EACH)
-
-
-@gluon.jit
-def time_of(step, T, reverse, C: gl.constexpr):
-    """Return the index of a step; `reverse`: of this member, where each has a direction of its own."""
-    if C.REVERSE == _EACH:
-        t = gl.where(reverse, T - 1 - step, step)
-    elif C.REVERSE:
-        t = T - 1 - step
-    else:
-        t = step
-    return t
-
-
-@gluon.jit
-def load_owned(p, m, C: gl.constexpr):
-    """Load elements of the owned block: rows are always there, units are not where they end within a block."""
-    if C.WHOLE:
-        value = gl.load(p)
-    else:
-        value = gl.load(p, mask=m, other=0.0)
-    return value
-
-
-@gluon.jit
-def load_step(gx, mask, resets, step, T, B, step_size, o_b, o_bg, m_h, reverse, C: gl.constexpr):
-    """Return the inputs of a step: the owned block of gx, gates z, r, n; the mask; the resets of the step after it."""
-    t = time_of(step, T, reverse, C)
-    p = gx + t.to(gl.int64) * (3 * step_size) + o_bg
-    x_z = load_owned(p + C.GATE_Z * C.U, m_h, C)
-    x_r = load_owned(p + C.GATE_R * C.U, m_h, C)
-    x_n = load_owned(p + 2 * C.U, m_h, C)
-    keep, again = o_b, o_b
-    if C.HAS_MASK:
-        keep = gl.load(mask + t.to(gl.int64) * B + o_b)
-    if C.HAS_RESET:
-        t_next = time_of(gl.minimum(step + 1, T - 1), T, reverse, C)
-        again = gl.load(resets + t_next.to(gl.int64) * B + o_b)
-    return x_z, x_r, x_n, keep, again
 
 
 @gluon.jit(do_not_specialize=["T", "B", "first_tile", "patience"])
