@@ -61,6 +61,7 @@ SCANS = [
     ResidentScan(Case(35, 3, units=32, lengths=True, recurrent_dropouts=3, **BF16), TAGGED, processors=5),
     ResidentScan(Case(35, 3, units=32, lengths=True, reset_after=False, **BF16), COUNTED, processors=5),
     ResidentScan(Case(3, 2, units=1, **BF16), Tiling(16, 16, 1, 2, "none")),
+    ResidentScan(Case(3, 2, units=100, **BF16, **EVERYTHING), Tiling(16, 128, 1, 8, "none")),
     ResidentScan(Case(1, 1, units=9, **FP16), Tiling(16, 16, 1, 1, "tagged")),
     *(
         ResidentScan(Case(2, 2, units=16, activation=f, recurrent_activation=g, **TF32), Tiling(16, 16, 1, 2, "none"))

@@ -202,6 +202,7 @@ MUTANTS = [
     Mutant("stacking.py", "                lines.lend(value, layer)\n", "                pass\n", "torch/test_stacking.py"),
     Mutant("stacking.py", "if gru.dropout and gru.training:", "if gru.dropout:", "torch/test_stacking.py"),
     Mutant("backends/triton/reasons.py", "if scans * programs > device.processors:", "if programs > device.processors:", "torch/test_stacking.py"),
+    Mutant("backends/triton/tilings.py", "if block_b == 16 and 64 < units <= 128", "if block_b == 64 and 64 < units <= 128", "kernels/test_resident_budgets.py -k 128"),
     # Vectors as wide as another processor's.
     Mutant("backends/numba/kernels/unpacked.py", "both = add_pairs(both, both) if L == 16 else both", "both = both", "numba_backend/test_numba_processes.py -k width"),
     Mutant("backends/numba/kernels/unpacked.py", "w, k * next_k + c, count), total)", "w, k * next_k + c, count - 1), total)", "numba_backend/test_numba_processes.py -k width"),

@@ -135,6 +135,9 @@ def candidates(kernel: str, units: int, itemsize: int) -> list[Tiling]:
     for block_b in (16, 32, 64):
         for shared_gates in (0, 1, 2, 3):
             found += [Tiling(block_b, 16, warps, 1, exchange, shared_gates) for exchange in exchanges]
+        if block_b == 16 and 64 < units <= 128 and itemsize == 2:
+            # Slower than eight programs of 16 units, faster than those with more rows: each program is a tile.
+            found.append(Tiling(16, 128, 1, 8, NO_EXCHANGE))
     return found
 
 
