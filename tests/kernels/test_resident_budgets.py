@@ -39,7 +39,8 @@ def test_shipped_tilings_keep_the_budgets(units, kernel, target):
 @pytest.mark.parametrize(
     "units, dtype, batch, target",
     [(1536, "bf16", 16, "sm_90"), (2048, "bf16", 16, "sm_90"), (512, "fp32", 16, "sm_90"), (650, "bf16", 16, "sm_90"),
-     (256, "bf16", 512, "sm_90"), (1024, "bf16", 64, "sm_90"), (20, "fp32", 16, "sm_80"), (128, "bf16", 300, "sm_90"), (100, "fp16", 300, "sm_80")],
+     (256, "bf16", 512, "sm_90"), (1024, "bf16", 64, "sm_90"), (20, "fp32", 16, "sm_80"),
+     (128, "bf16", 300, "sm_90"), (100, "fp16", 300, "sm_80")],
 )  # fmt: skip
 def test_no_tiling_spills_in_the_time_loop(units, dtype, batch, target, kernel):
     size = residents.ITEM_SIZES[dtype]
