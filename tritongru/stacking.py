@@ -134,10 +134,12 @@ def reasons_against_overlap(gru: GRU, first: list[Arguments], backend: str) -> l
         return [f"heads={gru.heads}"]
     if is_transformed():
         return ["inside a transform of torch.func"]
+    if reasons := overlap.reasons_against(first[0].time, gru.num_layers):
+        return reasons
     signature = check(first[0]).signature
     if (decision := decide(signature, backend)).backend != "triton":
         return [f"backend {decision.backend}"]
-    return overlap.reasons_against(first[0].time, gru.num_layers) + reasons_against_several(signature, gru.num_layers)
+    return reasons_against_several(signature, gru.num_layers)
 
 
 def run_overlapping(
