@@ -1,4 +1,4 @@
-"""Layers that overlap on streams: no read before its write, no memory given away too early; on a CPU, see races.py."""
+"""Layers on streams: no read before its write, no memory given away too early; on a CPU (races.py), and on a GPU."""
 
 from __future__ import annotations
 
@@ -85,3 +85,39 @@ def test_races_are_found(monkeypatch) -> None:
             assert len(races.found) == expected + (not waits)
             b.sum()
             assert len(races.found) == expected + 2 * (not waits)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu_overlapped_layers_are_the_layers_in_turn(dtype: torch.dtype, monkeypatch) -> None:
+    torch.manual_seed(0)
+    gru = compat.GRU(64, 256, num_layers=3, device="cuda", dtype=dtype, backend="triton")
+    x = torch.randn(600, 16, 64, device="cuda", dtype=dtype, requires_grad=True)
+    lengths = torch.randint(1, 601, (16,), device="cuda")
+    found = []
+    for overlapped in (True, False):
+        if not overlapped:
+            monkeypatch.setattr(stacking, "reasons_against_overlap", lambda *_: ["in turn"])
+        y, h_n = gru(x, lengths=lengths)
+        assert ("overlap" in gru.last_decision.layers) == overlapped
+        found.append((y, h_n, *torch.autograd.grad(y.float().square().sum(), [x, *gru.parameters()])))
+    for a, b in zip(*found, strict=True):
+        # A state that goes from chunk to chunk is rounded to the dtype, and products of float32 to TF32.
+        assert (a - b).abs().max() <= (3e-2 if dtype == torch.bfloat16 else 3e-3) * b.abs().max()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_graph_captures_overlapped_layers() -> None:
+    gru = compat.GRU(64, 256, num_layers=2, device="cuda", dtype=torch.bfloat16, backend="triton")
+    x = torch.randn(600, 16, 64, device="cuda", dtype=torch.bfloat16)
+    with torch.no_grad():
+        gru(x)
+        assert "overlap" in gru.last_decision.layers
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured, _ = gru(x)
+        x.normal_()
+        graph.replay()
+        torch.cuda.synchronize()
+        torch.testing.assert_close(captured, gru(x)[0], rtol=1e-2, atol=1e-2)
