@@ -57,10 +57,6 @@ class GRU(NamedWeights):
     """
 
     last_decision: Decision | None = None
-    zoneout: float = 0.0
-    gradient_clip: float | None = None
-    layer_norm: str | None = None
-    heads: int = 1
     _last_call: LastCall | None = None
 
     def __init__(

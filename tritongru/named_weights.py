@@ -18,6 +18,10 @@ class NamedWeights(nn.RNNBase):
 
     # What a layer has that was pickled as a torch.nn.GRU and is loaded as a compat.GRU.
     recurrent_dropout: float = 0.0
+    zoneout: float = 0.0
+    gradient_clip: float | None = None
+    layer_norm: str | None = None
+    heads: int = 1
     backend: str = "auto"
 
     def to_torch(self) -> nn.GRU:

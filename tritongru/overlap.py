@@ -37,11 +37,11 @@ def gain(steps: int, layers: int, chunk: int) -> float:
 def choose_chunk(steps: int, layers: int) -> int:
     """Return the steps of a chunk: as few as the host can launch in time, and chunks of about the same length.
 
-    >>> choose_chunk(1000, 2), choose_chunk(100, 2)
-    (125, 100)
+    >>> choose_chunk(1000, 2), choose_chunk(100, 2), choose_chunk(0, 2)
+    (125, 100, 1)
     """
     chunks = max(steps // (STEPS_A_LAYER * layers), 1)
-    return -(-steps // chunks)
+    return max(-(-steps // chunks), 1)
 
 
 def reasons_against(steps: int, layers: int) -> list[str]:
@@ -65,6 +65,10 @@ def in_order(layers: int, chunks: int) -> Iterator[tuple[int, int]]:
 
 class Lines(Protocol):
     """A line of work for each layer. What is on one line runs in order, lines wait for each other at events alone."""
+
+    def begin(self) -> None:
+        """Make all lines wait for what the caller has asked for by now; they may read nothing that it makes later."""
+        ...
 
     def run(self, layer: int, work: Callable[[], Result]) -> Result:
         """Put `work` on a layer's line."""
@@ -94,12 +98,14 @@ def run_in_chunks(
 
     Args:
         step: of layer, chunk, what enters it and the state; returns what leaves it and the state after it.
-        rows: the input's chunks. states: of each layer, the first.
+        rows: the input's chunks. states: of each layer, the first. These, and what else `step` reads, the caller has
+            made before.
 
     Returns:
         the chunks of the last layer, and the state of each layer after its last chunk.
     """
     rows, states, done = list(rows), list(states), [None] * len(rows)
+    lines.begin()
     for layer, chunk in in_order(len(states), len(rows)):
         if layer > 0:
             lines.wait(layer, done[chunk])
@@ -116,10 +122,13 @@ class Streams:
     _of_device: dict[torch.device, list[Any]] = {}
 
     def __init__(self, device: torch.device, layers: int):
-        """Begin where the device's current stream stands."""
+        """Take streams for so many layers; the caller's is the device's current one."""
         kept = self._of_device.setdefault(device, [])
         kept += [torch.cuda.Stream(device) for _ in range(layers - len(kept))]
         self._caller, self._streams = torch.cuda.current_stream(device), kept[:layers]
+
+    def begin(self) -> None:
+        """Make all streams wait for the caller's, as it stands now."""
         for stream in self._streams:
             stream.wait_stream(self._caller)
 

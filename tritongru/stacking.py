@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,20 +15,19 @@ from .backends.triton.reasons import reasons_against_several
 from .call.arguments import Arguments, LayerNorm
 from .call.check import Signature, check, is_transformed, resolve_precision
 from .call.problem import Inputs, Shape, Variant
+from .call.recording import is_traced
 from .call.zoneout import draw_zoneout
 from .dispatch import Decision, decide
 from .functional import explain_all, run_all
-
-if TYPE_CHECKING:
-    from .compat import GRU
+from .named_weights import NamedWeights
 
 
-def is_plain_cell(gru: GRU) -> bool:
+def is_plain_cell(gru: NamedWeights) -> bool:
     """Return whether a step is that of torch.nn.GRU, but for dropout."""
     return not (gru.zoneout or gru.gradient_clip is not None or gru.layer_norm is not None or gru.heads > 1)
 
 
-def decide_for_all(gru: GRU, x: Tensor, hx: Tensor | None, backend: str | None) -> Decision | None:
+def decide_for_all(gru: NamedWeights, x: Tensor, hx: Tensor | None, backend: str | None) -> Decision | None:
     """Return the decision for a call whose layers need no further checks each; None for any other.
 
     That is: torch's own GRU is to run all at once, or another backend of a CPU without gradients.
@@ -65,7 +63,7 @@ def decide_for_all(gru: GRU, x: Tensor, hx: Tensor | None, backend: str | None) 
 
 
 def run_layers(
-    gru: GRU, x: Tensor, hx, valid, resets, backend: str, decided: Decision | None = None
+    gru: NamedWeights, x: Tensor, hx, valid, resets, backend: str, decided: Decision | None = None
 ) -> tuple[Tensor, Tensor, Decision | None]:
     """Run all layers on time-major x.
 
@@ -79,7 +77,7 @@ def run_layers(
     if resets is not None and valid is not None:
         resets = resets & valid  # a reset in the padding belongs to no segment
     first, note = arguments_of_layer(gru, 0, x, hx, valid, resets), ""
-    if decided is None and gru.num_layers > 1 and x.is_cuda and not torch.compiler.is_compiling():
+    if decided is None and gru.num_layers > 1 and x.is_cuda and not is_traced():
         reasons = reasons_against_overlap(gru, first, backend)
         if not reasons:
             lines = overlap.Streams(x.device, gru.num_layers)
@@ -102,7 +100,7 @@ def run_layers(
     return x, torch.stack(states), decision
 
 
-def explain_layers(gru: GRU, x: Tensor, hx, valid, resets, backend: str) -> Decision:
+def explain_layers(gru: NamedWeights, x: Tensor, hx, valid, resets, backend: str) -> Decision:
     """Return the decision for the first layer, and whether the layers overlap; arguments as `run_layers`."""
     arguments = arguments_of_layer(gru, 0, x, hx, valid, resets)
     decision = explain_all(arguments, backend)
@@ -124,7 +122,7 @@ def say_serial(layers: int, reasons: list[str]) -> str:
     return f"{layers} layers one after another: {'; '.join(reasons)}"
 
 
-def reasons_against_overlap(gru: GRU, first: list[Arguments], backend: str) -> list[str]:
+def reasons_against_overlap(gru: NamedWeights, first: list[Arguments], backend: str) -> list[str]:
     """Return why the layers of a call on a GPU run one after another; `first`: the arguments of the first layer."""
     if len(first) > 1:
         return ["bidirectional=True: a layer needs the whole of the one below"]
@@ -134,6 +132,9 @@ def reasons_against_overlap(gru: GRU, first: list[Arguments], backend: str) -> l
         return [f"heads={gru.heads}"]
     if is_transformed():
         return ["inside a transform of torch.func"]
+    if is_watched((first[0].x, first[0].initial_state, *gru._flat_weights)):
+        return ["a tracer, a mode or a tensor of another class looks at the operators"]
+    # Before the call is checked, which costs as much as several steps.
     if reasons := overlap.reasons_against(first[0].time, gru.num_layers):
         return reasons
     signature = check(first[0]).signature
@@ -143,8 +144,9 @@ def reasons_against_overlap(gru: GRU, first: list[Arguments], backend: str) -> l
 
 
 def run_overlapping(
-    gru: GRU, first: list[Arguments], hx, valid, resets, backend: str, lines: overlap.Lines, chunk: int | None = None
-) -> tuple[Tensor, Tensor, Decision | None]:
+    gru: NamedWeights, first: list[Arguments], hx, valid, resets, backend: str, lines: overlap.Lines,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor, Decision | None]:  # fmt: skip
     """Run all layers of one direction in chunks of steps, in the order of `overlap.run_in_chunks`.
 
     Args:
@@ -164,7 +166,7 @@ def run_overlapping(
         a = a._replace(x=rows, initial_state=state, **{
             name: value[now] for name in ("mask", "resets", "zoneout") if (value := getattr(a, name)) is not None
         })  # fmt: skip
-        for value in a:
+        for value in (each for given in a for each in (given if isinstance(given, tuple) else (given,))):
             if isinstance(value, Tensor) and value is not rows:
                 lines.lend(value, layer)
         ((outputs, last, decision),) = run_all([a], backend)
@@ -178,14 +180,14 @@ def run_overlapping(
     return torch.cat(rows), torch.stack(states), decision
 
 
-def arguments_of_layer(gru: GRU, layer: int, x: Tensor, hx, valid, resets) -> list[Arguments]:
+def arguments_of_layer(gru: NamedWeights, layer: int, x: Tensor, hx, valid, resets) -> list[Arguments]:
     """Return the arguments of `tritongru.gru` for each direction of a layer."""
     directions = 2 if gru.bidirectional else 1
     states = [None] * directions if hx is None else hx[layer * directions : (layer + 1) * directions]
     return [_arguments(gru, layer, d, x, h0, valid, resets) for d, h0 in enumerate(states)]
 
 
-def _arguments(gru: GRU, layer: int, direction: int, x: Tensor, h0, valid, resets) -> Arguments:
+def _arguments(gru: NamedWeights, layer: int, direction: int, x: Tensor, h0, valid, resets) -> Arguments:
     """Return the arguments of `tritongru.gru` for one layer and direction."""
     suffix = f"l{layer}_reverse" if direction else f"l{layer}"
     bias = (getattr(gru, f"bias_ih_{suffix}"), getattr(gru, f"bias_hh_{suffix}")) if gru.bias else None
