@@ -215,6 +215,8 @@ MUTANTS = [
     Mutant("stacking.py", "(given if isinstance(given, tuple) else (given,))", "(given,)", "torch/test_streams.py"),
     Mutant("stacking.py", "and x.is_cuda and not is_traced():", "and x.is_cuda and not torch.compiler.is_compiling():", "torch/test_stacking.py"),
     Mutant("stacking.py", "if is_watched((first[0].x, first[0].initial_state, *gru._flat_weights)):", "if is_watched(()) and is_transformed():", "torch/test_stacking.py"),
+    # Memory of packed weights.
+    Mutant("backends/numba/spare.py", "found = _spare.pop()", "found = _spare[0]", "numba_backend/test_numba_bits.py"),
     # Vectors as wide as another processor's.
     Mutant("backends/numba/kernels/unpacked.py", "both = add_pairs(both, both) if L == 16 else both", "both = both", "numba_backend/test_numba_processes.py -k width"),
     Mutant("backends/numba/kernels/unpacked.py", "w, k * next_k + c, count), total)", "w, k * next_k + c, count - 1), total)", "numba_backend/test_numba_processes.py -k width"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tritongru import gru
-from tritongru.backends.numba import problem, threads
+from tritongru.backends.numba import problem, spare, threads
 from tritongru.tools.oracle.cases import Case, make_arguments, run_case
 
 CASES = [
@@ -28,6 +28,29 @@ def test_same_call_same_bits(case: Case) -> None:
     first, second = run_case(arguments, "numba"), run_case(arguments, "numba")
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
+
+
+def test_memory_that_goes_from_call_to_call_is_not_read() -> None:
+    for case in (Case(9, 70, 5, 17), Case(3, 80, 40, 33, mask=True, recompute=True)):
+        arguments = make_arguments(case)
+        first = run_case(arguments, "numba", case.seed)
+        (memory,) = spare._spare
+        memory.fill_(255)  # a NaN in either dtype
+        again = run_case(arguments, "numba", case.seed)
+        assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_calls_at_once_do_not_share_memory() -> None:
+    first, second = spare.borrow(100), spare.borrow(100)
+    assert first.data_ptr() != second.data_ptr()
+    spare.give_back(first)
+    spare.give_back(second)
+    assert spare.borrow(50) is first and spare.borrow(50) is not second
+    spare.give_back(first)
+    large = torch.empty(spare.MOST_BYTES + 1, dtype=torch.uint8)
+    spare._spare.clear()
+    spare.give_back(large)
+    assert not spare._spare
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

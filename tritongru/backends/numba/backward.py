@@ -170,6 +170,7 @@ class Reverse:
             else:
                 r = view_gates(flat, v).r
                 sums.add(d_gates, entering, r if inside is None else r.index_select(0, inside), first, last)
+        problem.release()
         found = found if sums is None else sums.finish()
         if self.valid is not None and wanted.x:
             d_x = torch.zeros_like(a.x).flatten(0, 1).index_copy_(0, self.valid, found.x.flatten(0, -2)).view(a.x.shape)
@@ -202,4 +203,5 @@ class Reverse:
             before = last if self.variant.reverse else first - 1
             again.fields |= dict(H0=self.after[before].data_ptr(), H0_ROW=U)
         again.run_scan(begin, end)
+        again.release()
         return start, gates.flatten(0, 1)

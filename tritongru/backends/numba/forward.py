@@ -33,6 +33,7 @@ def run_forward(a: Inputs, variant: Variant, save_gates: bool) -> tuple[Tensor, 
     problem = Problem(a, variant)
     problem.fields |= dict(OUT=out.data_ptr(), LAST=last.data_ptr(), STATES=states.data_ptr(), GATES=gates.data_ptr())
     problem.run_scan(0, T)
+    problem.release()
     if given == a.x.dtype:
         return out, last, states, gates
     return out.to(given), last.to(given), states.to(given), gates.to(given)

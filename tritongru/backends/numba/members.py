@@ -40,6 +40,8 @@ def run_members_forward(
             problem.fields[name] = value[m].data_ptr() if value.dim() > 1 else 0
         parts += problem.plan_scan(0, T)
     run_dealt(scan.for_dtype(problems[0].dtype), parts)
+    for problem in problems:
+        problem.release()
     if given == a.x.dtype:
         return out, last, states, gates
     return out.to(given), last.to(given), states.to(given), gates.to(given)

@@ -16,6 +16,7 @@ from .kernels import fields as at
 from .kernels.packing import pack
 from .kernels.scan import scan
 from .kernels.vector_type import PANEL, count_lanes
+from .spare import borrow, give_back
 from .threads import group_size, run_parts, share_rows
 
 # Bytes of projected input that are kept at a time: a part of every current core's second cache.
@@ -113,12 +114,17 @@ class Problem:
         return value.data_ptr()
 
     def pack_weights(self, **sizes: int) -> None:
-        """Pack the weights into tensors of so many numbers, by the names of their fields."""
-        start = self.keep(self.a.x.new_empty(sum(sizes.values())))
+        """Pack the weights into as many numbers as wanted, by the names of their fields."""
+        self.packed = borrow(sum(sizes.values()) * self.dtype.itemsize)
+        start = self.packed.data_ptr()
         for name, size in sizes.items():
             self.fields[name] = start
             start += size * self.dtype.itemsize
         pack.for_dtype(self.dtype)(make_plan(self.fields))
+
+    def release(self) -> None:
+        """Give the memory of the packed weights to the next call: all parts have been run."""
+        give_back(self.packed)
 
     def make_parts(self, scratch: Callable[[int], dict[str, int]], chunk: Callable[[int], int]) -> list[np.ndarray]:
         """Return the plan of each part of the batch.
