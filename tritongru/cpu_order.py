@@ -1,7 +1,7 @@
 """In which order "auto" tries the backends of a CPU, by sizes.
 
-The sizes are read off bench/results/dispatch/cpu.csv (bench/dispatch.py: aten, numba and eager side by side on an AMD
-EPYC with AVX2, one thread and two). A test holds the order to that table.
+The sizes are read off bench/results/dispatch/cpu.csv (bench/dispatch.py: aten, numba and eager side by side on AMD
+EPYCs with AVX2 and with AVX-512, one thread). A test holds the order to that table.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from .call.problem import Shape
 
 # numba packs the weights and, for gradients, passes an operator whose backward pass is called from Python. Few steps do
 # not pay for that; torch's own GRU is one call in C++.
-# Below these steps aten is faster: for torch's weights with up to 3 rows and with more, for Keras's.
-FEW_TRAINING_STEPS = {"few rows": 8, "torch": 4, "keras": 4}
+# Below these steps aten is faster.
+FEW_TRAINING_STEPS = 4
 # Without gradients few rows are not packed at all (`backends/numba/short.py`): aten is faster for more rows than that,
 # where the weights are large for the steps that they are packed for.
 MANY_ROWS, UNITS_A_STEP = 33, 256
@@ -26,8 +26,7 @@ def order_on_cpu(shape: Shape, wants_gradients: bool, reset_gate_first: bool) ->
         reset_gate_first: torch's weights; Keras's have to be put in another order for aten at each call.
     """
     if wants_gradients:
-        case = "keras" if not reset_gate_first else "few rows" if shape.batch < 4 else "torch"
-        is_first = shape.time >= FEW_TRAINING_STEPS[case]
+        is_first = shape.time >= FEW_TRAINING_STEPS
     else:
         packs = shape.time * shape.batch >= MANY_ROWS and shape.units >= UNITS_A_STEP * shape.time
         is_first = not (reset_gate_first and packs)
