@@ -190,7 +190,6 @@ MUTANTS = [
     Mutant("backends/numba/kernels/scan.py", "order[row] * plan[at.KEEP_ROW] + j", "order[row] * plan[at.KEEP_ROW]", "numba_backend/test_numba_oracle.py -k zoneout"),
     Mutant("backends/numba/problem.py", "keep.numel() == 0 or any(keep.stride())", "keep.numel() == 0", "numba_backend/test_numba_oracle.py -k zoneout"),
     Mutant("backends/numba/kernels/short.py", "    space[0] = 0  # the last use", "    # the last use", "numba_backend/test_numba_processes.py -k scratch"),
-    Mutant("backends/numba/kernels/short.py", "plan[X_STEP] if rows == 1 else plan[X_ROW]", "plan[X_ROW]", "numba_backend/test_numba_oracle.py"),
     Mutant("backends/numba/kernels/short.py", "if x_step == rows * x_row else 1", "if rows else 1", "numba_backend/test_numba_oracle.py"),
     Mutant("backends/numba/short.py", "a.drop is None and a.keep is None", "a.drop is None", "call/test_zoneout.py"),
     # Layers that overlap.
