@@ -214,6 +214,6 @@ def _run_plainly(calls: list[Arguments], decision: Decision) -> list[tuple[Tenso
     for a in calls:
         h0 = a.x.new_zeros(a.batch, a.recurrent_kernel.shape[1]) if a.initial_state is None else a.initial_state
         bias_x, bias_h = a.bias or (None, None)
-        inputs.append(Inputs(a.x, a.kernel.t(), bias_x, a.recurrent_kernel.t(), bias_h, h0))  # type: ignore[union-attr, arg-type]
+        inputs.append(Inputs(a.x, a.kernel.t(), bias_x, a.recurrent_kernel.t(), bias_h, h0))
         variants.append(Variant(zero_output_for_mask=True, reverse=a.go_backwards, reset_gate_first=True))
     return run_plain(inputs, variants, resolve_precision("auto"), decision.backend, at_once=decision.members > 1)

@@ -9,7 +9,7 @@ import tritongru
 from tritongru.call.errors import check_units
 from tritongru.tools.oracle.cases import Case, make_arguments
 
-B, T, I, U = 3, 7, 5, 9  # noqa: E741
+B, T, I, U = 3, 7, 5, 9
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -65,7 +65,7 @@ class Bidirectional(WeightedLayer, torch.nn.Module):
             self.set_weights(weights)
 
     @property
-    def _parts(self) -> tuple[GRU, GRU]:  # type: ignore[override]
+    def _parts(self) -> tuple[GRU, GRU]:
         return self.forward_layer, self.backward_layer
 
     def _verify(self) -> None:

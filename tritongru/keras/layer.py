@@ -111,7 +111,7 @@ class GRU(KeptState):
             self._set_batch(options["batch_input_shape"])
 
     @property
-    def _time_axis(self) -> int:  # type: ignore[override]
+    def _time_axis(self) -> int:
         return 0 if self.time_major else 1
 
     def build(self, input_shape) -> None:

@@ -94,7 +94,7 @@ def _is_transformed() -> bool:
 
 
 # Dynamo asks while it traces, and guards the answer by itself; see torch.compiler.assume_constant_result.
-_is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_is_transformed._dynamo_marked_constant = True
 
 
 def _is_traced() -> bool:
