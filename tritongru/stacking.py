@@ -42,8 +42,10 @@ def decide_for_all(gru: NamedWeights, x: Tensor, hx: Tensor | None, backend: str
         or x.dim() not in (2, 3)
     ):
         return None
-    if x.dtype != gru._flat_weights[0].dtype or (hx is not None and (hx.dtype, hx.device) != (x.dtype, x.device)):
+    if not (hx is None or isinstance(hx, Tensor)):
         return None  # refused by name
+    if x.dtype != gru._flat_weights[0].dtype or (hx is not None and (hx.dtype, hx.device) != (x.dtype, x.device)):
+        return None  # the same
     if (gru.recurrent_dropout and gru.training) or torch.is_autocast_enabled("cpu") or not is_plain_cell(gru):
         return None
     time, batch = (x.shape[0], 1) if x.dim() == 2 else x.shape[1::-1] if gru.batch_first else x.shape[:2]

@@ -158,9 +158,11 @@ def load_keras(path: str | Path, layer: str | GRU | Bidirectional | None = None)
         The layer, `layer` itself where it is one.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file. TypeError: `layer` is something else.
         ValueError: a malformed or hostile file, no such layer, several without a name, or weights that do not fit.
     """
+    if not isinstance(layer, (str, GRU, Bidirectional, type(None))):
+        raise TypeError(f"`layer` must be a name, a tritongru.GRU or a Bidirectional, got {type(layer).__name__}")
     entries = read_entries(path)
     with naming(Path(path)):
         if layer is None or isinstance(layer, str):
