@@ -18,10 +18,10 @@ from pathlib import Path
 # Keras settles on a backend when it is imported.
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
+import keras
+import numpy as np
 
-from tritongru import keras3  # noqa: E402
+from tritongru import keras3
 
 LETTERS, LONGEST = 8, 9
 

@@ -153,7 +153,7 @@ def train(
     state = torch.zeros(1, copies, units)
     began, difference, recent = time.perf_counter(), 0.0, []
     answer, count = 0.0, 0
-    for count in range(1, updates + 1):  # noqa: B007
+    for count in range(1, updates + 1):
         rollout, state = play(agent, task, state, steps)
         logits = update(agent, optimizer, rollout, discount=0.7, entropy=0.01)
         difference = max(difference, float((logits - rollout.logits).abs().max()))

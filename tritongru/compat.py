@@ -39,7 +39,7 @@ class GRU(NamedWeights):
             and so on, one per layer and direction.
         heads: N; the recurrent weights are N blocks, parameters `weight_hh_heads_l0` (N,3U/N,U/N) and so on in place of
             `weight_hh_l0`; equal to N GRUs of U/N units side by side. They are drawn as a GRU of U/N units draws them.
-        backend: "auto", "triton", "aten", "eager" or "reference"; a call may name another.
+        backend: "auto", "triton", "aten", "numba", "eager" or "reference"; a call may name another.
 
     Raises:
         TypeError, ValueError: as torch.nn.GRU, `proj_size` included.

@@ -75,6 +75,8 @@ def decide(signature: Signature, backend: str = "auto") -> Decision:
         ValueError: `backend` is not a known name.
         UnsupportedError: a named backend cannot run the call; carries every reason.
     """
+    if not isinstance(backend, str):
+        check_backend(backend)
     if signature.tracing:  # what is kept would not be traced
         return _decide(signature, backend)
     return _decide_once(signature, backend, environment.changes())

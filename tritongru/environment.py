@@ -83,7 +83,7 @@ def reasons_against_interpreter() -> tuple[str, ...]:
 
 
 # Dynamo cannot trace it; it gives one answer per process. See torch.compiler.assume_constant_result.
-reasons_against_environment._dynamo_marked_constant = True  # type: ignore[attr-defined]
+reasons_against_environment._dynamo_marked_constant = True
 
 
 def can_cooperate(index: int) -> bool:

@@ -28,12 +28,17 @@ class NamedWeights(nn.RNNBase):
         """Return a torch.nn.GRU that shares this layer's parameters, for code that knows a GRU by its exact type.
 
         Raises:
-            ValueError: `recurrent_dropout` is not 0, `backend` names one that is not torch's own, or a weight is
-                computed by a parametrization.
+            ValueError: torch.nn.GRU lacks what the layer has (recurrent dropout, zoneout, a bound of the state's
+                gradient, a norm, heads), `backend` names one that is not torch's own, or a weight is computed by a
+                parametrization.
         """
         against = []
-        if self.recurrent_dropout:
-            against.append(f"recurrent_dropout={self.recurrent_dropout}, which torch.nn.GRU has not: set it to 0 first")
+        for name, plain in (("recurrent_dropout", 0), ("zoneout", 0), ("gradient_clip", None)):
+            if (value := getattr(self, name)) != plain:
+                against.append(f"{name}={value}, which torch.nn.GRU has not: set it to {plain} first")
+        for name, plain in (("layer_norm", None), ("heads", 1)):
+            if (value := getattr(self, name)) != plain:
+                against.append(f"{name}={value!r}, which torch.nn.GRU has not")
         if self.backend not in ("auto", "aten"):
             against.append(f'backend={self.backend!r}, which torch.nn.GRU has not: set it to "auto" first')
         for name in self._flat_weights_names:

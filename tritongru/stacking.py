@@ -42,8 +42,10 @@ def decide_for_all(gru: NamedWeights, x: Tensor, hx: Tensor | None, backend: str
         or x.dim() not in (2, 3)
     ):
         return None
-    if x.dtype != gru._flat_weights[0].dtype or (hx is not None and (hx.dtype, hx.device) != (x.dtype, x.device)):
+    if not (hx is None or isinstance(hx, Tensor)):
         return None  # refused by name
+    if x.dtype != gru._flat_weights[0].dtype or (hx is not None and (hx.dtype, hx.device) != (x.dtype, x.device)):
+        return None  # the same
     if (gru.recurrent_dropout and gru.training) or torch.is_autocast_enabled("cpu") or not is_plain_cell(gru):
         return None
     time, batch = (x.shape[0], 1) if x.dim() == 2 else x.shape[1::-1] if gru.batch_first else x.shape[:2]
@@ -214,6 +216,6 @@ def _run_plainly(calls: list[Arguments], decision: Decision) -> list[tuple[Tenso
     for a in calls:
         h0 = a.x.new_zeros(a.batch, a.recurrent_kernel.shape[1]) if a.initial_state is None else a.initial_state
         bias_x, bias_h = a.bias or (None, None)
-        inputs.append(Inputs(a.x, a.kernel.t(), bias_x, a.recurrent_kernel.t(), bias_h, h0))  # type: ignore[union-attr, arg-type]
+        inputs.append(Inputs(a.x, a.kernel.t(), bias_x, a.recurrent_kernel.t(), bias_h, h0))
         variants.append(Variant(zero_output_for_mask=True, reverse=a.go_backwards, reset_gate_first=True))
     return run_plain(inputs, variants, resolve_precision("auto"), decision.backend, at_once=decision.members > 1)

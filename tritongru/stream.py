@@ -101,7 +101,12 @@ class Stream:
         return new.clone()
 
     def reset(self, rows=None) -> None:
-        """Set the state to zeros: of all rows, or of those that `rows` (indices, or bool (B,)) selects."""
+        """Set the state to zeros: of all rows, or of those that `rows` (indices, or bool (B,)) selects.
+
+        Raises:
+            TypeError, ValueError, IndexError: `rows` of another kind, another shape, or beyond the batch. The state is
+                then as it was.
+        """
         if rows is None:
             self._masks = None
             if self._captured:
@@ -109,8 +114,9 @@ class Stream:
             else:
                 self.state = None
         elif self.state is not None:
+            selected = _check_rows(rows, self.state.shape[0]).to(self.state.device)
             state = self.state if self._captured else self.state.clone()
-            state[torch.as_tensor(rows, device=state.device)] = 0
+            state[selected] = 0
             self.state = state
 
     def detach(self) -> None:
@@ -153,3 +159,23 @@ class Stream:
         if self._cast is None or self._cast[0] != key:
             self._cast = (key, layer._compute_weights())
         return self._cast[1]
+
+
+def _check_rows(rows, batch: int) -> Tensor:
+    """Return which rows of `batch` are meant: indices, or bool (B,)."""
+    try:
+        rows = torch.as_tensor(rows)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"`rows` must be indices or bool (B,), got {rows!r}") from None
+    if rows.dtype == torch.bool:
+        if tuple(rows.shape) != (batch,):
+            raise ValueError(f"`rows` of bool must have shape (B,) = {(batch,)}, got {tuple(rows.shape)}")
+        return rows
+    if rows.numel() == 0:
+        return rows.long()
+    if rows.is_floating_point() or rows.is_complex():
+        raise TypeError(f"`rows` must be indices or bool (B,), got {rows.dtype}")
+    # Indices on an accelerator are not read back: that would stop the device.
+    if rows.device.type == "cpu" and not -batch <= int(rows.min()) <= int(rows.max()) < batch:
+        raise IndexError(f"`rows` must lie in {-batch}..{batch - 1}, got {rows.tolist()}")
+    return rows

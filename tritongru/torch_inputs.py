@@ -22,6 +22,8 @@ def prepare(layer: nn.RNNBase, x: Tensor, hx, lengths, resets, time_major: bool 
             f"input.size(-1) must be equal to input_size. Expected {layer.input_size}, got {x.shape[-1]}"
         )
     unbatched, batch_first = x.dim() == 2, layer.batch_first and not time_major
+    if hx is not None and not isinstance(hx, Tensor):
+        raise TypeError(f"GRU: hx must be a torch.Tensor, got {type(hx).__name__}")
     if hx is not None and hx.dim() != x.dim():
         kind = "unbatched 2-D" if unbatched else "batched 3-D"
         raise RuntimeError(f"For {kind} input, hx should also be {x.dim()}-D but got {hx.dim()}-D tensor")
@@ -95,6 +97,12 @@ def pad(packed: PackedSequence) -> tuple[Tensor, Tensor, Tensor | None]:
 def sort_states(hx: Tensor | None, packed: PackedSequence) -> Tensor | None:
     """Return hx (L*D,B,U) with its rows in packed order; one that does not fit as it is, for the checks to name."""
     order = packed.sorted_indices
-    if hx is None or order is None or hx.dim() != 3 or hx.shape[1] != len(order) or hx.device != order.device:
+    if (
+        not isinstance(hx, Tensor)
+        or order is None
+        or hx.dim() != 3
+        or hx.shape[1] != len(order)
+        or hx.device != order.device
+    ):
         return hx
     return hx.index_select(1, order)

@@ -10,7 +10,7 @@ from tritongru.backends import aten
 from tritongru.backends.aten import TwiceDifferentiable
 
 
-def make_tensors(has_bias: bool, needs: str = "all", T=4, B=2, I=3, U=5):  # noqa: E741
+def make_tensors(has_bias: bool, needs: str = "all", T=4, B=2, I=3, U=5):
     generator = torch.Generator().manual_seed(0)
     shapes = [(T, B, I), (B, U), (3 * U, I), (3 * U, U), *([(3 * U,)] * 2 if has_bias else [])]
     tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) * 0.5 for shape in shapes]

@@ -9,7 +9,7 @@ import tritongru
 from tritongru.call.errors import check_units
 from tritongru.tools.oracle.cases import Case, make_arguments
 
-B, T, I, U = 3, 7, 5, 9  # noqa: E741
+B, T, I, U = 3, 7, 5, 9
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -51,6 +51,7 @@ VALUE_ERRORS = {
     "layout": (dict(layout="jax"), "`layout`.*'jax'"),
     "precision": (dict(precision="fp8"), "`precision`.*'fp8'"),
     "backend": (dict(backend="cuda"), "`backend`.*'cuda'"),
+    "backend list": (dict(backend=["eager"]), r"`backend`.*\['eager'\]"),
 }
 
 TYPE_ERRORS = {
@@ -58,6 +59,10 @@ TYPE_ERRORS = {
     "x integers": (dict(x=torch.zeros(B, T, I, dtype=torch.long)), "`x`.*int64"),
     "kernel kind": (dict(kernel=3.0), "`kernel`.*float"),
     "mask kind": (dict(mask=[True]), "`mask`.*list"),
+    "lengths text": (dict(lengths="ab"), "`lengths`.*'ab'"),
+    "lengths ragged": (dict(lengths=[[1], [2, 3]]), "`lengths`.*2, 3"),
+    "input dropout kind": (dict(input_dropout=0.5), "`input_dropout`.*0.5"),
+    "recurrent dropout kind": (dict(recurrent_dropout="abc"), "`recurrent_dropout`.*'abc'"),
     "lengths floats": (dict(lengths=torch.ones(B)), "`lengths`.*float32"),
     "state kind": (dict(initial_state=0), "`initial_state`.*int"),
     "torch bias": (dict(layout="torch", kernel=zeros(3 * U, I), recurrent_kernel=zeros(3 * U, U)), "`bias`.*pair"),

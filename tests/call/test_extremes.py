@@ -124,7 +124,7 @@ def test_a_hundred_thousand_steps() -> None:
 
 def test_offsets_past_two_to_the_31() -> None:
     """Shapes alone, and one row expanded: what is prepared for a scan counts elements in 64 bits and copies nothing."""
-    T, B, I, U = 70_000, 1024, 64, 48  # noqa: E741
+    T, B, I, U = 70_000, 1024, 64, 48
     arguments = make_arguments(Case(1, 1, I, U))
     arguments |= {"x": torch.zeros(1, 1, I).expand(B, T, I), "initial_state": None}
     assert arguments["x"].numel() > 2**31

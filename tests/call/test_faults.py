@@ -237,7 +237,7 @@ def test_errors_are_told_apart_by_where_they_arose():
     def raised_in(package: str, statement: str) -> BaseException:
         scope = {"__name__": package}
         exec(f"def fail():\n    {statement}", scope)
-        with pytest.raises(Exception) as caught:  # noqa: B017, PT011
+        with pytest.raises(Exception) as caught:
             scope["fail"]()
         return caught.value
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from tritongru import compat
 from tritongru.keras import GRU, Bidirectional
 from tritongru.layouts import keras_to_torch, torch_to_keras
 from tritongru.tools.weight_files import convert, keras_read
@@ -139,7 +140,20 @@ def test_from_torch_says_what_it_leaves_out():
         convert.from_torch(nn.GRU(3, 5, 2, dropout=0.5))
     with pytest.raises(TypeError, match="LSTM"):
         convert.from_torch(nn.LSTM(3, 5))
+    with pytest.warns(UserWarning, match="recurrent_dropout=0.5"):
+        convert.from_torch(compat.GRU(3, 5, recurrent_dropout=0.5))
     assert convert.from_torch(nn.GRU(3, 5), return_state=True).return_state
+
+
+def test_zoneout_is_kept_or_refused(tmp_path):
+    module = compat.GRU(3, 5, zoneout=0.25, gradient_clip=1.0).eval()
+    layer, x = convert.from_torch(module).eval(), torch.randn(4, 2, 3)
+    assert (layer.zoneout, layer.gradient_clip) == (0.25, 1.0)
+    torch.testing.assert_close(layer(x), module(x)[0])
+    for one in (layer, Bidirectional(layer)):
+        with pytest.raises(ValueError, match="zoneout=0.25, which no file of Keras can hold"):
+            convert.save_keras(one, tmp_path / "layer.keras")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -149,6 +163,7 @@ def test_from_torch_says_what_it_leaves_out():
         ({"activation": "relu"}, "activation='relu'"),
         ({"recurrent_activation": "hard_sigmoid"}, "recurrent_activation='hard_sigmoid'"),
         ({"go_backwards": True}, "go_backwards=True"),
+        ({"zoneout": 0.25}, "zoneout=0.25"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )

@@ -145,7 +145,7 @@ def test_bad_arguments():
     with pytest.raises(TypeError, match="backend"):
         GRU(U, backend=None)
     with pytest.raises(ValueError, match="backend.*cuda9"):
-        GRU(U, backend="cuda9")(torch.randn(B, T, I))
+        GRU(U, backend="cuda9")
     with pytest.raises(UnsupportedError, match="reset_after"):
         GRU(U, reset_after=False, backend="aten")(torch.randn(B, T, I))
     with pytest.raises(ValueError, match="Unrecognized keyword"):

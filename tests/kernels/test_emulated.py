@@ -12,22 +12,22 @@ import pytest
 import torch
 
 pytest.importorskip("triton.knobs")
-from triton import knobs  # noqa: E402
+from triton import knobs
 
 from tritongru.backends.triton import probe, rows
-from tritongru.backends.triton.kernels import probe as kernel  # noqa: E402
-from tritongru.environment import is_interpreted  # noqa: E402
-from tritongru.tools.oracle.cases import Case  # noqa: E402
-from tritongru.tuning.configs import LaunchConfig  # noqa: E402
+from tritongru.backends.triton.kernels import probe as kernel
+from tritongru.environment import is_interpreted
+from tritongru.tools.oracle.cases import Case
+from tritongru.tuning.configs import LaunchConfig
 
 if is_interpreted() or not hasattr(knobs.runtime, "add_stages_inspection_hook"):
     pytest.skip("needs Triton's compiler, 3.5 or newer", allow_module_level=True)
 
-from emulator.driver import emulated_gpu  # noqa: E402
-from emulator.machine import SynchronisationError  # noqa: E402
-from emulator.memory import AccessError  # noqa: E402
-from emulator.races import RaceError  # noqa: E402
-from emulator.scans import Scan, check, run  # noqa: E402
+from emulator.driver import emulated_gpu
+from emulator.machine import SynchronisationError
+from emulator.memory import AccessError
+from emulator.races import RaceError
+from emulator.scans import Scan, check, run
 
 
 def single(units, **changes):

@@ -11,25 +11,25 @@ import pytest
 import torch
 
 pytest.importorskip("triton.experimental.gluon.language.nvidia.ampere")
-from triton import knobs  # noqa: E402
+from triton import knobs
 
-import tritongru  # noqa: E402
-from tritongru import GRU, Bidirectional, compat, dispatch, faults  # noqa: E402
-from tritongru.backends.triton import families, resident, tilings  # noqa: E402
-from tritongru.backends.triton.tilings import Tiling  # noqa: E402
-from tritongru.call.errors import ExchangeError  # noqa: E402
-from tritongru.call.problem import Variant  # noqa: E402
-from tritongru.environment import is_interpreted  # noqa: E402
-from tritongru.tools.oracle.cases import Case  # noqa: E402
+import tritongru
+from tritongru import GRU, Bidirectional, compat, dispatch, faults
+from tritongru.backends.triton import families, resident, tilings
+from tritongru.backends.triton.tilings import Tiling
+from tritongru.call.errors import ExchangeError
+from tritongru.call.problem import Variant
+from tritongru.environment import is_interpreted
+from tritongru.tools.oracle.cases import Case
 
 if is_interpreted() or not hasattr(knobs.runtime, "add_stages_inspection_hook"):
     pytest.skip("needs Triton's compiler", allow_module_level=True)
 
-from emulator.driver import DEVICES, emulated_gpu  # noqa: E402
-from emulator.machine import SynchronisationError  # noqa: E402
-from emulator.memory import AccessError  # noqa: E402
-from emulator.races import RaceError  # noqa: E402
-from emulator.residents import ResidentScan, check_resident, run_resident  # noqa: E402
+from emulator.driver import DEVICES, emulated_gpu
+from emulator.machine import SynchronisationError
+from emulator.memory import AccessError
+from emulator.races import RaceError
+from emulator.residents import ResidentScan, check_resident, run_resident
 
 ALONE = Tiling(16, 32, 1, 4, "none")
 COUNTED = Tiling(16, 16, 2, 1, "counter")

@@ -6,14 +6,14 @@ import pytest
 
 pytest.importorskip("triton.experimental.gluon.language.nvidia.ampere")
 
-from tritongru.backends.triton import tilings  # noqa: E402
-from tritongru.environment import is_interpreted  # noqa: E402
+from tritongru.backends.triton import tilings
+from tritongru.environment import is_interpreted
 
 if is_interpreted():
     pytest.skip("needs Triton's compiler", allow_module_level=True)
 
-from tritongru.tools.replay import residents, sass  # noqa: E402
-from tritongru.tools.replay.residents import DEVICES, FEATURES, broken_budgets  # noqa: E402
+from tritongru.tools.replay import residents, sass
+from tritongru.tools.replay.residents import DEVICES, FEATURES, broken_budgets
 
 compile_resident = functools.cache(residents.compile_resident)
 

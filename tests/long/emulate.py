@@ -31,22 +31,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch  # noqa: E402
-from emulator.driver import EmulatedGPU  # noqa: E402
-from emulator.memory import AccessError  # noqa: E402
-from emulator.ptx import parse  # noqa: E402
-from emulator.races import RaceError  # noqa: E402
-from emulator.residents import ResidentScan, check_resident  # noqa: E402
-from emulator.scans import Scan, check, run, truth_and_oracle  # noqa: E402
-from strategies import JUMPING  # noqa: E402
-from torch import Tensor  # noqa: E402
+import torch
+from emulator.driver import EmulatedGPU
+from emulator.memory import AccessError
+from emulator.ptx import parse
+from emulator.races import RaceError
+from emulator.residents import ResidentScan, check_resident
+from emulator.scans import Scan, check, run, truth_and_oracle
+from strategies import JUMPING
+from torch import Tensor
 
-from tritongru.backends.triton import tilings  # noqa: E402
-from tritongru.backends.triton.tilings import Tiling  # noqa: E402
-from tritongru.environment import triton_release  # noqa: E402
-from tritongru.tools.oracle.cases import Case  # noqa: E402
-from tritongru.tuning import choices  # noqa: E402
-from tritongru.tuning.configs import FENCED_COPIES, LaunchConfig, next_power_of_two  # noqa: E402
+from tritongru.backends.triton import tilings
+from tritongru.backends.triton.tilings import Tiling
+from tritongru.environment import triton_release
+from tritongru.tools.oracle.cases import Case
+from tritongru.tuning import choices
+from tritongru.tuning.configs import FENCED_COPIES, LaunchConfig, next_power_of_two
 
 ACTIVATIONS = ("tanh", "sigmoid", "hard_sigmoid", "softsign", "relu", "elu", "selu", "softplus", "linear", "leaky_relu")
 # For the gates: with an unbounded one, states may grow until nothing can be compared.

@@ -21,11 +21,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch  # noqa: E402
-from fuzzing import REGRESSIONS, TARGETS, Target  # noqa: E402
-from hypothesis import HealthCheck, Verbosity, given, seed, settings  # noqa: E402
+import torch
+from fuzzing import REGRESSIONS, TARGETS, Target
+from hypothesis import HealthCheck, Verbosity, given, seed, settings
 
-from tritongru.environment import is_interpreted  # noqa: E402
+from tritongru.environment import is_interpreted
 
 SHRINK_S = 60.0
 ROUND = 200  # configurations between two looks at the clock

@@ -308,4 +308,6 @@ MUTANTS = [
            "(ACTIVATIONS[activation], ACTIVATIONS[recurrent_activation])", ONNX),
     Mutant("tools/oracle/tolerance.py", "in (oracle, *moved))", "in (oracle,))", "call/test_tolerance.py -k moved"),
     Mutant("tools/options.py", "if not low <= value <= high:", "if not low <= value:", "tools/test_options.py -k units"),
+    Mutant("named_weights.py", '("zoneout", 0), ', "", "torch/test_tracing.py -k script_refuses"),
+    Mutant("tools/weight_files/convert.py", '("zoneout", "gradient_clip") if', '("gradient_clip",) if', "files/test_convert.py -k zoneout"),
 ]  # fmt: skip

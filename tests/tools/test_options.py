@@ -83,3 +83,13 @@ def test_numbers_that_do_not_come_from_the_command_line() -> None:
         make_arguments(Case(units=0))
     with pytest.raises(ValueError, match="`batch`.*1000000000"):
         list(list_problems([8], [10**9], "float32", ("ieee",), ("forward",), ((),)))
+
+
+@pytest.mark.parametrize(
+    "options", [["--verify", "no.json"], ["--verify", "wrong"], ["--plot", "no.csv"], ["--plot", "wrong"], ["--repair"]]
+)
+def test_tune_says_in_one_line_what_cannot_be_done(tmp_path, capsys, options: list[str]) -> None:
+    (tmp_path / "wrong").write_text("{}")
+    given = [str(tmp_path / option) if not option.startswith("--") else option for option in options]
+    assert main(["tune", *given]) == 2
+    assert capsys.readouterr().err.startswith("tune: ")

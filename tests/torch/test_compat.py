@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -341,6 +342,9 @@ def test_a_wrong_dtype_device_or_argument_is_named():
     x = torch.randn(4, 2, 3)
     with pytest.raises(ValueError, match=r"input dtype \(torch.float64\) does not match weight dtype"):
         ours(x.double())
+    for hx in ([torch.randn(2, 5)], np.zeros((1, 2, 5))):
+        with pytest.raises(TypeError, match=f"hx must be a torch.Tensor, got {type(hx).__name__}"):
+            ours(x, hx)
     with pytest.raises(ValueError, match="hx must have the dtype"):
         ours(x, torch.randn(1, 2, 5, dtype=F64))
     with pytest.raises(RuntimeError, match="hidden tensor at meta"):

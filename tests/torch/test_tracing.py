@@ -157,6 +157,10 @@ def test_script(options):
 def test_script_refuses_what_torch_cannot():
     cases = [
         (GRU(3, 5, recurrent_dropout=0.5), "recurrent_dropout=0.5"),
+        (GRU(3, 5, zoneout=0.5), "zoneout=0.5"),
+        (GRU(3, 5, gradient_clip=0.0), "gradient_clip=0.0"),
+        (GRU(3, 5, layer_norm="joint"), "layer_norm='joint'"),
+        (GRU(3, 4, heads=2), "heads=2"),
         (GRU(3, 5, backend="eager"), "backend='eager'"),
         (nn.utils.parametrizations.weight_norm(GRU(3, 5), "weight_hh_l0"), "weight_hh_l0 is computed"),
     ]

@@ -55,7 +55,7 @@ def _tensors(count: int) -> str:
 def split(arguments: Sequence[Any], *kinds: type) -> list[Any]:
     """Return an operator's arguments as one value of each of `kinds`, named tuples; what is left over as a tuple."""
     values = iter(arguments)
-    found = [kind(*islice(values, len(kind._fields))) for kind in kinds]  # type: ignore[attr-defined]
+    found = [kind(*islice(values, len(kind._fields))) for kind in kinds]
     return [*found, tuple(values)]
 
 

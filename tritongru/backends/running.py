@@ -24,7 +24,7 @@ def run_scan(problem: Problem, setting: Setting) -> tuple[Tensor, Tensor]:
     if _is_past_operators(inputs, setting):
         return forward(inputs, variant, setting)[:2]
     if setting.backend in WHOLE and inputs.x.is_cpu and not is_watched(inputs):
-        return Unwatched.apply(*inputs, *variant, *setting)[:2]  # type: ignore[index]
+        return Unwatched.apply(*inputs, *variant, *setting)[:2]
     if torch._C._are_functorch_transforms_active():
         out, last, *_ = run_transformed([inputs], [variant.reverse], variant, setting)
         return out[0], last[0]

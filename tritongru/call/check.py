@@ -134,7 +134,7 @@ def is_composed() -> bool:
 # Dynamo cannot trace these queries; it guards the settings by itself. This is torch.compiler.assume_constant_result
 # without importing the compiler with the package.
 for _query in (resolve_precision, is_transformed):
-    _query._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    _query._dynamo_marked_constant = True
 
 
 def _is_known(activation: Activation) -> bool:

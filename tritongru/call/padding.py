@@ -1,6 +1,6 @@
 """Which steps of a padded batch are valid, from the lengths of its rows.
 
-Floor 0. While a model is exported the comparison is one operator, `tritongru::valid_steps`: a translator (see
+While a model is exported the comparison is one operator, `tritongru::valid_steps`: a translator (see
 `tools/onnx/translate.py`) then still finds the lengths behind the mask, which an ONNX GRU wants in the mask's place.
 """
 

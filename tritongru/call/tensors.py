@@ -129,7 +129,11 @@ def check_lengths(lengths, batch: int, time: int, like: Tensor) -> Tensor | None
     """Return `lengths` as int64 on the device of `like`; raises as `check`."""
     if lengths is None:
         return None
-    lengths = torch.as_tensor(lengths)
+    if not isinstance(lengths, Tensor):
+        try:
+            lengths = torch.as_tensor(lengths)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"`lengths` must be a tensor or a list of integers, got {lengths!r}") from None
     if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
         raise TypeError(f"`lengths` must be integers, got {lengths.dtype}")
     if tuple(lengths.shape) != (batch,):
@@ -174,6 +178,8 @@ def _check_drops(name: str, drops, shape: tuple[int, ...], like: Tensor) -> tupl
     """Return the dropout masks as a tuple of one or three tensors expanded to `shape`."""
     if drops is None:
         return None
+    if not isinstance(drops, (Tensor, tuple, list)):
+        raise TypeError(f"`{name}` must be a mask or three of them (z, r, h), got {drops!r}")
     drops = (drops,) if isinstance(drops, Tensor) else tuple(drops)
     if len(drops) not in (1, 3):
         raise ValueError(f"`{name}` must be one mask or three (z, r, h), got {len(drops)}")

@@ -37,13 +37,21 @@ class Registry:
     def __init__(self, kind: str, table: Mapping[str, Callable]) -> None:
         self.kind, self.table = kind, table
 
-    def get(self, identifier: Any) -> Any:
+    def get(self, identifier: Any, argument: str | None = None) -> Any:
         """Return what a name, a dict `{"class_name", "config"}` or a class stands for; None and a callable stay so.
+
+        Args:
+            argument: its name, with which an error then begins.
 
         Raises:
             ValueError: an unknown name, a config the factory refuses, or something that is none of these.
         """
-        return self.deserialize(identifier)
+        try:
+            return self.deserialize(identifier)
+        except ValueError as error:
+            if argument is None:
+                raise
+            raise ValueError(f"`{argument}`: {error}") from error
 
     def serialize(self, obj: Any) -> Any:
         """Return `{"class_name", "config"}` of an object, a plain function's name, or None of None.

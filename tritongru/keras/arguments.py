@@ -95,13 +95,21 @@ def split_inputs(inputs: Any, initial_state):
     return (inputs if isinstance(inputs, Tensor) else np.asarray(inputs)), initial_state
 
 
-def as_steps(value, like: Tensor) -> Tensor | None:
+def to_tensor(name: str, value: Any, device: torch.device | None = None) -> Tensor:
+    """Return a tensor as it is, and an array or a list of numbers as one; TypeError by its name for anything else."""
+    if isinstance(value, Tensor):
+        return value
+    try:
+        return torch.as_tensor(np.asarray(value), device=device)
+    except (TypeError, ValueError):
+        raise TypeError(f"`{name}` must be a tensor or an array of numbers, got {value!r}") from None
+
+
+def as_steps(name: str, value, like: Tensor) -> Tensor | None:
     """Return a mask or resets as a tensor: of a list of tensors or arrays the first, of an array its tensor."""
     if isinstance(value, (tuple, list)) and value and not isinstance(value[0], (tuple, list, bool, int)):
         value = value[0]
-    if value is None or isinstance(value, Tensor):
-        return value
-    return torch.as_tensor(np.asarray(value), device=like.device)
+    return None if value is None else to_tensor(name, value, like.device)
 
 
 def for_autograd(value: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -15,7 +15,7 @@ from .. import activations
 from ..call.arguments import LayerNorm
 from ..call.errors import check_heads, check_norm_name, check_units
 from . import constraints, initializers, regularizers
-from .arguments import HALF_POLICIES, check_implementation, clamp_rate, parse_dtype, take_options
+from .arguments import HALF_POLICIES, check_implementation, clamp_rate, parse_dtype, take_options, to_tensor
 from .dropout import DropoutMasks
 from .listing import WeightedLayer
 
@@ -52,15 +52,15 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
         self.use_bias, self.reset_after = bool(use_bias), bool(reset_after)
         self.heads = check_heads(heads, self.units, layer_norm)
         self.layer_norm = check_norm_name(layer_norm, self.reset_after)
-        self.kernel_initializer = initializers.get(kernel_initializer)
-        self.recurrent_initializer = initializers.get(recurrent_initializer)
-        self.bias_initializer = initializers.get(bias_initializer)
-        self.kernel_regularizer = regularizers.get(kernel_regularizer)
-        self.recurrent_regularizer = regularizers.get(recurrent_regularizer)
-        self.bias_regularizer = regularizers.get(bias_regularizer)
-        self.kernel_constraint = constraints.get(kernel_constraint)
-        self.recurrent_constraint = constraints.get(recurrent_constraint)
-        self.bias_constraint = constraints.get(bias_constraint)
+        self.kernel_initializer = initializers.get(kernel_initializer, "kernel_initializer")
+        self.recurrent_initializer = initializers.get(recurrent_initializer, "recurrent_initializer")
+        self.bias_initializer = initializers.get(bias_initializer, "bias_initializer")
+        self.kernel_regularizer = regularizers.get(kernel_regularizer, "kernel_regularizer")
+        self.recurrent_regularizer = regularizers.get(recurrent_regularizer, "recurrent_regularizer")
+        self.bias_regularizer = regularizers.get(bias_regularizer, "bias_regularizer")
+        self.kernel_constraint = constraints.get(kernel_constraint, "kernel_constraint")
+        self.recurrent_constraint = constraints.get(recurrent_constraint, "recurrent_constraint")
+        self.bias_constraint = constraints.get(bias_constraint, "bias_constraint")
         self.dropout = clamp_rate("dropout", dropout)
         self.recurrent_dropout = clamp_rate("recurrent_dropout", recurrent_dropout)
         self.implementation = check_implementation(implementation, self.recurrent_dropout)
@@ -107,9 +107,12 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
 
     def build(self, input_shape) -> None:
         """Create the weights for an input size, or for an input shape whose last entry it is; once only."""
-        input_size = input_shape if hasattr(input_shape, "__index__") else tuple(input_shape)[-1]
-        if not hasattr(input_size, "__index__") or (input_size := input_size.__index__()) < 1:
-            raise ValueError(f"`input_size` must be a positive integer, got {input_size!r} of {input_shape!r}")
+        is_shape = isinstance(input_shape, Sequence) and not isinstance(input_shape, str) and len(input_shape) > 0
+        input_size = input_shape[-1] if is_shape else input_shape
+        if not hasattr(input_size, "__index__") or input_size.__index__() < 1:
+            of_shape = f" in {input_shape!r}" if is_shape else ""
+            raise ValueError(f"`input_size` must be a positive integer, got {input_size!r}{of_shape}")
+        input_size = input_size.__index__()
         shapes = self.weight_shapes(input_size)
         if not self.built:
             with torch.no_grad():
@@ -189,8 +192,7 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
 
     def _to_input(self, value, name: str = "inputs") -> Tensor:
         """Return `value` as a tensor of the compute dtype; TypeError unless it is floating point."""
-        if not isinstance(value, Tensor):
-            value = torch.as_tensor(np.asarray(value), device=self.recurrent_kernel.device)
+        value = to_tensor(name, value, self.recurrent_kernel.device)
         if not value.is_floating_point():
             raise TypeError(f"`{name}` must be floating point, got {value.dtype}")
         return value.to(self.compute_dtype)

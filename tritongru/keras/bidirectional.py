@@ -65,7 +65,7 @@ class Bidirectional(WeightedLayer, torch.nn.Module):
             self.set_weights(weights)
 
     @property
-    def _parts(self) -> tuple[GRU, GRU]:  # type: ignore[override]
+    def _parts(self) -> tuple[GRU, GRU]:
         return self.forward_layer, self.backward_layer
 
     def _verify(self) -> None:
@@ -118,7 +118,7 @@ class Bidirectional(WeightedLayer, torch.nn.Module):
 
     def _run(self, x, mask, training, states, resets):
         forward, backward = self._parts
-        shifted = None if resets is None else self._shift(as_steps(resets, forward.recurrent_kernel))
+        shifted = None if resets is None else self._shift(as_steps("resets", resets, forward.recurrent_kernel))
         if self._can_run_at_once() and not _is_step(x, forward.time_major):
             y, y_rev = self._run_at_once(x, mask, training, states, (resets, shifted))
         else:
@@ -151,6 +151,8 @@ class Bidirectional(WeightedLayer, torch.nn.Module):
 
     def _shift(self, resets: Tensor) -> Tensor:
         # Before step t of one direction lies after step t of the other, hence before its neighbour.
+        if resets.dim() < 2:
+            raise ValueError(f"`resets` must have the shape of the steps, (B,T), got {tuple(resets.shape)}")
         axis = 0 if self.forward_layer.time_major else 1
         steps = resets.shape[axis]
         edge = torch.zeros_like(resets.narrow(axis, 0, min(1, steps)))
@@ -215,7 +217,9 @@ class Bidirectional(WeightedLayer, torch.nn.Module):
         x, (state, *others) = self._split(inputs, initial_state)
         if not self._can_run_at_once():
             return self.forward_layer.explain(x, mask, training, state, resets)
-        shifted = None if resets is None else self._shift(as_steps(resets, self.forward_layer.recurrent_kernel))
+        shifted = (
+            None if resets is None else self._shift(as_steps("resets", resets, self.forward_layer.recurrent_kernel))
+        )
         given = zip(self._parts, (state, *others), (resets, shifted), strict=True)
         calls = [layer._arguments(x, mask, training, h, starts, dry=True)[0] for layer, h, starts in given]
         return functional.explain_all(calls, self.forward_layer.backend)

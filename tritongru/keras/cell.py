@@ -108,6 +108,8 @@ class GRUCell(RecurrentWeights):
         return new.clone(), ([new] if nested else new)
 
     def _check_inputs(self, inputs) -> None:
+        if not hasattr(inputs, "shape"):
+            raise TypeError(f"`inputs` must be a tensor (B,I), got {type(inputs).__name__}")
         if len(inputs.shape) != 2:
             raise ValueError(f"`inputs` must have shape (B,I), got {tuple(inputs.shape)}")
         if self.built and inputs.shape[1] != self.kernel.shape[0]:

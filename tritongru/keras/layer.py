@@ -97,7 +97,7 @@ class GRU(KeptState):
             heads=heads,
         )
         check_backend(backend)
-        self.activity_regularizer = regularizers.get(activity_regularizer)
+        self.activity_regularizer = regularizers.get(activity_regularizer, "activity_regularizer")
         self.return_sequences, self.return_state = bool(return_sequences), bool(return_state)
         self.go_backwards, self.stateful = bool(go_backwards), bool(stateful)
         self.unroll, self.time_major = bool(unroll), bool(time_major)
@@ -111,7 +111,7 @@ class GRU(KeptState):
             self._set_batch(options["batch_input_shape"])
 
     @property
-    def _time_axis(self) -> int:  # type: ignore[override]
+    def _time_axis(self) -> int:
         return 0 if self.time_major else 1
 
     def build(self, input_shape) -> None:
@@ -217,8 +217,9 @@ class GRU(KeptState):
             weights = {name: x.new_empty(shape) for name, shape in self.weight_shapes(x.shape[-1]).items()}
         arguments = Arguments(
             x, **weights, initial_state=state, activation=self.activation,
-            recurrent_activation=self.recurrent_activation, reset_after=self.reset_after, mask=as_steps(mask, x),
-            lengths=lengths, resets=as_steps(resets, x), input_dropout=input_masks, recurrent_dropout=state_masks,
+            recurrent_activation=self.recurrent_activation, reset_after=self.reset_after,
+            mask=as_steps("mask", mask, x), lengths=lengths, resets=as_steps("resets", resets, x),
+            input_dropout=input_masks, recurrent_dropout=state_masks,
             zero_output_for_mask=self.zero_output_for_mask, go_backwards=self.go_backwards, time_major=self.time_major,
             zoneout=draw_zoneout(x, self.units, self.zoneout, training and not dry), gradient_clip=self.gradient_clip,
             layer_norm=self._norm(),

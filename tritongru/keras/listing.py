@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
+from .arguments import to_tensor
+
 
 class Part(Protocol):
     """What holds the weights of one GRU."""
@@ -89,15 +91,20 @@ class WeightedLayer:
 
         Raises:
             ValueError: a wrong number of them (also before they are built) or a wrong shape; then nothing is copied.
+            TypeError: no list, or something that is no array of real numbers; nor is anything then.
         """
+        if isinstance(weights, (str, bytes)) or not hasattr(weights, "__len__"):
+            raise TypeError(f"`weights` must be a list of arrays, got {weights!r}")
         named = [(part, name, weight) for part in self._parts for name, weight in part._named_weights()]
         if len(weights) != len(named):
             raise ValueError(
                 f"You called `set_weights(weights)` on layer {self.name} with a weight list of length {len(weights)}, "
                 f"but the layer was expecting {len(named)} weights."
             )
-        values = [w.detach() if isinstance(w, Tensor) else torch.as_tensor(np.asarray(w)) for w in weights]
-        for (part, name, weight), value in zip(named, values, strict=True):
+        values = [to_tensor(f"weights[{place}]", value).detach() for place, value in enumerate(weights)]
+        for place, ((part, name, weight), value) in enumerate(zip(named, values, strict=True)):
+            if value.is_complex():
+                raise TypeError(f"`weights[{place}]` must be real, got {value.dtype}")
             if weight.shape != value.shape:
                 raise ValueError(
                     f"Layer {part.name} weight shape {tuple(weight.shape)} of `{name}` is not compatible with "

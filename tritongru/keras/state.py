@@ -10,12 +10,11 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from .arguments import for_autograd
+from .arguments import for_autograd, to_tensor
 from .base import RecurrentWeights
 
 
@@ -94,7 +93,7 @@ def _is_transformed() -> bool:
 
 
 # Dynamo asks while it traces, and guards the answer by itself; see torch.compiler.assume_constant_result.
-_is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_is_transformed._dynamo_marked_constant = True
 
 
 def _is_traced() -> bool:
@@ -235,7 +234,7 @@ class KeptState(RecurrentWeights):
                 f"Layer {self.name} expects 1 states, but it received {len(states)} state values. "
                 f"States received: `states`={states}"
             )
-        value = states[0] if isinstance(states[0], Tensor) else torch.as_tensor(np.asarray(states[0]))
+        value = to_tensor("states", states[0])
         expected = (self._carried.batch, self.units)
         if tuple(value.shape) != expected:
             raise ValueError(

@@ -9,6 +9,7 @@ import torch
 from keras import ops
 from torch import Tensor
 
+from ..call.errors import check_backend
 from ..functional import gru
 from . import activations, own_path
 from .naming import register
@@ -32,7 +33,7 @@ class GRU(keras.layers.GRU):
             Keras by itself does not read a file with it.
 
     Raises:
-        ValueError: `use_cudnn=True`; and what `keras.layers.GRU` raises.
+        ValueError: `use_cudnn=True`, an unknown backend; and what `keras.layers.GRU` raises.
         TypeError, ValueError, UnsupportedError: in a call, what `tritongru.gru` raises.
 
     Source: keras.layers.GRU 3.15.
@@ -44,6 +45,7 @@ class GRU(keras.layers.GRU):
         super().__init__(units, *args, **kwargs)
         if not isinstance(backend, str):
             raise TypeError(f"`backend` must be a name, as in `tritongru.gru`, got {backend!r}")
+        check_backend(backend)
         if backend != "auto":
             self.backend = backend
 

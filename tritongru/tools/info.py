@@ -49,7 +49,12 @@ def explain(layer, x, mask=None, **call) -> Decision:
 
     Returns:
         A `Decision`: `.backend`, `.rejected`, and `str(decision)` to read.
+
+    Raises:
+        TypeError: `layer` is none of this package. Others as calling it.
     """
+    if not hasattr(layer, "explain"):
+        raise TypeError(f"`layer` must be a GRU of tritongru, got {type(layer).__name__}")
     return layer.explain(x, mask=mask, **call)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...call.problem import Variant
-from .layout import Gates, drop_rows, in_place, split_drop, split_gates, view_gates
+from .layout import Gates, drop_rows, in_place, split_drop, view_gates
 
 
 class Norms(NamedTuple):
@@ -135,8 +135,3 @@ def candidate_last(value: Tensor) -> Tensor:
     """Return the inverse of `candidate_first`."""
     n, first, second = value.chunk(3, dim=-1)
     return torch.cat((first, second, n), dim=-1)
-
-
-def split_sums(d_sums: Tensor, variant: Variant) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the parts of gates z, r, h of sums laid out as here."""
-    return split_gates(candidate_last(d_sums), variant)

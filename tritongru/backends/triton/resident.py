@@ -45,7 +45,7 @@ def run_forward(
     found = run_members_forward(
         *one[:4], mask, resets, *one[4:], variant, [variant.reverse], save_gates, precision, tiling, approximate
     )
-    return tuple(value[0] if value.dim() > 1 else value for value in found)  # type: ignore[return-value]
+    return tuple(value[0] if value.dim() > 1 else value for value in found)
 
 
 def run_backward(
@@ -58,7 +58,7 @@ def run_backward(
     found = run_members_backward(
         *one[:5], mask, resets, one[5], variant, [variant.reverse], fresh_gradient, precision, tiling
     )
-    return tuple(value[0] if value.dim() > 1 else value for value in found)  # type: ignore[return-value]
+    return tuple(value[0] if value.dim() > 1 else value for value in found)
 
 
 def run_members_forward(

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ... import activations  # noqa: F401  (ops registers the operator)
+from ... import activations
 from ...backends import operators as ops  # noqa: F401  (ops registers the operator)
 from ...call.padding import valid_steps
 from ...compat import GRU as TorchGRU

@@ -227,17 +227,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run what `args` describe; 1 if an entry of a verified table breaks its budget, 130 after an interrupt."""
-    if args.plot is not None:
-        from .plots import draw_sweep
+    """Run what `args` describe.
 
-        for path in draw_sweep(args.plot):
-            print(path)
-        return 0
-    if args.verify is not None:
-        from .verify import verify_table
+    Returns:
+        1 if an entry of a verified table breaks its budget, 2 for what cannot be done, 130 after an interrupt, else 0.
+    """
+    if args.repair and args.verify is None:
+        print("tune: --repair goes with --verify", file=sys.stderr)
+        return 2
+    try:
+        if args.plot is not None:
+            from .plots import draw_sweep
 
-        return verify_table(args.verify, args.jobs or os.cpu_count() or 1, args.seconds or 120.0, args.repair)
+            for path in draw_sweep(args.plot):
+                print(path)
+            return 0
+        if args.verify is not None:
+            from .verify import verify_table
+
+            return verify_table(args.verify, args.jobs or os.cpu_count() or 1, args.seconds or 120.0, args.repair)
+        results = _sweep(args)
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"tune: {error}", file=sys.stderr)
+        return 2
+    for result in results:
+        _print_winners(result)
+    return 130 if results[-1].interrupted else 0
+
+
+def _sweep(args: argparse.Namespace) -> list[Result]:
     if args.rehearse:
         # Triton settles on its interpreter when it is imported, which is later than this.
         os.environ["TRITON_INTERPRET"] = "1"
@@ -249,22 +267,16 @@ def main(args: argparse.Namespace) -> int:
     try:
         if args.workloads is None:
             sizes = REHEARSED if args.rehearse else (UNITS, BATCHES)
-            results = [tune(args.units or sizes[0], args.batch or sizes[1], args.dtype, flags=groups, **same)]
-        else:
-            results = []
-            for work in read_workloads(args.workloads):
-                print(f"workload {work['name']}")
-                results.append(tune([work["units"]], [work["batch"]], work["dtype"], flags=groups, **same))
-                if results[-1].interrupted:
-                    break
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"tune: {error}", file=sys.stderr)
-        return 2
+            return [tune(args.units or sizes[0], args.batch or sizes[1], args.dtype, flags=groups, **same)]
+        results: list[Result] = []
+        for work in read_workloads(args.workloads):
+            print(f"workload {work['name']}")
+            results.append(tune([work["units"]], [work["batch"]], work["dtype"], flags=groups, **same))
+            if results[-1].interrupted:
+                break
+        return results
     finally:
         signal.signal(signal.SIGTERM, before)
-    for result in results:
-        _print_winners(result)
-    return 130 if results[-1].interrupted else 0
 
 
 def read_workloads(path: Path) -> list[dict[str, Any]]:
@@ -291,15 +303,8 @@ def _print_winners(result: Result) -> None:
             cells.append((str(one.problem), "none within the budget", "", "", f"0 of {len(one.tried)}"))
             continue
         made = f"{best.compiled.registers} regs, {best.compiled.shared} B" if best.compiled else ""
-        cells.append(
-            (
-                str(one.problem),
-                str(best.candidate.config),
-                made,
-                f"{best.microseconds:.2f}",
-                f"{able} of {len(one.tried)}",
-            )
-        )
+        configuration, time = str(best.candidate.config), f"{best.microseconds:.2f}"
+        cells.append((str(one.problem), configuration, made, time, f"{able} of {len(one.tried)}"))
     show.print_table(("problem", "configuration", "compiled to", "us per step", "may run"), cells)
     print(f"table: {result.table}\nevery candidate: {result.rows}")
     if result.interrupted:

@@ -172,15 +172,15 @@ class Compilers:
     def _give(self, number: int, process: subprocess.Popen, job: Job) -> None:
         self._running[number] = (process, job, time.monotonic() + self.seconds)
         with contextlib.suppress(BrokenPipeError):  # a worker that died says so on its output
-            process.stdin.write(json.dumps(asdict(job)) + "\n")  # type: ignore[union-attr]
-            process.stdin.flush()  # type: ignore[union-attr]
+            process.stdin.write(json.dumps(asdict(job)) + "\n")
+            process.stdin.flush()
 
     def _collect(self) -> Iterator[tuple[Job, Compiled]]:
         stops = [stop for _, job, stop in self._running.values() if job]
         ready = self._selector.select(max(0.0, min(stops, default=0.0) - time.monotonic()))
         for item, _ in ready:
             process, job, _ = self._running[item.data]
-            line = process.stdout.readline()  # type: ignore[union-attr]
+            line = process.stdout.readline()
             if line and job:
                 result = json.loads(line)
                 self._running[item.data] = (process, None, 0.0)

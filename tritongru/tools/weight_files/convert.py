@@ -30,7 +30,8 @@ def from_torch(module: nn.RNNBase, **options: Any) -> GRU | Bidirectional | list
 
     Args:
         module: `nn.GRU` or `tritongru.compat.GRU`; its dtype and device are kept, `batch_first=False` is `time_major`.
-        options: further arguments of `tritongru.GRU`; `return_sequences=True` unless given.
+        options: further arguments of `tritongru.GRU`; `return_sequences=True` unless given. `zoneout` and
+            `gradient_clip` of a `compat.GRU` are kept.
 
     Returns:
         `GRU`, or `Bidirectional` with `merge_mode="concat"` if `bidirectional=True`; the weights are copies.
@@ -49,6 +50,10 @@ def from_torch(module: nn.RNNBase, **options: Any) -> GRU | Bidirectional | list
         raise ValueError(f"`module` has layer_norm={module.layer_norm!r}, which `from_torch` does not convert")
     if module.dropout and module.num_layers > 1:
         warnings.warn(f"`dropout={module.dropout}` between the layers of `module` is left out: no single layer has it")
+    if getattr(module, "recurrent_dropout", 0):
+        warnings.warn(
+            f"`recurrent_dropout={module.recurrent_dropout}` of `module` is left out: it is drawn in another way"
+        )
     layers: list[GRU | Bidirectional] = []
     for number in range(module.num_layers):
         halves = []
@@ -57,7 +62,9 @@ def from_torch(module: nn.RNNBase, **options: Any) -> GRU | Bidirectional | list
             weights = torch_to_keras(*(getattr(module, f"{name}_l{number}{suffix}").detach() for name in names))
             halves.append([weight for weight in weights if weight is not None])
         kernel = halves[0][0]
-        arguments = {"return_sequences": True, "time_major": not module.batch_first, "use_bias": module.bias} | options
+        arguments = {"return_sequences": True, "time_major": not module.batch_first, "use_bias": module.bias}
+        kept = {name: getattr(module, name) for name in ("zoneout", "gradient_clip") if hasattr(module, name)}
+        arguments |= kept | options
         layer = GRU(
             module.hidden_size, input_size=kernel.shape[0], device=kernel.device, dtype=kernel.dtype, **arguments
         )
@@ -75,7 +82,7 @@ def to_torch(layers: GRU | Bidirectional | Sequence[GRU | Bidirectional]) -> nn.
 
     Raises:
         ValueError: a layer that `torch.nn.GRU` cannot compute (another activation, `reset_after=False`,
-            `go_backwards=True`, sizes that do not stack), or one that is not built.
+            `go_backwards=True`, zoneout, a norm, heads, sizes that do not stack), or one that is not built.
         TypeError: something that is not such a layer.
     """
     stack = list(layers) if isinstance(layers, Sequence) else [layers]
@@ -131,6 +138,8 @@ def _check_torch_can(layer: GRU) -> None:
         raise ValueError(f"heads={layer.heads} of {layer.name}: torch.nn.GRU has one")
     if layer.layer_norm:
         raise ValueError(f"layer_norm={layer.layer_norm!r} of {layer.name}: torch.nn.GRU has none")
+    if layer.zoneout:
+        raise ValueError(f"zoneout={layer.zoneout} of {layer.name}: torch.nn.GRU has none: set it to 0 first")
     config = layer.get_config()
     for name, needed in (("activation", "tanh"), ("recurrent_activation", "sigmoid"), ("reset_after", True)):
         if config[name] != needed:
@@ -149,9 +158,11 @@ def load_keras(path: str | Path, layer: str | GRU | Bidirectional | None = None)
         The layer, `layer` itself where it is one.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file. TypeError: `layer` is something else.
         ValueError: a malformed or hostile file, no such layer, several without a name, or weights that do not fit.
     """
+    if not isinstance(layer, (str, GRU, Bidirectional, type(None))):
+        raise TypeError(f"`layer` must be a name, a tritongru.GRU or a Bidirectional, got {type(layer).__name__}")
     entries = read_entries(path)
     with naming(Path(path)):
         if layer is None or isinstance(layer, str):

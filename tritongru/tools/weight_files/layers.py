@@ -16,7 +16,7 @@ from .keras_old import default_reset_after
 _PARAMETERS = inspect.signature(GRU.__init__).parameters
 _NOT_CONFIG = {"self", "units", "input_size", "backend", "device", "dtype", "options"}
 _FROM_CONFIG = {*_PARAMETERS, "name", "trainable"} - _NOT_CONFIG
-_OURS = ("batch_input_shape", "backend", "zoneout", "gradient_clip")
+_OURS = ("batch_input_shape", "backend", "gradient_clip")
 
 
 def build_layer(entry: StoredLayer) -> GRU | Bidirectional:
@@ -118,6 +118,10 @@ def describe_layer(layer: Any) -> StoredLayer:
         raise ValueError(f"the layer {layer.name} has heads={layer.heads}, which no file of Keras can hold")
     if isinstance(layer, GRU) and layer.layer_norm:
         raise ValueError(f"the layer {layer.name} has layer_norm={layer.layer_norm!r}, which no file of Keras can hold")
+    if isinstance(layer, GRU) and layer.zoneout:
+        raise ValueError(
+            f"the layer {layer.name} has zoneout={layer.zoneout}, which no file of Keras can hold: set it to 0 first"
+        )
     if isinstance(layer, GRU):
         return StoredLayer(layer.name, layer.get_weights(), _clean(layer.get_config()))
     halves = describe_layer(layer.forward_layer), describe_layer(layer.backward_layer)

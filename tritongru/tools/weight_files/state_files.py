@@ -126,7 +126,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ImportError("safetensors files need safetensors: pip install 'tritongru[convert]'") from error
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
             text = (file.metadata() or {}).get("tritongru", "{}")
     except SafetensorError as error:
         raise ValueError(f"it is not a safetensors file: {error}") from error
