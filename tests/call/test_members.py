@@ -103,6 +103,8 @@ NUMBA = [
     (dict(lengths=True), dict()),
     (dict(resets=True, lengths=True), dict(recurrent_dropout=0.3)),
     (dict(hx=True), dict(num_layers=2, dtype=F64)),
+    (dict(lengths=True), dict(layer_norm="joint")),
+    (dict(), dict(layer_norm="separate")),
 ]
 
 

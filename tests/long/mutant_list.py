@@ -19,6 +19,7 @@ SHAPES = "call/test_eager.py -k shapes_and_dtypes"
 LENGTHS = "torch/test_compat.py -k lengths_equal"
 PACKING = "call/test_packing.py"
 NORM = "call/test_layer_norm.py -k equals_the_oracle"
+NUMBA_NORM = "numba_backend/test_numba_norms.py -k grid"
 CHUNKS = "call/test_eager.py -k chunk"
 HALF = "call/test_eager.py -k half"
 NO_STEPS = "call/test_eager.py -k no_steps"
@@ -163,6 +164,13 @@ MUTANTS = [
     Mutant("backends/eager/normalized.py", "(n, r, z) if variant", "(n, z, r) if variant", NORM),
     Mutant("backends/eager/sums.py", 'd_sums if self.variant.layer_norm == "joint" else d_projected', "d_projected", NORM),
     Mutant("backends/eager/sums.py", "candidate_last((d.recurrent * norms.sums).sum(0))", "(d.recurrent * norms.sums).sum(0)", NORM),
+    Mutant("backends/numba/kernels/norms.py", "load(sums, o) - mean, U - j)", "load(sums, o) - mean, P - j)", NUMBA_NORM),
+    Mutant("backends/numba/kernels/norms.py", "            store(gx, i + j, zero)\n", "", NUMBA_NORM),
+    Mutant("backends/numba/kernels/norms.py", "of_scale = 2 * U if gate == 0 else at", "of_scale = at + U", NUMBA_NORM),
+    Mutant("backends/numba/kernels/norms.py", "(load(d, o) - mean - get(", "(load(d, o) - get(", NUMBA_NORM),
+    Mutant("backends/numba/backward.py", "a.drop is None and a.scale is None and", "a.drop is None and", NUMBA_NORM),
+    Mutant("backends/numba/backward.py", "rows.w is None else gx @ rows.w", "rows.w is not None else gx @ rows.w", NUMBA_NORM),
+    Mutant("backends/numba/short.py", "if not plain or a.scale is not None or", "if not plain or", NUMBA_NORM),
     # Heads.
     Mutant("call/heads.py", "(3, heads, width))[..., head, :]", "(heads, 3, width))[..., head, :, :]", "call/test_heads.py"),
     Mutant("call/heads.py", "value.unflatten(0, (3, heads, width))[:, head]", "value.unflatten(0, (heads, 3, width))[head]", "call/test_heads.py"),

@@ -16,6 +16,8 @@ CASES = [
     Case(22, 9, 5, 17, recurrent_dropouts=3),
     Case(30, 9, 5, 33, mask=True, resets=True, reset_state="steps"),
     Case(30, 9, 5, 33, "float64", lengths=True, layout="torch"),
+    Case(13, 9, 5, 33, layer_norm="joint", lengths=True),
+    Case(22, 9, 5, 17, "float64", layer_norm="separate", recurrent_dropouts=3, mask=True),
     Case(19, 9, 5, 33, "bfloat16", recurrent_dropouts=1, go_backwards=True),
 ]
 # Sums over all steps are torch's products; the rest is computed row by row.

@@ -9,11 +9,11 @@ import pytest
 import torch
 from fuzzing import check_against_oracle
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from strategies import Configuration, configurations, plain_configurations
 
 from tritongru import gru
 from tritongru.activations import TABLE
-from tritongru.backends.numba import backward, problem, threads
 from tritongru.tools.oracle.cases import Case, in_dtype, make_arguments, run_case
 from tritongru.tools.oracle.tolerance import check
 
@@ -29,19 +29,6 @@ def assert_equals_oracle(case: Case, **changes) -> None:
     oracle = run_case(arguments, "reference", case.seed)
     for name, value in run_case(arguments, "numba", case.seed).items():
         check(f"{case}: {name}", value, oracle[name], truth[name])
-
-
-@pytest.fixture(params=["whole", "chunks", "threads"])
-def divided(request, monkeypatch) -> str:
-    """Steps and rows taken together, in several chunks, or among several threads."""
-    if request.param == "chunks":
-        monkeypatch.setattr(problem, "CHUNK", 1)
-        monkeypatch.setattr(backward, "CHUNK", 1)
-        monkeypatch.setattr(backward, "CHUNK_ROWS", 7)
-    if request.param == "threads":
-        monkeypatch.setattr(threads, "LEAST_WORK", 1)
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    return request.param
 
 
 @pytest.mark.parametrize("batch", [1, 3, 11])
@@ -122,7 +109,10 @@ def test_shapes_and_dtypes(case: Case) -> None:
     assert_equals_oracle(replace(case, recompute=True))
 
 
-@pytest.mark.parametrize("strategy", [configurations(), plain_configurations()], ids=["any", "plain"])
+NORMS = configurations(reset_after=True, layer_norm=st.sampled_from(("separate", "joint")))
+
+
+@pytest.mark.parametrize("strategy", [configurations(), plain_configurations(), NORMS], ids=["any", "plain", "norms"])
 def test_any_configuration(strategy) -> None:
     @settings(
         max_examples=80, deadline=None, database=None, derandomize=True,

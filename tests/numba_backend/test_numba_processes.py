@@ -40,7 +40,9 @@ FORWARD = """
 # The kernel that is compiled the fastest: for what does not depend on which it is.
 PACK = """
     import sys, torch
+    from tritongru.backends.numba import compile
     from tritongru.backends.numba.problem import Problem
+    compile.NOTICE_SECONDS = 0.1
     from tritongru.call.problem import Inputs, Variant
     torch.manual_seed(0)
     inputs = Inputs(torch.randn(9, 12, 5), torch.randn(5, 51), None, torch.randn(17, 51), None, torch.zeros(12, 17))

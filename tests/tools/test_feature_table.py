@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tritongru import GRU, compat, gru, scan
 from tritongru.tools.oracle.cases import Case, make_arguments
 
 TABLE = Path(__file__).parents[2] / "docs" / "peers.md"
-EAGER_ALONE = "eager and reference"
+WITHOUT_KERNELS = "numba, eager and reference"
 
 
 def run(**fields):
@@ -78,7 +79,7 @@ FEATURES = {
     "second derivatives": differentiate_twice,
     "the standard ONNX operator": export,
 }
-ON_EAGER_ALONE = {
+ON_CPU_SCANS = {
     "layer normalisation, each side": dict(layer_norm="separate"),
     "layer normalisation, both sides together": dict(layer_norm="joint"),
 }
@@ -93,7 +94,7 @@ def ours() -> dict[str, str]:
 
 def test_the_table_and_these_tests_have_the_same_lines() -> None:
     assert ours().keys() == FEATURES.keys()
-    assert {name for name, text in ours().items() if text.endswith(EAGER_ALONE)} == ON_EAGER_ALONE.keys()
+    assert {name for name, text in ours().items() if text.endswith(WITHOUT_KERNELS)} == ON_CPU_SCANS.keys()
 
 
 @pytest.mark.parametrize("feature", FEATURES)
@@ -101,9 +102,12 @@ def test_ours(feature: str) -> None:
     FEATURES[feature]()
 
 
-@pytest.mark.parametrize("feature", ON_EAGER_ALONE)
+@pytest.mark.parametrize("feature", ON_CPU_SCANS)
 def test_where_the_table_names_backends_the_others_refuse(feature: str) -> None:
-    arguments = make_arguments(Case(2, 3, 2, 4, **ON_EAGER_ALONE[feature]))
+    arguments = make_arguments(Case(2, 3, 2, 4, **ON_CPU_SCANS[feature]))
+    named = ["numba"] if find_spec("numba") else []
+    for backend in (*named, "eager", "reference"):
+        gru(**arguments, backend=backend)
     for backend in ("triton", "aten"):
-        with pytest.raises(tritongru.UnsupportedError, match=list(ON_EAGER_ALONE[feature])[0]):
+        with pytest.raises(tritongru.UnsupportedError, match=list(ON_CPU_SCANS[feature])[0]):
             gru(**arguments, backend=backend)

@@ -24,7 +24,7 @@ def reasons_against_cells(s: Signature) -> list[str]:
 
 
 def reasons_against_norms(s: Signature, of_norm: str = "") -> list[str]:
-    """A norm over the sums of all gates runs on the eager scan and the reference alone; `of_norm` says why."""
+    """A norm over the sums of all gates runs on numba, eager and the reference alone; `of_norm` says why."""
     return [] if s.variant.layer_norm is None else [f"layer_norm={s.variant.layer_norm!r}{of_norm}"]
 
 

@@ -11,7 +11,7 @@ import torch
 
 from ...call.check import Signature
 from ...environment import in_one_line
-from ..reasons import reasons_against_activations, reasons_against_norms, reasons_against_transforms
+from ..reasons import reasons_against_activations, reasons_against_transforms
 
 if TYPE_CHECKING:
     from .backward import run_backward
@@ -38,7 +38,7 @@ def __getattr__(name: str):
 
 def reasons_against(s: Signature) -> list[str]:
     """It needs numba, a CPU, and derivatives that are functions of the output."""
-    reasons = [*reasons_against_numba(), *reasons_against_transforms(s), *reasons_against_norms(s)]
+    reasons = [*reasons_against_numba(), *reasons_against_transforms(s)]
     if s.device != "cpu":
         reasons.append(f"device={s.device!r} is not 'cpu'")
     if s.dtype not in DTYPES:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...call.problem import Inputs, Variant
 from ..eager.layout import Steps, entering_states, view_gates
+from ..eager.normalized import Normalization, Norms
 from ..eager.sums import Sums
 from ..gradients import Saved, Setting
 from .kernels import fields as at
@@ -149,33 +150,42 @@ class Reverse:
         kernel = reverse_scan.for_dtype(problem.dtype)
         rows = a if self.valid is None else a._replace(x=a.x.flatten(0, 1).index_select(0, self.valid))
         bounds = list(self.chunks())
-        is_plain = v.reset_after and a.drop is None and len(bounds) == 1
+        is_plain = v.reset_after and a.drop is None and a.scale is None and len(bounds) == 1
         sums = None if is_plain else Sums(rows, v, wanted, self.steps)
+        norm = None if a.scale is None else Normalization(a.u, a.drop, a.scale, v, a.x.dtype)
         found = self.found
         for begin, end in bounds:
             first, last = (T - end, T - begin) if v.reverse else (begin, end)
             gates, flat = self._gates_of(begin, end, first, last)
             d_gates = a.x.new_empty(self.steps.count(first, last), self.wide)
-            for part in parts:
-                part[at.BEGIN], part[at.END] = begin, end
-                part[at.GATES] = gates
-                part[at.D_GATES], part[at.D_FIRST] = d_gates.data_ptr(), self.steps.starts[first]
-            yield kernel, parts
             entering = entering_states(self.after, first, last, a.h0, a.resets, a.fresh, v).flatten(0, 1)
             inside = None if self.valid is None else self.valid[self.steps.rows(first, last)] - first * B
             if inside is not None:
                 entering = entering.index_select(0, inside)
+            norms = None if norm is None else self._prepare(norm, entering, rows, first, last)
+            for part in parts:
+                part[at.BEGIN], part[at.END] = begin, end
+                part[at.GATES] = gates
+                part[at.D_GATES], part[at.D_FIRST] = d_gates.data_ptr(), self.steps.starts[first]
+                if norms is not None:
+                    part[[at.NORMAL, at.INVERSE_SPREAD, at.D_SUMS]] = [value.data_ptr() for value in norms]
+            yield kernel, parts
             if sums is None:
                 found = sum_all_steps(rows, wanted, d_gates, entering)
             else:
                 r = view_gates(flat, v).r
-                sums.add(d_gates, entering, r if inside is None else r.index_select(0, inside), first, last)
+                sums.add(d_gates, entering, r if inside is None else r.index_select(0, inside), first, last, norms)
         problem.release()
         found = found if sums is None else sums.finish()
         if self.valid is not None and wanted.x:
             d_x = torch.zeros_like(a.x).flatten(0, 1).index_copy_(0, self.valid, found.x.flatten(0, -2)).view(a.x.shape)
             found = found._replace(x=d_x)
         self.found = found._replace(h0=self.d_h0 if wanted.h0 else None, fresh=self.d_fresh, keep=self.d_keep)  # type: ignore[arg-type]
+
+    def _prepare(self, norm: Normalization, entering: Tensor, rows: Inputs, first: int, last: int) -> Norms:
+        """Return the norms of the steps first..last, whose entering states (N,U) are known."""
+        gx = self.steps.read(rows.x, first, last) if norm.joint else None
+        return norm.prepare(entering, gx if gx is None or rows.w is None else gx @ rows.w)
 
     def gradients(self, dtype: torch.dtype) -> Inputs:
         """Return the gradients, once the walk has ended, in the dtype of the inputs."""

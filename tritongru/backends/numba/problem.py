@@ -47,7 +47,7 @@ def in_compute_dtype(a: Inputs) -> Inputs:
     return Inputs(
         with_rows(a.x, dtype), w, with_rows(a.bias_x, dtype), u, with_rows(a.bias_h, dtype), with_rows(a.h0, dtype),
         None if a.mask is None else a.mask.contiguous(), None if a.resets is None else a.resets.contiguous(),
-        with_rows(a.fresh, dtype), with_rows(a.drop, dtype), _of_units(a.keep, dtype),
+        with_rows(a.fresh, dtype), with_rows(a.drop, dtype), _of_units(a.keep, dtype), with_rows(a.scale, dtype),
     )  # type: ignore[arg-type]  # fmt: skip
 
 
@@ -107,6 +107,10 @@ class Problem:
         if a.drop is not None:
             drop = a.drop[[1, 0, 2]] if self.drops == 3 and self.variant.reset_gate_first else a.drop
             self.fields |= dict(DROP=self.keep(drop.contiguous()), DROPS=self.drops)
+
+        if a.scale is not None:
+            epsilon = self.keep(a.x.new_tensor([self.variant.epsilon]))
+            self.fields |= dict(SCALE=a.scale.data_ptr(), EPSILON=epsilon, JOINT=self.variant.layer_norm == "joint")
 
     def keep(self, value: Tensor) -> int:
         """Return the address of a tensor, which lives from now on as long as the problem."""

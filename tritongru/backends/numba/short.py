@@ -28,10 +28,10 @@ LITTLE_WORK = 8_000_000
 
 
 def is_short(a: Inputs, variant: Variant) -> bool:
-    """Return whether `run_short` runs a call: the GRU without masks, resets and dropout, over few steps and rows."""
+    """Return whether `run_short` runs a call: the GRU without masks, resets, dropout and norms, few steps and rows."""
     x = a.x
     plain = a.w is not None and a.mask is None and a.resets is None and a.drop is None and a.keep is None
-    if not plain or x.dtype not in _NUMPY:
+    if not plain or a.scale is not None or x.dtype not in _NUMPY:
         return False
     (steps, batch, inputs), units = x.shape, a.u.shape[0]
     rows = steps * batch

@@ -19,6 +19,7 @@ inside, the gates' order is z, r, n.
     FRESH, FRESH_STEP, FRESH_ROW,  # (T,B,U), FRESH_STEP 0 for (B,U)
     KEEP, KEEP_STEP, KEEP_ROW,  # (T,B,U), how much of the new state a unit takes
     DROP, DROPS,  # (DROPS,B,U) in the order z, r, n; DROPS 0, 1 or 3
+    SCALE, EPSILON, JOINT,  # of a norm: (3U,) in the weights' order, one number, and whether it takes x W too
     OUT, STATES,  # (T,B,U): outputs, and the states leaving each step where a mask makes them differ
     LAST,  # (B,U)
     GATES, Z_AT, R_AT, N_AT, WIDTH,  # (T,B,WIDTH) with h R_n + c_n at 0 where reset_after
@@ -27,6 +28,7 @@ inside, the gates' order is z, r, n.
     D_GATES, D_FIRST, PLACES,  # rows (..,WIDTH) of the steps taken; that of (t,b) is PLACES[t,b], or t B + b, - D_FIRST
     D_H0, D_FRESH, D_FRESH_STEP,  # (B,U), (T,B,U) or (B,U) with D_FRESH_STEP 0
     D_KEEP, CLIP,  # (T,B,U), and one number that bounds the state's gradient
+    NORMAL, INVERSE_SPREAD, D_SUMS,  # rows as those of D_GATES: (..,3U) and (..,1), blocks at the places of GATES
     COLUMNS,  # N: U rounded up to whole panels
     # One part: its rows, in groups of SIZE, and the steps to take in the order of processing.
     ROWS, SIZE, FIRST, ORDER,  # ORDER: (B,) int64, the rows of all parts; 0: as they are. FIRST: where the part begins
@@ -34,6 +36,6 @@ inside, the gates' order is z, r, n.
     CHUNK,  # steps projected at a time
     # Its scratch: numbers of R rows each, then int64 by row and by group, and bytes by step and group.
     H, ENTERING, PROJECTED, SUMS, SHOWN, KEPT, PLACED, GROUPS, LIVE, FLAGS,
-) = range(76)  # fmt: skip
+) = range(82)  # fmt: skip
 
 NAMES = tuple(name for name in list(globals()) if name.isupper())

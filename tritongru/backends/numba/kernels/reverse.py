@@ -2,6 +2,7 @@
 
     g = dh + d out    da_n = g (1 - z) f'(n)    da_z = g (h - n) g'(z)    with zoneout both times its mask
     reset_after:   dq = da_n r, q = h R_n + c_n    da_r = da_n q g'(r)    dh = g z + da_z R_z' + da_r R_r' + dq R_n'
+    with a norm (da_z, da_r, dq) become the gradients of the sums before it (norms.py) on their way to dh
     otherwise:     ds = da_n R_n'                  da_r = ds h g'(r)      dh = g z + ds r + da_z R_z' + da_r R_r'
 
 With zoneout dh is multiplied by 1 - mask (1 - z) in place of z. A bound is that of dh before it enters the step before.
@@ -14,8 +15,10 @@ from __future__ import annotations
 from ..compile import Kernel, helper
 from . import fields as at
 from .functions import clamp, slope
+from .norms import normalize_row_back
 from .products import multiply
-from .scan import BYTE, copy_row, fill_row, get, place_rows, put, show_row, zone_out
+from .rows import copy_row, fill_row, get, put, show_row
+from .scan import BYTE, place_rows, zone_out
 from .vectors import advance, full, lanes, load, pointer, store
 
 
@@ -56,6 +59,8 @@ def reverse_part(plan, like):
     d, sums, zeros = pointer(plan[at.ENTERING], like), pointer(plan[at.SUMS], like), pointer(plan[at.PROJECTED], like)
     keep, d_keep = pointer(plan[at.KEEP], like), pointer(plan[at.D_KEEP], like)
     has_keep, has_clip, clip = plan[at.KEEP] != 0, plan[at.CLIP] != 0, pointer(plan[at.CLIP], like)
+    has_norm, scale, normal = plan[at.SCALE] != 0, pointer(plan[at.SCALE], like), pointer(plan[at.NORMAL], like)
+    inverse_spread, d_sums = pointer(plan[at.INVERSE_SPREAD], like), pointer(plan[at.D_SUMS], like)
     L, count = lanes(like), -(-rows // size)
     R = count * size
     per_gate = R * N if drops == 3 else 0
@@ -139,6 +144,9 @@ def reverse_part(plan, like):
                 put(d_gates, o + z_at + j, d_z, left)
                 put(d_gates, o + n_at + j, d_n, left)
                 store(dh, row * N + j, total * z)
+            if has_norm:
+                o = o // wide
+                normalize_row_back(d, a, U, P, normal, d_sums, o * 3 * U, inverse_spread, o, scale, z_at - U, r_at - U)
         back = s % 2 == 1
         if drops == 3:
             multiply(d, 3 * P, P, P, u, 3 * P, 0, N, sums_z, N, live, active, rows, size, back)

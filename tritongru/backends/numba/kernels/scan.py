@@ -6,8 +6,9 @@
 
 The input is projected some steps at a time, into scratch that stays in the second cache. Each step is then one product
 of all rows with the packed recurrent weights (three where each gate has a dropout mask of its own, two without
-reset_after) and one pass over the rows for the gates. The weights are gone through back and forth, so that the half
-used last is still in the cache. A part needs no other part: threads meet at the end only.
+reset_after) and one pass over the rows for the gates; with layer normalisation (norms.py) one more before it. The
+weights are gone through back and forth, so that the half used last is still in the cache. A part needs no other part:
+threads meet at the end only.
 
 Groups of rows that are masked in a step are not computed; of a group that is, masked rows are computed and dropped.
 """
@@ -19,48 +20,12 @@ import numpy as np
 from ..compile import Kernel, helper
 from . import fields as at
 from .functions import activate
+from .norms import normalize_row
 from .products import multiply, project_rows
-from .vectors import advance, fma, full, lanes, load, load_first, pointer, store, store_first
+from .rows import copy_row, fill_row, get, put, show_row
+from .vectors import advance, fma, full, lanes, load, pointer, store
 
 BYTE = np.uint8(0)
-
-
-@helper
-def put(start, index, value, count):
-    """Write as much of a vector as `count` numbers allow."""
-    if count >= lanes(start):
-        store(start, index, value)
-    elif count > 0:
-        store_first(start, index, value, count)
-
-
-@helper
-def get(start, index, count):
-    """Read a vector, zeros beyond `count` numbers."""
-    if count >= lanes(start):
-        return load(start, index)
-    return load_first(start, index, max(count, 0))
-
-
-@helper
-def copy_row(source, i, target, o, U, P):
-    """Copy U numbers, and zeros up to P."""
-    for j in range(0, P, lanes(source)):
-        store(target, o + j, get(source, i + j, U - j))
-
-
-@helper
-def show_row(source, i, target, o, U, P):
-    """Copy U of P numbers."""
-    for j in range(0, P, lanes(source)):
-        put(target, o + j, load(source, i + j), U - j)
-
-
-@helper
-def fill_row(target, o, U):
-    """Write U zeros."""
-    for j in range(0, U, lanes(target)):
-        put(target, o + j, full(target, 0.0), U - j)
 
 
 @helper
@@ -163,6 +128,8 @@ def scan_part(plan, like):
     gx, sums = pointer(plan[at.PROJECTED], like), pointer(plan[at.SUMS], like)
     shown, kept = pointer(plan[at.SHOWN], like), pointer(plan[at.KEPT], like)
     keep = pointer(plan[at.KEEP], like)
+    has_norm, is_joint = plan[at.SCALE] != 0, plan[at.JOINT] != 0
+    scale, epsilon = pointer(plan[at.SCALE], like), pointer(plan[at.EPSILON], like)
     L, count = lanes(like), -(-rows // size)
     R = count * size
     x_step = -plan[at.X_STEP] if reverse else plan[at.X_STEP]
@@ -223,6 +190,11 @@ def scan_part(plan, like):
                 multiply(h_r, P, 0, U, u, U, P, 2 * P, sums, 3 * P, now, active, rows, size, back)
                 if after:
                     multiply(h_n, P, 0, U, u, U, 2 * P, 3 * P, sums, 3 * P, now, active, rows, size, back)
+            if has_norm:
+                for row in range(rows):
+                    if not has_mask or mask[t * B + order[row]] != 0:
+                        a, i = row * 3 * P, ((s - s0) * R + row) * 3 * P
+                        normalize_row(sums, a, gx, i, is_joint, scale, z_at - U, r_at - U, U, P, epsilon)
             if not after:
                 for row in range(rows):
                     a, i = row * 3 * P, ((s - s0) * R + row) * 3 * P

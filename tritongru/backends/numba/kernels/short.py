@@ -6,7 +6,7 @@ import numpy as np
 
 from ..compile import Kernel
 from .functions import activate
-from .scan import get, put
+from .rows import get, put
 from .unpacked import multiply_unpacked
 from .vectors import item_size, lanes, pointer
 

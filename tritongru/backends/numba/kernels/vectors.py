@@ -163,6 +163,16 @@ def absolute(typing, a):
 
 
 @intrinsic
+def square_root(typing, a):
+    """The square root of a vector."""
+
+    def make(context, builder, signature, arguments):
+        return call_intrinsic(builder, "sqrt", a, *arguments)
+
+    return a(a), make
+
+
+@intrinsic
 def where_above(typing, a, b, chosen, other):
     """`chosen` in the lanes where a > b, else `other`, which is also what a NaN gives."""
     kind = common_vector(a, b, chosen, other)
