@@ -116,6 +116,31 @@ def run_in_chunks(
     return rows, states
 
 
+class _Gate(torch.autograd.Function):
+    """Hands tensors on as they are, and their gradients back."""
+
+    @staticmethod
+    def forward(ctx, *values: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        return tuple(value.view_as(value) for value in values)
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        return gradients
+
+
+def gate(values: Sequence[Tensor]) -> list[Tensor]:
+    """Return the weights of all layers, for lines to read, so that the caller's backward pass goes on after theirs.
+
+    autograd runs a node on the stream of the forward pass, after all nodes that read its result and before those of
+    calls made earlier. Where the input wants no gradient, nothing else on the caller's stream would wait for the
+    layers, and the waiting programs of an earlier call would meet theirs on a device that has no room for both.
+    """
+    wanted = [torch.is_grad_enabled() and value.requires_grad for value in values]
+    passed = iter(_Gate.apply(*(v for v, want in zip(values, wanted, strict=True) if want)) if any(wanted) else ())
+    return [next(passed) if want else value for value, want in zip(values, wanted, strict=True)]
+
+
 class Streams:
     """Lines on a GPU: a CUDA stream for each layer, kept for later calls."""
 

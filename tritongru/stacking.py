@@ -160,7 +160,7 @@ def run_overlapping(
     size = chunk or overlap.choose_chunk(T, gru.num_layers)
     # What is drawn is drawn for all steps at once, in the order of the layers, as without chunks.
     above = (arguments_of_layer(gru, layer, x, hx, valid, resets) for layer in range(1, gru.num_layers))
-    layers = [calls[0] for calls in (first, *above)]
+    layers = _behind_gate([calls[0] for calls in (first, *above)])
     decisions: list[Decision] = []
 
     def step(layer: int, number: int, rows: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,6 +180,15 @@ def run_overlapping(
     rows, states = overlap.run_in_chunks(step, x.split(size), states, lines)
     decision = replace(decisions[0], layers=say_overlap(T, gru.num_layers)) if chunk is None else decisions[0]
     return torch.cat(rows), torch.stack(states), decision
+
+
+def _behind_gate(calls: list[Arguments]) -> list[Arguments]:
+    """Return the calls with the weights of all behind one `overlap.gate`."""
+    passed = iter(overlap.gate([w for a in calls for w in (a.kernel, a.recurrent_kernel, *(a.bias or ()))]))  # type: ignore[misc]
+    return [
+        a._replace(kernel=next(passed), recurrent_kernel=next(passed), bias=a.bias and (next(passed), next(passed)))
+        for a in calls
+    ]
 
 
 def arguments_of_layer(gru: NamedWeights, layer: int, x: Tensor, hx, valid, resets) -> list[Arguments]:

@@ -218,6 +218,8 @@ MUTANTS = [
     Mutant("overlap.py", "value.record_stream(self._streams[layer])", "pass", "torch/test_streams.py"),
     Mutant("overlap.py", "value.record_stream(self._caller)", "pass", "torch/test_streams.py"),
     Mutant("overlap.py", "with torch.cuda.stream(self._streams[layer]):", "with torch.cuda.stream(self._caller):", "torch/test_streams.py"),
+    Mutant("overlap.py", "torch.is_grad_enabled() and value.requires_grad for", "torch.is_grad_enabled() for", "torch/test_streams.py"),
+    Mutant("stacking.py", "_behind_gate([calls[0] for calls in (first, *above)])", "[calls[0] for calls in (first, *above)]", "torch/test_streams.py"),
     Mutant("overlap.py", "return max(-(-steps // chunks), 1)", "return -(-steps // chunks)", "torch/test_stacking.py"),
     Mutant("stacking.py", "(given if isinstance(given, tuple) else (given,))", "(given,)", "torch/test_streams.py"),
     Mutant("stacking.py", "and x.is_cuda and not is_traced():", "and x.is_cuda and not torch.compiler.is_compiling():", "torch/test_stacking.py"),

@@ -7,6 +7,7 @@ import torch
 from races import Races, Stream
 
 from tritongru import compat, overlap, stacking
+from tritongru.backends import eager
 
 
 @pytest.fixture
@@ -55,6 +56,28 @@ def test_what_is_computed_for_a_call_is_waited_for(races: Races) -> None:
     with races:
         gru(torch.randn(12, 4, 3))
     assert "overlap" in gru.last_decision.layers and races.found == []
+
+
+def test_another_layers_backward_pass_waits_on_the_callers_stream(races: Races, monkeypatch) -> None:
+    """The input wants no gradient: the gate alone makes the caller's stream wait for the layers."""
+    ours, other = compat.GRU(3, 5, num_layers=2, backend="eager"), compat.GRU(3, 4, backend="eager")
+    ours.weight_hh_l1.requires_grad_(False)
+    order, made_on, run_backward, gate = [], [], eager.run_backward, overlap.gate
+
+    def scan(a, *rest):
+        order.append(a.u.shape[0])
+        assert rest[-1].u == (a.u.shape[0] == 4 or a.u.data_ptr() == ours.weight_hh_l0.data_ptr()), "a frozen weight"
+        return run_backward(a, *rest)
+
+    monkeypatch.setattr(eager, "run_backward", scan)
+    monkeypatch.setattr(overlap, "gate", lambda values: (made_on.append(races.current), gate(values))[1])
+    monkeypatch.setattr(overlap._Gate, "backward", staticmethod(lambda ctx, *d: (order.append("gate"), d)[1]))
+    with races:
+        x = torch.randn(12, 4, 3)
+        first, second = other(x)[0], ours(x)[0]
+    (first.sum() + second.sum()).backward()
+    assert made_on == [races.caller] and order == [5] * 2 * 6 + ["gate", 4], "6 chunks of 2 layers"
+    assert ours.weight_hh_l1.grad is None and ours.weight_hh_l0.grad is not None
 
 
 def test_streams_are_kept(races: Races) -> None:
@@ -121,3 +144,20 @@ def test_on_a_gpu_a_graph_captures_overlapped_layers() -> None:
         graph.replay()
         torch.cuda.synchronize()
         torch.testing.assert_close(captured, gru(x)[0], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_another_layers_programs_do_not_meet_theirs_in_the_backward_pass(monkeypatch) -> None:
+    """On 132 multiprocessors 4 scans of 32 programs fit, and one more does not."""
+    torch.manual_seed(0)
+    options = dict(device="cuda", dtype=torch.bfloat16, backend="triton")
+    other, ours = compat.GRU(512, 512, **options), compat.GRU(512, 512, num_layers=4, **options)
+    x, found = torch.randn(1000, 16, 512, device="cuda", dtype=torch.bfloat16), []
+    for overlapped in (True, False):
+        if not overlapped:
+            monkeypatch.setattr(stacking, "reasons_against_overlap", lambda *_: ["in turn"])
+        loss = other(x)[0].float().square().sum() + ours(x)[0].float().square().sum()
+        assert ("overlap" in ours.last_decision.layers) == overlapped
+        found.append(torch.autograd.grad(loss, [*other.parameters(), *ours.parameters()]))
+    for a, b in zip(*found, strict=True):
+        assert (a - b).abs().max() <= 3e-2 * b.abs().max()
