@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,7 +109,7 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
     def build(self, input_shape) -> None:
         """Create the weights for an input size, or for an input shape whose last entry it is; once only."""
         is_shape = isinstance(input_shape, Sequence) and not isinstance(input_shape, str) and len(input_shape) > 0
-        input_size = input_shape[-1] if is_shape else input_shape
+        input_size: Any = input_shape[-1] if is_shape else input_shape
         if not hasattr(input_size, "__index__") or input_size.__index__() < 1:
             of_shape = f" in {input_shape!r}" if is_shape else ""
             raise ValueError(f"`input_size` must be a positive integer, got {input_size!r}{of_shape}")
