@@ -18,8 +18,8 @@ def is_traced() -> bool:
 
 def is_exporting() -> bool:
     """Return whether `torch.export` is at work."""
-    # torch 2.6 cannot say; there an exported model keeps the plain comparison.
-    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
+    # Not `is_exporting()`: inside torch.compile that is true as well with torch 2.11. torch 2.6 has neither.
+    return getattr(torch.compiler, "_is_exporting_flag", False)
 
 
 def is_exporting_to_onnx() -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
+from ..call.recording import is_exporting, is_recorded
 from .arguments import for_autograd, to_tensor
 from .base import RecurrentWeights
 
@@ -98,10 +99,10 @@ _is_transformed._dynamo_marked_constant = True
 
 def _is_traced() -> bool:
     """Return whether the call is recorded into a program that this module is no part of."""
-    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+    if is_recorded():
         return True
-    # torch 2.6 cannot say; there an export that does not go through Dynamo is known by its proxies.
-    if hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting():
+    # With torch 2.6, which cannot say, an export that does not go through Dynamo is known by its proxies.
+    if is_exporting():
         return True
     if torch.compiler.is_dynamo_compiling():
         return False

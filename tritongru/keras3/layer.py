@@ -10,6 +10,7 @@ from keras import ops
 from torch import Tensor
 
 from ..call.errors import check_backend
+from ..call.recording import is_exporting, is_recorded
 from ..functional import gru
 from . import activations, own_path
 from .naming import register
@@ -52,7 +53,7 @@ class GRU(keras.layers.GRU):
     @property
     def use_cudnn(self):
         """What was asked of Keras, "auto" or False; on a GPU 0, so that no wrapper goes past this layer to cuDNN."""
-        return _NOT_ASKED if torch.cuda.is_available() and not is_exporting() else self.__dict__["use_cudnn"]
+        return _NOT_ASKED if torch.cuda.is_available() and not is_for_others() else self.__dict__["use_cudnn"]
 
     @use_cudnn.setter
     def use_cudnn(self, value) -> None:
@@ -66,7 +67,7 @@ class GRU(keras.layers.GRU):
         reason = reason_against_cell(self.cell)
         if reason:
             raise TypeError(f"`cell`: {reason}")
-        if is_exporting():
+        if is_for_others():
             return super().inner_loop(sequences, initial_state, mask=mask, training=training)
         cell, mask, state = self.cell, _as_mask(_first(mask)), _first(initial_state)
         if self.stateful:
@@ -119,11 +120,9 @@ def load_as_ours(method: str, *arguments: Any) -> keras.layers.Layer:
         return getattr(keras.layers.GRU, method)(*arguments)
 
 
-def is_exporting() -> bool:
+def is_for_others() -> bool:
     """Return whether the call is recorded for other programs, which do not have our operators."""
-    # torch 2.6 cannot say that it exports.
-    is_exporting_program = getattr(torch.compiler, "is_exporting", bool)
-    return torch.jit.is_tracing() or is_exporting_program()  # type: ignore[reportPrivateImportUsage]
+    return is_recorded() or is_exporting()
 
 
 def reason_against_cell(cell) -> str:
