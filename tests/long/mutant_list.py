@@ -164,7 +164,7 @@ MUTANTS = [
     Mutant("backends/eager/normalized.py", "(n, r, z) if variant", "(n, z, r) if variant", NORM),
     Mutant("backends/eager/sums.py", 'd_sums if self.variant.layer_norm == "joint" else d_projected', "d_projected", NORM),
     Mutant("backends/eager/sums.py", "candidate_last((d.recurrent * norms.sums).sum(0))", "(d.recurrent * norms.sums).sum(0)", NORM),
-    Mutant("backends/numba/kernels/norms.py", "load(sums, o) - mean, U - j)", "load(sums, o) - mean, P - j)", NUMBA_NORM),
+    Mutant("backends/numba/kernels/norms.py", "sum_lanes(square) / (3.0 * U)", "sum_lanes(square) / (3.0 * P)", NUMBA_NORM),
     Mutant("backends/numba/kernels/norms.py", "            store(gx, i + j, zero)\n", "", NUMBA_NORM),
     Mutant("backends/numba/kernels/norms.py", "of_scale = 2 * U if gate == 0 else at", "of_scale = at + U", NUMBA_NORM),
     Mutant("backends/numba/kernels/norms.py", "(load(d, o) - mean - get(", "(load(d, o) - get(", NUMBA_NORM),
