@@ -218,7 +218,8 @@ class GRU(NamedWeights):
         text = super().extra_repr()
         if self.recurrent_dropout:
             text += f", recurrent_dropout={self.recurrent_dropout}"
-        text += "".join(f", {name}={value}" for name in ("zoneout", "gradient_clip") if (value := getattr(self, name)))
+        text += f", zoneout={self.zoneout}" if self.zoneout else ""
+        text += "" if self.gradient_clip is None else f", gradient_clip={self.gradient_clip}"
         text += f", heads={self.heads}" if self.heads > 1 else ""
         text += f", layer_norm={self.layer_norm!r}" if self.layer_norm else ""
         return text if self.backend == "auto" else f"{text}, backend={self.backend!r}"

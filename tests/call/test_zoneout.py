@@ -213,6 +213,9 @@ def test_configurations_and_reprs() -> None:
     assert not {"zoneout", "gradient_clip"} & set(GRU(4).get_config())
     both = Bidirectional(layer)
     assert both.backward_layer.zoneout == 0.25
+    # A bound of 0 lets no gradient through; it is not the same as none.
+    assert Bidirectional(GRU(4, gradient_clip=0)).forward_layer.gradient_clip == 0
+    assert "gradient_clip=0" in repr(compat.GRU(3, 4, gradient_clip=0))
     assert "zoneout=0.25" in repr(compat.GRU(3, 4, zoneout=0.25)) and "zoneout" not in repr(compat.GRU(3, 4))
 
 

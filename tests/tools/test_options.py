@@ -25,6 +25,8 @@ WRONG = [
     *((f"compare --{kind}-dropouts", value) for kind in ("input", "recurrent") for value in ("2", "-1", ABOVE, "abc")),
     *((f"{command} --device", value) for command in ("compare", "bench", "demo") for value in ("abc", "cuda:99", "0x")),
     ("compare --activation", "3"),
+    *(("compare --heads", value) for value in ("0", "-1", "2.5", ABOVE, "abc")),
+    *(("compare --gradient-clip", value) for value in ("-1", "nan", "abc")),
 ]
 
 
@@ -57,6 +59,21 @@ def test_no_command_and_an_unknown_one(capsys) -> None:
     assert "COMMAND" in assert_one_line(capsys, [])
     assert "nonsense" in assert_one_line(capsys, ["nonsense"])
     assert "--nonsense" in assert_one_line(capsys, ["info", "--nonsense"])
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [("--heads=2", "`heads` must divide the number of units, 9, got 2"),
+     ("--heads=3 --layer-norm=joint", "`layer_norm`='joint' was given with heads=3"),
+     ("--layer-norm=joint --no-reset-after", "`layer_norm`='joint' needs reset_after=True")],
+)  # fmt: skip
+def test_a_comparison_of_options_that_do_not_go_together(capsys, given: str, said: str) -> None:
+    assert said in assert_one_line(capsys, ["compare", *given.split()])
+
+
+def test_a_comparison_of_several_heads(capsys) -> None:
+    assert main(["compare", "--heads", "3", "--backends", "eager", "reference", "--device", "cpu"]) == 0
+    assert "heads=3" in capsys.readouterr().out
 
 
 def test_a_comparison_larger_than_the_memory(capsys, monkeypatch) -> None:

@@ -305,7 +305,10 @@ class GRU(KeptState):
             config["batch_input_shape"] = (*steps, self._given_input_size)
         if self.zero_output_for_mask:
             config["zero_output_for_mask"] = True
-        config |= {name: value for name in ("zoneout", "gradient_clip") if (value := getattr(self, name))}
+        if self.zoneout:
+            config["zoneout"] = self.zoneout
+        if self.gradient_clip is not None:  # 0 is a bound too
+            config["gradient_clip"] = self.gradient_clip
         if self.backend != "auto":
             config["backend"] = self.backend
         return config

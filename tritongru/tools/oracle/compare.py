@@ -19,7 +19,15 @@ import torch
 
 from ...activations import TABLE
 from ...call.check import resolve_precision
-from ...call.errors import BACKENDS, LAYER_NORMS, PRECISIONS, UnsupportedError, check_choice
+from ...call.errors import (
+    BACKENDS,
+    LAYER_NORMS,
+    PRECISIONS,
+    UnsupportedError,
+    check_choice,
+    check_heads,
+    check_norm_name,
+)
 from ...functional import explain_call
 from .. import options
 from ..show import print_table
@@ -71,7 +79,7 @@ def compare(
     Args:
         batch, time, units, input_size: the call's shape.
         dtype: "float32" (default), "float16", "bfloat16", "float64", or the torch.dtype.
-        backends: names; None for all four.
+        backends: names; None for all.
         seed: of the call's numbers.
         device: None for the GPU where there is one, else the CPU.
         timeout: seconds the interpreted kernels may take.
@@ -90,6 +98,7 @@ def compare(
     name = str(dtype).removeprefix("torch.")
     check_choice("dtype", name, tuple(DTYPES))
     case = Case(batch=batch, time=time, units=units, input_size=input_size, dtype=name, seed=seed, **variant)
+    check_case(case)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     rows: list[Row] = []
     for backend in BACKENDS if backends is None else backends:
@@ -99,6 +108,12 @@ def compare(
         else:
             rows += compare_backend(case, backend, place)
     return rows
+
+
+def check_case(case: Case) -> None:
+    """Raise ValueError where fields of a case do not go together."""
+    check_norm_name(case.layer_norm, case.reset_after)
+    check_heads(case.heads, case.units, case.layer_norm)
 
 
 def compare_backend(case: Case, backend: str, device: torch.device) -> list[Row]:
@@ -189,7 +204,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "seed": options.whole(0, 2**62),
         "input_dropouts": int,
         "recurrent_dropouts": int,
-        "gradient_clip": float,
+        "gradient_clip": options.number(1e30, zero=True),
+        "heads": options.whole(1, options.MOST_UNITS),
     }
     choices = {
         "input_dropouts": (0, 1, 3),
@@ -225,6 +241,11 @@ def main(args: argparse.Namespace) -> int:
         sizes = f"--batch {args.batch}, --time {args.time}, --input-size {args.input_size} and --units {args.units}"
         memory = f"about {needed / 2**30:,.0f} GiB, more than the {there / 2**30:,.0f} GiB of the device {place}"
         print(f"compare: {sizes} need {memory}", file=sys.stderr)
+        return 2
+    try:
+        check_case(Case(**chosen))
+    except ValueError as error:
+        print(f"compare: {error}", file=sys.stderr)
         return 2
     rows = compare(backends=args.backends, device=args.device, timeout=args.timeout, **chosen)
     print_rows(rows)
