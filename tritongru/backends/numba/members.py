@@ -6,6 +6,7 @@ A scan of few rows has less to do at a time than a processor has cores, and two 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,13 @@ def run_members_forward(
 
 
 def _run_short_members(members: Sequence[Inputs], variants: Sequence[Variant]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    out, last = map(torch.stack, zip(*map(run_short, members, variants), strict=True))
+    results: list[Any] = [None] * len(members)
+
+    def run(m: int) -> None:
+        results[m] = run_short(members[m], variants[m])
+
+    run_dealt(run, range(len(members)))
+    out, last = map(torch.stack, zip(*results, strict=True))
     return out, last, out.new_empty(0), out.new_empty(0)
 
 
