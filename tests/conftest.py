@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tritongru import dispatch
+from tritongru import dispatch, repeats
 from tritongru.tools.benchmark.results import device_name
 
 # What chooses the vendors' products: NumPy's (the interpreter's), and torch's.
@@ -52,6 +52,7 @@ def fixed_seeds():
 def decisions_made_anew():
     """A test that pretends to be on another machine leaves no decision behind."""
     dispatch.forget()
+    repeats.forget()
 
 
 @pytest.fixture(autouse=True)

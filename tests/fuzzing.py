@@ -104,6 +104,10 @@ def check_against_oracle(c: Configuration, backends: tuple[str, ...]) -> int:
     for backend in accepted:
         results = run(c, leaves, c.torch_dtype(), backend)
         assert results.keys() == truth.keys()
+        if backend == "numba":  # its second call of a kind takes a shorter way
+            again = run(c, leaves, c.torch_dtype(), backend)
+            for name, value in results.items():
+                assert bool(((again[name] == value) | (value != value)).all()), f"numba: {name} of a second call"
         for name, right in truth.items():
             assert results[name].dtype == c.torch_dtype(), f"{backend}: {name} is {results[name].dtype}"
             error = largest_error(results[name], right)

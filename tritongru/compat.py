@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from . import flops, tracing
+from . import flops, repeats, tracing
+from .call.arguments import Arguments
+from .call.check import check
 from .call.errors import check_backend, check_heads, check_norm_name
 from .call.recording import is_recorded
 from .call.tensors import check_gradient_clip
 from .call.zoneout import check_zoneout_rate
 from .dispatch import Decision
-from .last_call import LastCall
 from .named_weights import NamedWeights
 from .replacing import Replacement
 from .stacking import decide_for_all, explain_layers, is_plain_cell, run_layers
@@ -57,7 +58,6 @@ class GRU(NamedWeights):
     """
 
     last_decision: Decision | None = None
-    _last_call: LastCall | None = None
 
     def __init__(
         self,
@@ -159,10 +159,16 @@ class GRU(NamedWeights):
             UnsupportedError: a named backend cannot run the call.
         """
         is_plain = lengths is None and resets is None and backend is None
-        if is_plain and self._last_call is not None and not torch.compiler.is_compiling():
-            again = self._last_call.again(self, input, hx)
-            if again is not None:
-                return again
+        plain = self._plain_arguments(input, hx) if is_plain and not torch.compiler.is_compiling() else None
+        kind = None if plain is None else repeats.kind_of(plain, self.backend)
+        if plain is not None and (known := repeats.find(kind)) is not None:
+            if self.last_decision is not known.decision:
+                self.last_decision = known.decision
+            if known.decision.backend == "aten":
+                return tracing.TorchGRU.forward(self, input, hx)  # type: ignore[arg-type]
+            if known.is_shorter:
+                output, state, _ = known.run(plain)
+                return output, state.unsqueeze(0)
         if (proxy := tracing.find_proxy(input, hx, lengths, resets)) is not None:
             options = dict(lengths=lengths, resets=resets, backend=backend)
             return tracing.record_call(self, proxy, input, hx, **options)  # type: ignore[return-value]
@@ -176,14 +182,13 @@ class GRU(NamedWeights):
             if decision is not self.last_decision:
                 self.last_decision = decision
             if decision.backend == "aten":
+                self._remember(kind, plain, decision)
                 return tracing.TorchGRU.forward(self, input, hx)  # type: ignore[arg-type]
         x, states, lengths, resets = prepare(self, input, hx, lengths, resets)
         output, h_n = self._run(x, states, steps_of(lengths, x), resets, backend, decision)
         if input.dim() == 2:
             return output.squeeze(1), h_n.squeeze(1)
-        if is_plain and decision is not None:
-            self._last_call = self._last_call or LastCall()
-            self._last_call.remember(self, input, hx, decision)
+        self._remember(kind, plain, self.last_decision)
         return (output.transpose(0, 1) if self.batch_first else output), h_n
 
     def explain(
@@ -231,6 +236,28 @@ class GRU(NamedWeights):
         if decided is None and not torch.compiler.is_compiling():
             self.last_decision = decision
         return output, h_n
+
+    def _plain_arguments(self, input, hx) -> Arguments | None:
+        """Return the arguments of `tritongru.gru` for a call of one plain layer, None for any other."""
+        if self.num_layers != 1 or self.bidirectional or self.recurrent_dropout or not is_plain_cell(self):
+            return None
+        if not isinstance(input, Tensor) or input.dim() != 3 or not (hx is None or isinstance(hx, Tensor)):
+            return None
+        if hx is not None and (hx.dim() != 3 or hx.shape[0] != 1):
+            return None
+        # A weight behind a parametrization is not among them.
+        weights = [self._parameters.get(name) for name in self._flat_weights_names]
+        if any(weight is None for weight in weights):
+            return None
+        bias = tuple(weights[2:]) if self.bias else None
+        return Arguments(
+            input, weights[0], weights[1], bias, hx if hx is None else hx[0], zero_output_for_mask=True,
+            time_major=not self.batch_first, layout="torch",
+        )  # type: ignore[arg-type]  # fmt: skip
+
+    def _remember(self, kind: tuple | None, plain: Arguments | None, decision: Decision | None) -> None:
+        if kind is not None and plain is not None and decision is not None and repeats.find(kind) is None:
+            repeats.remember(kind, check(plain), decision)
 
     def _is_plain_call(self, lengths, resets, backend: str | None) -> bool:
         """Return whether torch.nn.GRU computes such a call."""

@@ -8,7 +8,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from . import dispatch
+from . import dispatch, repeats
 from .backends.aten import run_aten
 from .backends.gradients import Setting
 from .backends.members import are_alike
@@ -175,9 +175,15 @@ def run(arguments: Arguments, backend: str = "auto") -> tuple[Tensor, Tensor, De
         outputs as `gru`, but always at the time index of the input, also where `go_backwards`; final state (B,U); the
         decision.
     """
-    if not has_heads(arguments):
-        return _run_checked(check(arguments), backend)
-    return run_all([arguments], backend)[0]
+    if has_heads(arguments):
+        return run_all([arguments], backend)[0]
+    kind = None if torch.compiler.is_compiling() else repeats.kind_of(arguments, backend)
+    if (known := repeats.find(kind)) is not None and known.is_shorter:
+        return known.run(arguments)
+    call = check(arguments)
+    outputs, state, decision = _run_checked(call, backend)
+    repeats.remember(kind, call, decision)
+    return outputs, state, decision
 
 
 def run_all(calls: Sequence[Arguments], backend: str = "auto") -> list[tuple[Tensor, Tensor, Decision]]:

@@ -67,6 +67,11 @@ TYPE_ERRORS = {
     "state kind": (dict(initial_state=0), "`initial_state`.*int"),
     "torch bias": (dict(layout="torch", kernel=zeros(3 * U, I), recurrent_kernel=zeros(3 * U, U)), "`bias`.*pair"),
     "activation kind": (dict(activation=3), "`activation`=3"),
+    "x sparse": (dict(x=torch.ones(B, T, I).to_sparse()), "`x`.*dense.*sparse"),
+    "x nested": (dict(x=torch.nested.as_nested_tensor([torch.ones(T, I)] * B)), "`x`.*dense.*nested"),
+    "kernel sparse": (dict(kernel=torch.ones(I, 3 * U).to_sparse()), "`kernel`.*dense.*sparse"),
+    "flag text": (dict(reset_after="no"), "`reset_after`.*'no'"),
+    "recompute text": (dict(recompute="x"), "`recompute`.*'x'"),
 }
 
 

@@ -16,10 +16,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tritongru import gru
-from tritongru.backends.numba import backward, problem, threads
+from tritongru.backends.numba import backward, bound, problem, threads
 from tritongru.tools.oracle.cases import Case, make_arguments, run_case
 
 CASE = Case(12, 9, 5, 17)
+MASKED = Case(12, 9, 5, 17, mask=True)
 
 
 def run_script(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -77,7 +78,7 @@ def test_inside_data_workers(monkeypatch, start: str) -> None:
 FORK = """
     import os, sys, torch
     from tritongru.backends import numba
-    from tritongru.backends.numba import backward, problem, threads
+    from tritongru.backends.numba import backward, bound, problem, threads
     from tritongru.call.problem import Inputs, Variant
     threads.LEAST_WORK = 1
     torch.get_num_threads = lambda: 2
@@ -133,13 +134,14 @@ def test_no_more_threads_than_torch_has(monkeypatch) -> None:
         most.append(len(seen))
 
     monkeypatch.setattr(threads, "LEAST_WORK", 1)
-    monkeypatch.setattr(problem, "run_parts", watch)
-    monkeypatch.setattr(backward, "run_parts", watch)
+    for module in (problem, backward, bound):
+        monkeypatch.setattr(module, "run_parts", watch)
     for count in (1, 2, 3):
-        most.clear()
         monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
-        run_case(make_arguments(CASE), "numba")
-        assert most == [count, count]  # the scan and the reverse scan
+        for case in (MASKED, CASE, CASE):  # the third takes the shorter way
+            most.clear()
+            run_case(make_arguments(case), "numba")
+            assert most == [count, count]  # the scan and the reverse scan
 
 
 def test_a_failing_part_does_not_leave_others_running() -> None:

@@ -159,17 +159,26 @@ def _differentiate(ctx, d_out, d_last, _d_states, _d_gates):
     inputs = Inputs(*(next(kept) if present else None for present in ctx.present))
     needs, _ = split(ctx.needs_input_grad, Inputs)
     wanted = Inputs(*(bool(need) and there for need, there in zip(needs, ctx.present, strict=True)))
-    if torch.is_grad_enabled():
-        result = gradients.differentiable_gradients(ctx.variant, inputs, wanted, d_out, d_last)
-    else:
-        saved = list(kept)
-        is_past = ctx.setting.backend in WHOLE and inputs.x.is_cpu and not is_watched((*inputs, *saved, d_out, d_last))
-        # autograd's own map, for many gradients at once, says so by its tensors alone.
-        is_past = is_past and not any(d is not None and is_legacy_batchedtensor(d) for d in (d_out, d_last))
-        run = scan_backward if is_past else torch.ops.tritongru.scan_backward.default
-        found = run(*inputs, *ctx.variant, *ctx.setting, *saved, d_out, d_last, list(wanted))
-        result = (gradient if want else None for gradient, want in zip(found, wanted, strict=True))
+    result = differentiate(inputs, ctx.variant, ctx.setting, Saved(*kept), d_out, d_last, wanted)
     return (*result, *_NO_GRADIENTS)
+
+
+def differentiate(a: Inputs, variant: Variant, setting: Setting, saved: Saved, d_out, d_last, wanted: Inputs) -> Inputs:
+    """Return the wanted gradients of a scan's inputs, as a graph where autograd records one, None for the others."""
+    if torch.is_grad_enabled():
+        return gradients.differentiable_gradients(variant, a, wanted, d_out, d_last)
+    is_past = setting.backend in WHOLE and is_plain_gradient(a, saved, d_out, d_last)
+    run = scan_backward if is_past else torch.ops.tritongru.scan_backward.default
+    found = run(*a, *variant, *setting, *saved, d_out, d_last, list(wanted))
+    return Inputs(*(gradient if want else None for gradient, want in zip(found, wanted, strict=True)))  # type: ignore[arg-type]
+
+
+def is_plain_gradient(a: Inputs, saved: Saved, d_out: Tensor | None, d_last: Tensor | None) -> bool:
+    """Return whether the tensors of a backward pass are plain ones of a CPU, which nothing looks at."""
+    if not a.x.is_cpu or is_watched((*a, *saved, d_out, d_last)):
+        return False
+    # autograd's own map, for many gradients at once, says so by its tensors alone.
+    return not any(d is not None and is_legacy_batchedtensor(d) for d in (d_out, d_last))
 
 
 _NO_GRADIENTS = (None,) * len(Variant._fields + Setting._fields)

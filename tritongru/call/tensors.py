@@ -10,10 +10,18 @@ from .errors import LAYOUTS, PRECISIONS, check_choice, check_norm_name
 from .recording import is_traced
 
 
+FLAGS = ("reset_after", "zero_output_for_mask", "go_backwards", "time_major", "recompute")
+
+
 def check_tensors(a: Arguments) -> Arguments:
     """Return `a` in plain form; raises as `check`."""
     check_choice("layout", a.layout, LAYOUTS)
     check_choice("precision", a.precision, PRECISIONS)
+    for name, value in zip(
+        FLAGS, (a.reset_after, a.zero_output_for_mask, a.go_backwards, a.time_major, a.recompute), strict=True
+    ):
+        if isinstance(value, (str, bytes)):  # "no" would be true
+            raise TypeError(f"`{name}` must be True or False, got {value!r}")
     x, own_name = a.x, name_of_input(a)
     _check_tensor(own_name, x, x)
     for name in ("kernel", "recurrent_kernel") if a.kernel is not None else ("recurrent_kernel",):
@@ -59,6 +67,9 @@ def name_of_input(a: Arguments) -> str:
 def _check_tensor(name: str, value: object, like: Tensor) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "nested" if value.is_nested else value.layout
+        raise TypeError(f"`{name}` must be a dense torch.Tensor, got one that is {kind}")
     if not value.is_floating_point():
         raise TypeError(f"`{name}` must be floating point, got {value.dtype}")
     if value.dtype != like.dtype:

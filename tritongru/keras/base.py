@@ -184,6 +184,18 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
             "bias": None if self.bias is None else self.bias.to(dtype),
         }
 
+    def _plain_weights(self) -> dict[str, Tensor | None] | None:
+        """Return what `_compute_weights` does where the weights are taken as they are, and the cell is the plain GRU.
+
+        None for any other: in half precision, behind a parametrization, with zoneout, norms or heads.
+        """
+        weights = self._parameters
+        if self.zoneout or self.layer_norm is not None or self.heads > 1 or self._policy in HALF_POLICIES:
+            return None
+        if "kernel" not in weights or "recurrent_kernel" not in weights or "bias" not in weights:
+            return None
+        return {name: weights[name] for name in ("kernel", "recurrent_kernel", "bias")}
+
     def _norm(self) -> LayerNorm | str | None:
         """Return the argument `layer_norm` of `tritongru.gru`; before the scales exist their kind alone."""
         if self.layer_norm is None or not self.built:

@@ -18,6 +18,7 @@ from .kernels import fields as at
 from .kernels.reverse import reverse_scan
 from .kernels.vector_type import PANEL
 from .problem import Problem, in_compute_dtype, round_up, with_rows
+from .sums import sum_plainly
 from .threads import run_parts
 
 # Numbers of a chunk's gate gradients, and its least rows: fewer make the products of the weights' gradients slow.
@@ -59,37 +60,10 @@ def plan_reverse(a: Inputs, variant: Variant, saved: Saved, d_out, d_last, wante
     return Reverse(a, after, gates, with_rows(d_out, dtype), d_last, variant, wanted, members)
 
 
-def sum_all_steps(a: Inputs, wanted: Inputs, d: Tensor, entering: Tensor) -> Inputs:
-    """Return the gradients that are sums over all steps of a plain call: one product or sum each.
-
-    Args:
-        a: x (T,B,I) or (N,I). d: (N,4U) as `eager.layout` says. entering: (N,U) states.
-    """
-    U = entering.shape[1]
-    d_q, d_zr, d_projected = d[:, :U], d[:, U : 3 * U], d[:, U:]
-    d_x = d_w = d_bias_x = d_u = d_bias_h = None
-    if wanted.x:
-        d_x = (d_projected.contiguous() if a.w is None else torch.mm(d_projected, a.w.t())).view(a.x.shape)
-    if wanted.w:
-        d_w = product_like(a.x.flatten(0, -2), d_projected, a.w)
-    if wanted.u:
-        by_column = a.u.stride(0) == 1
-        d_u = torch.empty_like(a.u)
-        for rows, part in ((d_zr, slice(0, 2 * U)), (d_q, slice(2 * U, 3 * U))):
-            if by_column:
-                torch.mm(rows.t(), entering, out=d_u.t()[part])
-            else:
-                d_u[:, part] = torch.mm(entering.t(), rows)
-    if wanted.bias_x or wanted.bias_h:
-        sums = d.sum(0)
-        d_bias_x = sums[U:] if wanted.bias_x else None
-        d_bias_h = torch.cat((sums[U : 3 * U], sums[:U])) if wanted.bias_h else None
-    return Inputs(d_x, d_w, d_bias_x, d_u, d_bias_h, None)  # type: ignore[arg-type]
-
-
-def product_like(left: Tensor, right: Tensor, weight: Tensor) -> Tensor:
-    """Return left' right laid out as `weight` is, so that autograd need not copy it to a parameter's layout."""
-    return torch.mm(right.t(), left).t() if weight.stride(0) == 1 else torch.mm(left.t(), right)
+def chunks_of(steps: int, batch: int, width: int) -> list[tuple[int, int]]:
+    """Return bounds of steps, counted in the order of processing, from the last to the first; `width`: of the gates."""
+    length = max(CHUNK // max(batch * width, 1), -(-CHUNK_ROWS // max(batch, 1)))
+    return [(max(end - length, 0), end) for end in range(steps, 0, -length)]
 
 
 class Reverse:
@@ -134,22 +108,19 @@ class Reverse:
         self.problem.fields["PLACES"] = self.problem.keep(flat.cumsum(0) - 1)
         return flat.nonzero()[:, 0]
 
-    def chunks(self) -> Iterator[tuple[int, int]]:
-        """Yield bounds of steps, counted in the order of processing, from the last to the first."""
-        T, B = self.after.shape[:2]
-        length = max(CHUNK // max(B * self.wide, 1), -(-CHUNK_ROWS // max(B, 1)))
-        for end in range(T, 0, -length):
-            yield max(end - length, 0), end
+    def plan(self) -> list[np.ndarray]:
+        """Pack the weights, and return the plan of each part of the batch."""
+        self.problem.pack_weights(RECURRENT=3 * self.problem.fields["PADDED"] * self.problem.fields["COLUMNS"])
+        return self.problem.make_parts(self._scratch, lambda R: 0)
 
     def walk(self) -> Iterator[tuple[Callable[[Any], object], list[np.ndarray]]]:
         """Yield a kernel and the plans to run it with, for each chunk of steps; what is between is done here."""
         a, problem, wanted, v = self.a, self.problem, self.wanted, self.variant
         T, B, _ = self.after.shape
-        problem.pack_weights(RECURRENT=3 * problem.fields["PADDED"] * problem.fields["COLUMNS"])
-        parts = problem.make_parts(self._scratch, lambda R: 0)
+        parts = self.plan()
         kernel = reverse_scan.for_dtype(problem.dtype)
         rows = a if self.valid is None else a._replace(x=a.x.flatten(0, 1).index_select(0, self.valid))
-        bounds = list(self.chunks())
+        bounds = chunks_of(T, B, self.wide)
         is_plain = v.reset_after and a.drop is None and a.scale is None and len(bounds) == 1
         sums = None if is_plain else Sums(rows, v, wanted, self.steps)
         norm = None if a.scale is None else Normalization(a.u, a.drop, a.scale, v, a.x.dtype)
@@ -171,7 +142,7 @@ class Reverse:
                     part[[at.NORMAL, at.INVERSE_SPREAD, at.D_SUMS]] = [value.data_ptr() for value in norms]
             yield kernel, parts
             if sums is None:
-                found = sum_all_steps(rows, wanted, d_gates, entering)
+                found = sum_plainly(rows, wanted, d_gates, entering)
             else:
                 r = view_gates(flat, v).r
                 sums.add(d_gates, entering, r if inside is None else r.index_select(0, inside), first, last, norms)

@@ -119,7 +119,8 @@ class Problem:
 
     def pack_weights(self, **sizes: int) -> None:
         """Pack the weights into as many numbers as wanted, by the names of their fields."""
-        self.packed = borrow(sum(sizes.values()) * self.dtype.itemsize)
+        self.packed_bytes = sum(sizes.values()) * self.dtype.itemsize
+        self.packed = borrow(self.packed_bytes)
         start = self.packed.data_ptr()
         for name, size in sizes.items():
             self.fields[name] = start
@@ -137,7 +138,7 @@ class Problem:
             scratch: of the numbers of scratch by the names of their fields, chunk: of the steps projected at a time,
                 for R rows.
         """
-        parts = []
+        parts, total = [], 0
         for begin, end in zip(self.bounds, self.bounds[1:], strict=False):
             rows, size = end - begin, self.fields["SIZE"]
             count = -(-rows // size)
@@ -145,15 +146,13 @@ class Problem:
             sizes = {name: number * self.dtype.itemsize for name, number in scratch(count * size).items()}
             sizes |= dict(PLACED=8 * rows, GROUPS=8 * count, LIVE=8 * count, FLAGS=count * steps)
             fields = self.fields | dict(FIRST=begin, ROWS=rows, CHUNK=steps)
-            total = 0
             for name, number in sizes.items():
                 fields[name] = total
                 total += round_up(number, LINE)
-            address = self.keep(torch.empty(total, dtype=torch.uint8))
-            for name in sizes:
-                fields[name] += address
-            parts.append(make_plan(fields))
-        return parts
+            parts.append((fields, sizes))
+        self.scratch = torch.empty(total, dtype=torch.uint8)
+        start = self.scratch.data_ptr()
+        return [make_plan(fields | {name: start + fields[name] for name in sizes}) for fields, sizes in parts]
 
     def run_scan(self, begin: int, end: int) -> None:
         """Run the steps begin..end, counted in the order of processing."""

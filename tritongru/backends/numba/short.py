@@ -6,6 +6,8 @@ that was written to by any way, `.data` among them, takes effect in the next cal
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -49,29 +51,23 @@ def is_short(a: Inputs, variant: Variant) -> bool:
 
 def run_short(a: Inputs, variant: Variant) -> tuple[Tensor, Tensor]:
     """Return out (T,B,U) at the input's time index, and the last state (B,U); see `is_short`."""
-    x, h0 = _with_rows(a.x), _with_rows(a.h0)
-    bias_x, bias_h = _with_rows(a.bias_x), _with_rows(a.bias_h)
-    steps, rows, _ = x.shape
-    out, last = x.new_empty(steps, rows, a.u.shape[0]), torch.empty_like(h0, memory_format=torch.contiguous_format)
-    call = BoundCall(a._replace(x=x, bias_x=bias_x, bias_h=bias_h, h0=h0), variant)
-    call(
-        x.data_ptr(), a.w.data_ptr(), 0 if bias_x is None else bias_x.data_ptr(), a.u.data_ptr(),  # type: ignore[union-attr]
-        0 if bias_h is None else bias_h.data_ptr(), h0.data_ptr(), out.data_ptr(), last.data_ptr(),
-    )  # fmt: skip
-    return out, last
+    a = a._replace(**{name: _with_rows(getattr(a, name)) for name in ("x", "bias_x", "bias_h", "h0")})
+    addresses = [0 if t is None else t.data_ptr() for t in a[:6]]
+    return BoundShort(a, variant).run(a.x, addresses)[:2]
 
 
-class BoundCall:
+class BoundShort:
     """`run_short` for tensors with the sizes and strides of those it was made for, which nobody checks again.
 
     Nothing of their values is kept.
     """
 
-    __slots__ = ("_plan", "_run")
+    __slots__ = ("_plan", "_run", "_shape")
 
     def __init__(self, a: Inputs, variant: Variant):
         """Take x (T,B,I), w, u, the biases and h0 (B,U), all float32 or all float64, rows and biases contiguous."""
         (steps, rows, inputs), w, u = a.x.shape, a.w, a.u
+        self._shape = (steps, rows, u.shape[0])
         f, g = KERNEL_ID[variant.activation], KERNEL_ID[variant.recurrent_activation]
         self._plan = np.array((
             steps, rows, inputs, u.shape[0], 0, a.x.stride(0), a.x.stride(1), 0, *w.stride(), 0, *u.stride(),  # type: ignore[union-attr]
@@ -79,12 +75,24 @@ class BoundCall:
         ))  # fmt: skip
         self._run = short.for_dtype(_NUMPY[a.x.dtype])
 
-    def __call__(self, x: int, w: int, bias_x: int, u: int, bias_h: int, h0: int, out: int, last: int) -> None:
-        """Write out (T,B,U) and the last state (B,U), both contiguous; all arguments are addresses, 0 for no bias."""
+    def run(self, x: Tensor, addresses: Sequence[int]) -> tuple[Tensor, Tensor, None]:
+        """Run the scan.
+
+        Args:
+            x: the input, of which the kind is read. addresses: of x, w, bias_x, u, bias_h and h0, 0 for no bias.
+
+        Returns:
+            out (T,B,U) at the input's time index; last state (B,U); no gates.
+        """
+        T, B, U = self._shape
+        out, last = x.new_empty(T, B, U), x.new_empty(B, U)
         plan = self._plan.copy()  # another thread may be calling
-        plan[at.X], plan[at.W], plan[at.BIAS_X], plan[at.R], plan[at.BIAS_H] = x, w, bias_x, u, bias_h
-        plan[at.H0], plan[at.OUT], plan[at.LAST] = h0, out, last
+        plan[ADDRESSES] = (*addresses, out.data_ptr(), last.data_ptr())
         self._run(plan)
+        return out, last, None
+
+
+ADDRESSES = [at.X, at.W, at.BIAS_X, at.R, at.BIAS_H, at.H0, at.OUT, at.LAST]
 
 
 def _with_rows(value):

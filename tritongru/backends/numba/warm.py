@@ -11,8 +11,9 @@ from .kernels.packing import pack
 from .kernels.reverse import reverse_scan
 from .kernels.scan import scan
 from .kernels.short import short
+from .kernels.sums import sums
 
-KERNELS = {"pack": pack, "scan": scan, "short": short, "reverse_scan": reverse_scan}
+KERNELS = {"pack": pack, "scan": scan, "short": short, "reverse_scan": reverse_scan, "sums": sums}
 
 
 def warm(dtypes: Sequence[str] = ("float32",), training: bool = True) -> dict[tuple[str, str], float]:
@@ -27,7 +28,7 @@ def warm(dtypes: Sequence[str] = ("float32",), training: bool = True) -> dict[tu
     seconds = {}
     for dtype in dtypes:
         for name, kernel in KERNELS.items():
-            if training or kernel is not reverse_scan:
+            if training or kernel not in (reverse_scan, sums):
                 begin = time.perf_counter()
                 kernel.for_dtype(np.dtype(dtype))
                 seconds[name, dtype] = time.perf_counter() - begin

@@ -1,0 +1,216 @@
+"""A call like an earlier one is neither checked nor decided nor planned again.
+
+Finding out that nothing has changed since the call before takes longer than some steps of a small layer. What is
+remembered of a call is its kind: sizes, strides and choices, never a value. Weights are read anew in each call, so a
+change of one takes effect at once, whichever way it was made.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import environment
+from .backends.eager import short
+from .backends.gradients import SAVE_GATES, Saved, Setting
+from .backends.operators import differentiate, is_plain_gradient, is_watched
+from .call.arguments import Arguments
+from .call.check import Call, is_transformed
+from .call.problem import Inputs
+from .dispatch import Decision
+
+MOST_KINDS = 512
+_EXACT = (torch.float32, torch.float64)
+_known: dict[tuple, Repeat | None] = {}
+
+
+def forget() -> None:
+    """Let every kind of call go the whole way once more."""
+    _known.clear()
+
+
+def kind_of(a: Arguments, backend: str) -> tuple | None:
+    """Return what a call depends on but for values; None for one that has to go the whole way.
+
+    That is: one that a tracer, a mode, a transform or autocast watches, half precision, other devices than a CPU, and
+    whatever goes beyond the plain GRU: masks, resets, dropout, zoneout, norms, heads, a callable as activation.
+    """
+    (
+        x, kernel, recurrent, bias, h0, f, g, after, mask, lengths, resets, fresh, input_drop, drop, zero, backwards,
+        time_major, layout, precision, recompute, zoneout, clip, norm,
+    ) = a  # fmt: skip
+    if not (mask is lengths is resets is fresh is input_drop is drop is zoneout is norm is None):
+        return None
+    biases: Any = bias if isinstance(bias, (tuple, list)) else (bias,)
+    tensors = (x, kernel, recurrent, h0, *biases)
+    # What is no tensor, or one of another class, counts as watched.
+    if is_watched(tensors) or is_transformed() or torch.is_autocast_enabled("cpu"):
+        return None
+    if x is None or kernel is None or recurrent is None or x.dtype not in _EXACT:
+        return None
+    asks = torch.is_grad_enabled()
+    try:
+        kinds = [
+            None if t is None else (t.shape, t.stride(), t.dtype, t.is_cpu, asks and t.requires_grad) for t in tensors
+        ]
+    except RuntimeError:  # sparse and nested tensors have none of that
+        return None
+    return (
+        *kinds, f, g, after, zero, backwards, time_major, layout, precision, recompute, clip, backend,
+        environment.changes(), torch.get_num_threads(), torch.get_float32_matmul_precision(),
+    )  # fmt: skip
+
+
+def again(a: Arguments, backend: str) -> tuple[Tensor, Tensor, Decision] | None:
+    """Run a call of a known kind; results of `functional.run`, None for any other."""
+    if torch.compiler.is_compiling():
+        return None
+    known = find(kind_of(a, backend))
+    return known.run(a) if known is not None and known.is_shorter else None
+
+
+def find(kind: tuple | None) -> Repeat | None:
+    """Return how calls of a kind run, None if that is not known."""
+    try:
+        return _known.get(kind)  # type: ignore[arg-type]
+    except TypeError:  # an argument that cannot be hashed: the whole way says which
+        return None
+
+
+def remember(kind: tuple | None, call: Call, decision: Decision) -> None:
+    """Remember how a call ran."""
+    # An activation of the caller's own is not kept alive, nor need it have a hash.
+    if kind is None or not all(call.signature.activations_known) or kind in _known:
+        return
+    while len(_known) >= MOST_KINDS:
+        _known.pop(next(iter(_known)), None)
+    _known[kind] = Repeat(call, decision)
+
+
+def _is_shorter(call: Call, decision: Decision) -> bool:
+    """Return whether there is a way that calls like this one can take without being looked at."""
+    a, s = call
+    if s.shape is None or 0 in s.shape or s.recompute or s.device != "cpu":
+        return False
+    tensors = _canonical(a, a.x.new_zeros(s.shape.batch, s.units) if a.initial_state is None else a.initial_state)
+    if decision.backend == "eager":
+        return not s.wants_gradients and short.is_short(tensors, s.variant)
+    rows = (tensors.x, tensors.bias_x, tensors.bias_h, tensors.h0)
+    return decision.backend == "numba" and all(t is None or t.stride(-1) == 1 for t in rows)
+
+
+def _canonical(a: Arguments, h0: Tensor) -> Inputs:
+    """Return the canonical form of plain arguments, in plain form."""
+    w, u = a.kernel, a.recurrent_kernel
+    bias_x, bias_h = None, None
+    if a.layout == "torch":
+        w, u = w.t(), u.t()  # type: ignore[union-attr]
+    if a.bias is not None:
+        bias_x, bias_h = (a.bias, None) if isinstance(a.bias, Tensor) and a.bias.dim() == 1 else a.bias
+    return Inputs(a.by_time(a.x), w, bias_x, u, bias_h, h0)  # type: ignore[arg-type]
+
+
+class Repeat:
+    """How calls of one kind run.
+
+    Attributes:
+        decision: for each of them. is_shorter: whether there is a shorter way, which `run` takes.
+    """
+
+    def __init__(self, call: Call, decision: Decision):
+        a, s = call
+        self.decision, self.is_shorter = decision, _is_shorter(call, decision)
+        if not self.is_shorter:
+            return
+        assert s.shape is not None
+        self.variant, self._records = s.variant, s.wants_gradients
+        self._setting = Setting(s.precision, SAVE_GATES, decision.backend)
+        self._is_torch, self._is_time_major = a.layout == "torch", a.time_major
+        with torch.inference_mode(False):  # later calls may be outside of it
+            self._zeros = torch.zeros(s.shape.batch, s.units, dtype=s.dtype)
+        # How far the second bias is behind the first, where both are one tensor.
+        self._second = 0
+        if isinstance(a.bias, Tensor) and a.bias.dim() == 2:
+            self._second = a.bias.stride(0) * a.bias.element_size()
+        inputs = _canonical(a, self._zeros if a.initial_state is None else a.initial_state)
+        self._strides = [None if t is None else t.stride() for t in inputs]
+        self._bound: Any = None
+        if decision.backend == "numba":
+            numba = importlib.import_module("tritongru.backends.numba.bound")  # imports numba
+            self._bound = numba.bind(inputs, s.variant, self._records)
+
+    def run(self, a: Arguments) -> tuple[Tensor, Tensor, Decision]:
+        """Run a call of this kind; results of `functional.run`."""
+        h0 = self._zeros if a.initial_state is None else a.initial_state
+        biases = () if a.bias is None else (a.bias,) if isinstance(a.bias, Tensor) else a.bias
+        if self._records:
+            out, last = Recorded.apply(self, a.x, a.kernel, a.recurrent_kernel, h0, *biases)  # type: ignore[misc]
+        elif self._bound is None:
+            out, last = short.run_short(self.inputs(a.x, a.kernel, a.recurrent_kernel, h0, *biases), self.variant)
+        else:
+            out, last, _ = self.scan(a.x, a.kernel, a.recurrent_kernel, h0, *biases)
+        return (out if self._is_time_major else out.transpose(0, 1)), last, self.decision
+
+    def scan(self, x: Tensor, kernel, recurrent: Tensor, h0: Tensor, *biases: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return out (T,B,U), the last state (B,U) and the gates, of tensors as the caller has them."""
+        first = biases[0].data_ptr() if biases else 0
+        second = biases[1].data_ptr() if len(biases) == 2 else first + self._second if self._second else 0
+        return self._bound.run(x, (x.data_ptr(), kernel.data_ptr(), first, recurrent.data_ptr(), second, h0.data_ptr()))
+
+    def inputs(self, x: Tensor, kernel, recurrent: Tensor, h0: Tensor, *biases: Tensor) -> Inputs:
+        """Return the canonical form of tensors as the caller has them."""
+        x = x if self._is_time_major else x.transpose(0, 1)
+        if self._is_torch:
+            kernel, recurrent = kernel.t(), recurrent.t()
+        bias_x, bias_h = biases[0].unbind(0) if self._second else (*biases, None, None)[:2]
+        return Inputs(x, kernel, bias_x, recurrent, bias_h, h0)
+
+    def as_given(self, found: Inputs, biases: int) -> list[Tensor | None]:
+        """Return the gradients of canonical inputs as those of the caller's tensors, so many biases among them."""
+        x, w, bias_x, u, bias_h, h0 = found[:6]
+        if x is not None and not self._is_time_major:
+            x = x.transpose(0, 1)
+        if self._is_torch:
+            w, u = None if w is None else w.t(), None if u is None else u.t()
+        if self._second and bias_x is not None and bias_h is not None:
+            bias_x = torch.stack((bias_x, bias_h))
+        return [x, w, u, h0, *(bias_x, bias_h)[:biases]]
+
+    def differentiate(self, a: Inputs, saved: Saved, d_out, d_last, wanted: Inputs) -> Inputs:
+        """Return the wanted gradients of canonical inputs, None for the others."""
+        # What hooks on saved tensors give back need not lie as it did.
+        alike = [None if t is None else t.stride() for t in a] == self._strides
+        if alike and not torch.is_grad_enabled() and is_plain_gradient(a, saved, d_out, d_last):
+            return self._bound.run_backward(a, saved, d_out, d_last, wanted)
+        return differentiate(a, self.variant, self._setting, saved, d_out, d_last, wanted)
+
+
+class Recorded(torch.autograd.Function):
+    """A call of a known kind, for autograd."""
+
+    @staticmethod
+    def forward(ctx, repeat: Repeat, *tensors):
+        """Return out (T,B,U) and the last state (B,U)."""
+        out, last, gates = repeat.scan(*tensors)
+        ctx.set_materialize_grads(False)
+        ctx.repeat = repeat
+        ctx.save_for_backward(*tensors, out, gates)
+        return out, last
+
+    @staticmethod
+    def backward(ctx, d_out, d_last):  # type: ignore[override]
+        """Return the gradients of the tensors, as their owner has them."""
+        repeat: Repeat = ctx.repeat
+        *tensors, out, gates = ctx.saved_tensors
+        a = repeat.inputs(*tensors)
+        _, x, kernel, recurrent, h0, *biases = ctx.needs_input_grad
+        wanted = Inputs(*[False] * len(a))._replace(  # type: ignore[arg-type]
+            x=x, w=kernel, u=recurrent, h0=h0,
+            bias_x=a.bias_x is not None and biases[0], bias_h=a.bias_h is not None and biases[-1],
+        )  # fmt: skip
+        saved = Saved(out, out.new_empty(0), gates)
+        found = repeat.differentiate(a, saved, d_out, d_last, wanted)
+        return None, *repeat.as_given(found, len(biases))
