@@ -179,6 +179,14 @@ def test_sums_of_few_rows(rows: int, inputs: int, units: int, by_column: bool) -
             if found is not None:
                 torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
                 assert found.stride() == right.stride() or 1 in found.shape
+    # The same states as those that left a step and that which entered the first, in either direction.
+    for batch in {1, rows}:
+        steps, unread = entering.view(-1, batch, units), torch.full((1, batch, units), float("nan"))
+        for reverse in (False, True):
+            after = torch.cat((unread, steps[:-1]) if reverse else (steps[1:], unread))
+            h0 = steps[-1 if reverse else 0]
+            few_rows = sums.FewRows(a.x[0], a._replace(h0=h0), batch, reverse)
+            assert torch.equal(few_rows.run(a, wanted, d, a.x, after, h0).u, few.u)
 
 
 def test_a_kind_is_more_than_shapes() -> None:

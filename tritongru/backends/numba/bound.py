@@ -22,7 +22,7 @@ from .kernels.scan import scan
 from .problem import LINE, Problem, round_up, with_rows
 from .short import BoundShort, is_short
 from .spare import borrow, give_back
-from .sums import sum_plainly
+from .sums import FewRows, is_few, sum_plainly
 from .threads import run_parts
 
 # What the addresses of a plan point into: the tensors of a call by their own names, and the scan's memory.
@@ -87,13 +87,21 @@ class BoundScan:
         self._pack, self._scan = pack.for_dtype(problem.dtype), scan.for_dtype(problem.dtype)
         self._reverse_scan = reverse_scan.for_dtype(problem.dtype)
         self._backward: Plans | None = None
+        self._few: FewRows | None = None
         if gradients and variant.reset_after and len(chunks_of(T, B, self._width)) == 1:
-            nothing = Inputs(*[None] * len(Inputs._fields))  # type: ignore[arg-type]
-            saved = Saved(a.x.new_empty(T, B, U), a.x.new_empty(0), a.x.new_empty(0))
-            reverse = plan_reverse(a, variant, saved, None, None, nothing)
-            reverse.problem.fields |= dict(GATES=1, D_OUT=1, D_LAST=1, D_GATES=1, BEGIN=0, END=T)
-            self._backward = Plans(reverse.problem, reverse.plan(), OF_REVERSE)
-            reverse.problem.release()
+            self._plan_backward(a)
+
+    def _plan_backward(self, a: Inputs) -> None:
+        T, B, U = self._shape
+        nothing = Inputs(*[None] * len(Inputs._fields))  # type: ignore[arg-type]
+        saved = Saved(a.x.new_empty(T, B, U), a.x.new_empty(0), a.x.new_empty(0))
+        reverse = plan_reverse(a, self.variant, saved, None, None, nothing)
+        reverse.problem.fields |= dict(GATES=1, D_OUT=1, D_LAST=1, D_GATES=1, BEGIN=0, END=T)
+        self._backward = Plans(reverse.problem, reverse.plan(), OF_REVERSE)
+        reverse.problem.release()
+        # Rows that are the same distance apart.
+        if is_few(T * B, a.x.shape[2]) and (B == 1 or T == 1 or a.x.stride(0) == B * a.x.stride(1)):
+            self._few = FewRows(a.x.flatten(0, 1), a, B, self.variant.reverse)
 
     def run(self, x: Tensor, inputs: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run the scan.
@@ -131,5 +139,8 @@ class BoundScan:
         self._pack(plans[0])
         run_parts(self._reverse_scan, plans)
         give_back(memory)
+        if self._few is not None:
+            found = self._few.run(a, wanted, d, a.x, saved.out, a.h0)
+            return found._replace(h0=d_h0 if wanted.h0 else None)
         entering = entering_states(saved.out, 0, T, a.h0, None, None, self.variant).flatten(0, 1)
         return sum_plainly(a, wanted, d, entering)._replace(h0=d_h0 if wanted.h0 else None)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ...call.problem import Inputs
+from .kernels import sums as at
 from .kernels.sums import sums
 
 # Rows of all steps up to which the sums are compiled code's; beyond them they are torch's products.
@@ -19,8 +20,13 @@ def sum_plainly(a: Inputs, wanted: Inputs, d: Tensor, entering: Tensor) -> Input
     Args:
         a: x (T,B,I) or (N,I). d: (N,4U) as `eager.layout` says. entering: (N,U) states.
     """
-    few = 0 < entering.shape[0] <= FEW_ROWS and a.w is not None
+    few = a.w is not None and is_few(*entering.shape[:1], a.x.shape[-1])
     return (_sum_few_rows if few else _sum_all_steps)(a, wanted, d, entering)
+
+
+def is_few(rows: int, inputs: int) -> bool:
+    """Return whether compiled code sums so many rows."""
+    return 0 < rows <= FEW_ROWS and inputs > 0
 
 
 def _sum_all_steps(a: Inputs, wanted: Inputs, d: Tensor, entering: Tensor) -> Inputs:
@@ -54,19 +60,45 @@ def _product_like(left: Tensor, right: Tensor, weight: Tensor) -> Tensor:
 
 def _sum_few_rows(a: Inputs, wanted: Inputs, d: Tensor, entering: Tensor) -> Inputs:
     """Return what `_sum_all_steps` does, in one call of compiled code."""
-    (rows, units), x, w, u = entering.shape, a.x, a.w, a.u
-    inputs = x.shape[-1]
-    flat = x.reshape(rows, inputs)
-    w_by_column, u_by_column = w.stride(0) == 1, u.stride(0) == 1  # type: ignore[union-attr]
-    d_x = x.new_empty(x.shape) if wanted.x else None
-    d_w = x.new_empty((3 * units, inputs) if w_by_column else (inputs, 3 * units)) if wanted.w else None
-    d_u = x.new_empty((3 * units, units) if u_by_column else (units, 3 * units)) if wanted.u else None
-    d_bias_x, d_bias_h = (x.new_empty(3 * units) if want else None for want in (wanted.bias_x, wanted.bias_h))
-    results = (d_x, d_w, d_u, d_bias_x, d_bias_h)
-    sums.for_dtype(d.numpy().dtype)(np.array((
-        rows, inputs, units, d.data_ptr(), flat.data_ptr(), flat.stride(0), w.data_ptr(), *w.stride(),  # type: ignore[union-attr]
-        entering.data_ptr(), *(0 if t is None else t.data_ptr() for t in results), w_by_column, u_by_column,
-    )))  # fmt: skip
-    d_w = d_w.t() if w_by_column and d_w is not None else d_w
-    d_u = d_u.t() if u_by_column and d_u is not None else d_u
-    return Inputs(d_x, d_w, d_bias_x, d_u, d_bias_h, None)  # type: ignore[arg-type]
+    flat = a.x.reshape(d.shape[0], a.x.shape[-1])
+    return FewRows(flat, a, entering.shape[0]).run(a, wanted, d, flat, entering)
+
+
+class FewRows:
+    """`sum_plainly` of few rows, for tensors with the sizes and strides of those it was made for."""
+
+    def __init__(self, x: Tensor, a: Inputs, batch: int, reverse: bool = False):
+        """Take x (N,I), rows contiguous; of `a` the weights, and h0 (B,U) if the states come from two places."""
+        (rows, inputs), units = x.shape, a.u.shape[0]
+        self._w_by_column, self._u_by_column = a.w.stride(0) == 1, a.u.stride(0) == 1  # type: ignore[union-attr]
+        self._shapes = (inputs, 3 * units), (units, 3 * units)
+        self._plan = np.array((
+            rows, inputs, units, 0, 0, x.stride(0), 0, *a.w.stride(), 0, 0, a.h0.stride(0), batch, reverse,  # type: ignore[union-attr]
+            0, 0, 0, 0, 0, self._w_by_column, self._u_by_column,
+        ))  # fmt: skip
+        self._run = sums.for_dtype(np.dtype(np.float64 if x.dtype == torch.float64 else np.float32))
+
+    def run(self, a: Inputs, wanted: Inputs, d: Tensor, x: Tensor, states: Tensor, h0: Tensor | None = None) -> Inputs:
+        """Return what `sum_plainly` does.
+
+        Args:
+            d: (N,4U). states: (N,U) that entered the steps; where `h0` (B,U) is given, that left them.
+        """
+        d_x = x.new_empty(a.x.shape) if wanted.x else None
+        d_w = _empty_like_weights(x, self._shapes[0], self._w_by_column) if wanted.w else None
+        d_u = _empty_like_weights(x, self._shapes[1], self._u_by_column) if wanted.u else None
+        d_bias_x = x.new_empty(self._shapes[0][1]) if wanted.bias_x else None
+        d_bias_h = x.new_empty(self._shapes[0][1]) if wanted.bias_h else None
+        plan = self._plan.copy()  # another thread may be calling
+        plan[_ADDRESSES] = [
+            0 if t is None else t.data_ptr() for t in (d, x, a.w, states, h0, d_x, d_w, d_u, d_bias_x, d_bias_h)
+        ]
+        self._run(plan)
+        return Inputs(d_x, d_w, d_bias_x, d_u, d_bias_h, None)  # type: ignore[arg-type]
+
+
+def _empty_like_weights(x: Tensor, shape: tuple[int, int], by_column: bool) -> Tensor:
+    return x.new_empty(shape[::-1]).t() if by_column else x.new_empty(shape)
+
+
+_ADDRESSES = [at.D, at.X, at.W, at.H, at.H0, at.D_X, at.D_W, at.D_U, at.D_BIAS_X, at.D_BIAS_H]

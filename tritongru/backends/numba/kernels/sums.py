@@ -3,7 +3,8 @@
     d_x = d W'    d_W = x' d    d_R = h' d, its n of d_q    biases: d summed
 
 d (N,4U) are the gradients of all rows' pre-activations, [dq | first | second | n] with first and second in the weights'
-order; x (N,I) and h (N,U) what entered the products.
+order; x (N,I) and h (N,U) what entered the products. The states that entered are those that left the step before, and
+the initial state; every sum runs over the rows in order, also where they are read from two places.
 """
 
 from __future__ import annotations
@@ -14,36 +15,64 @@ from .unpacked import multiply_unpacked, store_3
 from .vectors import fma, full, lanes, load, pointer, spread
 
 (
-    N, I, U, D, X, X_ROW, W, W_ROW, W_COLUMN, H,
+    N, I, U, D, X, X_ROW, W, W_ROW, W_COLUMN,
+    H, H0, H0_ROW, BATCH, REVERSE,  # H the N states that entered, or that left where H0, so many rows, is not 0
     D_X, D_W, D_U, D_BIAS_X, D_BIAS_H,  # contiguous, 0 where not wanted
     W_BY_COLUMN, U_BY_COLUMN,  # whether D_W is (3U,I) in place of (I,3U), and D_U (3U,U) in place of (U,3U)
-) = range(17)  # fmt: skip
+) = range(21)  # fmt: skip
 
 
 @helper
-def multiply_transposed(a, i, a_row, M, b, j, b_row, columns, rows, out, o, width):
-    """out (M, width)[:, :columns] = a (rows, M)' b (rows, columns)."""
-    C, L = 3 * lanes(a), lanes(a)
-    if M >= 4 and columns >= C:
-        for c in range(0, columns, C):
-            column = min(c, columns - C)
-            for m in range(0, M, 4):
-                first = min(m, M - 4)
-                tile(a, i + first, a_row, b, j + column, b_row, rows, out, o + first * width + column, width)
+def multiply_transposed(a, i, a_row, M, b, j, b_row, columns, rows, out, o, width, more):
+    """out (M, width)[:, :columns] = a (rows, M)' b (rows, columns), added where `more`."""
+    if rows == 0:
         return
-    for m in range(M):
+    C, L, fours = 3 * lanes(a), lanes(a), M // 4 * 4
+    whole = columns // C * C
+    for m in range(0, fours, 4):
+        for c in range(0, whole, C):
+            tile(a, i + m, a_row, b, j + c, b_row, rows, out, o + m * width + c, width, more)
+        for c in range(whole, columns, L):
+            tile_of_one(a, i + m, a_row, b, j + c, b_row, rows, out, o + m * width + c, width, more, columns - c)
+    for m in range(fours, M):
         for c in range(0, columns, L):
-            total = full(a, 0.0)
+            to = o + m * width + c
+            total = get(out, to, columns - c) if more else full(a, 0.0)
             for n in range(rows):
                 total = fma(spread(a, i + m + n * a_row), get(b, j + n * b_row + c, columns - c), total)
-            put(out, o + m * width + c, total, columns - c)
+            put(out, to, total, columns - c)
 
 
 @helper
-def tile(a, i, a_row, b, j, b_row, rows, out, o, width):
+def tile_of_one(a, i, a_row, b, j, b_row, rows, out, o, width, more, count):
+    """Four columns of a by a vector of b, of which `count` numbers are there."""
+    o1, o2, o3 = o + width, o + 2 * width, o + 3 * width
+    a0 = b0 = c0 = d0 = full(a, 0.0)
+    if more:
+        a0, b0, c0, d0 = get(out, o, count), get(out, o1, count), get(out, o2, count), get(out, o3, count)
+    for _ in range(rows):
+        v = get(b, j, count)
+        a0, b0 = fma(spread(a, i), v, a0), fma(spread(a, i + 1), v, b0)
+        c0, d0 = fma(spread(a, i + 2), v, c0), fma(spread(a, i + 3), v, d0)
+        i += a_row
+        j += b_row
+    put(out, o, a0, count)
+    put(out, o1, b0, count)
+    put(out, o2, c0, count)
+    put(out, o3, d0, count)
+
+
+@helper
+def tile(a, i, a_row, b, j, b_row, rows, out, o, width, more):
     """Four columns of a by three vectors of b."""
     L = lanes(a)
+    o1, o2, o3 = o + width, o + 2 * width, o + 3 * width
     a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = d0 = d1 = d2 = full(a, 0.0)
+    if more:
+        a0, a1, a2 = load(out, o), load(out, o + L), load(out, o + 2 * L)
+        b0, b1, b2 = load(out, o1), load(out, o1 + L), load(out, o1 + 2 * L)
+        c0, c1, c2 = load(out, o2), load(out, o2 + L), load(out, o2 + 2 * L)
+        d0, d1, d2 = load(out, o3), load(out, o3 + L), load(out, o3 + 2 * L)
     for _ in range(rows):
         w0, w1, w2 = load(b, j), load(b, j + L), load(b, j + 2 * L)
         v = spread(a, i)
@@ -57,9 +86,21 @@ def tile(a, i, a_row, b, j, b_row, rows, out, o, width):
         i += a_row
         j += b_row
     store_3(out, o, a0, a1, a2)
-    store_3(out, o + width, b0, b1, b2)
-    store_3(out, o + 2 * width, c0, c1, c2)
-    store_3(out, o + 3 * width, d0, d1, d2)
+    store_3(out, o1, b0, b1, b2)
+    store_3(out, o2, c0, c1, c2)
+    store_3(out, o3, d0, d1, d2)
+
+
+@helper
+def add_states(d, i, h, j, h_row, units, rows, d_u, by_column, more):
+    """d_u = h' d of some rows, added where `more`."""
+    width, gates, square = 4 * units, 3 * units, 2 * units * units
+    if by_column:
+        multiply_transposed(d, i + units, width, 2 * units, h, j, h_row, units, rows, d_u, 0, units, more)
+        multiply_transposed(d, i, width, units, h, j, h_row, units, rows, d_u, square, units, more)
+    else:
+        multiply_transposed(h, j, h_row, units, d, i + units, width, 2 * units, rows, d_u, 0, gates, more)
+        multiply_transposed(h, j, h_row, units, d, i, width, units, rows, d_u, 2 * units, gates, more)
 
 
 @helper
@@ -83,15 +124,20 @@ def sum_part(plan, like):
         d_x = pointer(plan[D_X], like)
         multiply_unpacked(d, units, width, gates, w, plan[W_COLUMN], plan[W_ROW], 0, inputs, d_x, inputs, rows)
     if plan[D_W] != 0 and plan[W_BY_COLUMN] != 0:
-        multiply_transposed(d, units, width, gates, x, 0, x_row, inputs, rows, d_w, 0, inputs)
+        multiply_transposed(d, units, width, gates, x, 0, x_row, inputs, rows, d_w, 0, inputs, False)
     elif plan[D_W] != 0:
-        multiply_transposed(x, 0, x_row, inputs, d, units, width, gates, rows, d_w, 0, gates)
-    if plan[D_U] != 0 and plan[U_BY_COLUMN] != 0:
-        multiply_transposed(d, units, width, 2 * units, h, 0, units, units, rows, d_u, 0, units)
-        multiply_transposed(d, 0, width, units, h, 0, units, units, rows, d_u, 2 * units * units, units)
+        multiply_transposed(x, 0, x_row, inputs, d, units, width, gates, rows, d_w, 0, gates, False)
+    if plan[D_U] != 0 and plan[H0] == 0:
+        add_states(d, 0, h, 0, units, units, rows, d_u, plan[U_BY_COLUMN] != 0, False)
     elif plan[D_U] != 0:
-        multiply_transposed(h, 0, units, units, d, units, width, 2 * units, rows, d_u, 0, gates)
-        multiply_transposed(h, 0, units, units, d, 0, width, units, rows, d_u, 2 * units, gates)
+        h0, batch, by_column = pointer(plan[H0], like), plan[BATCH], plan[U_BY_COLUMN] != 0
+        others = rows - batch
+        if plan[REVERSE] != 0:
+            add_states(d, 0, h, batch * units, units, units, others, d_u, by_column, False)
+            add_states(d, others * width, h0, 0, plan[H0_ROW], units, batch, d_u, by_column, others > 0)
+        else:
+            add_states(d, 0, h0, 0, plan[H0_ROW], units, batch, d_u, by_column, False)
+            add_states(d, batch * width, h, 0, units, units, others, d_u, by_column, True)
     if plan[D_BIAS_X] != 0:
         sum_rows(d, units, width, gates, rows, d_bias_x, 0)
     if plan[D_BIAS_H] != 0:
