@@ -9,7 +9,6 @@ from .arguments import Arguments, LayerNorm
 from .errors import LAYOUTS, PRECISIONS, check_choice, check_norm_name
 from .recording import is_traced
 
-
 FLAGS = ("reset_after", "zero_output_for_mask", "go_backwards", "time_major", "recompute")
 
 

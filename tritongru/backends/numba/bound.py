@@ -19,7 +19,7 @@ from .kernels import fields as at
 from .kernels.packing import pack
 from .kernels.reverse import reverse_scan
 from .kernels.scan import scan
-from .problem import LINE, Problem, round_up, with_rows
+from .problem import LINE, Problem, how_to_scan, round_up, with_rows
 from .short import BoundShort, is_short
 from .spare import borrow, give_back
 from .sums import FewRows, is_few, sum_plainly
@@ -82,9 +82,12 @@ class BoundScan:
         problem = Problem(a, variant)
         # Any address but 0: it only says that there is such a tensor.
         problem.fields |= dict(OUT=1, LAST=1, GATES=int(gradients))
-        self._forward = Plans(problem, problem.plan_scan(0, T), (*INPUTS, "OUT", "LAST", "GATES"))
+        parts = problem.plan_scan(0, T)
+        self._forward = Plans(problem, parts, (*INPUTS, "OUT", "LAST", "GATES"))
         problem.release()
-        self._pack, self._scan = pack.for_dtype(problem.dtype), scan.for_dtype(problem.dtype)
+        kernel, self._run_scan = how_to_scan(parts)
+        self._packs = kernel is scan
+        self._pack, self._scan = pack.for_dtype(problem.dtype), kernel.for_dtype(problem.dtype)
         self._reverse_scan = reverse_scan.for_dtype(problem.dtype)
         self._backward: Plans | None = None
         self._few: FewRows | None = None
@@ -119,8 +122,9 @@ class BoundScan:
         plans = self._forward.at(
             memory.data_ptr(), *inputs, out.data_ptr(), last.data_ptr(), 0 if gates is None else gates.data_ptr()
         )
-        self._pack(plans[0])
-        run_parts(self._scan, plans)
+        if self._packs:
+            self._pack(plans[0])
+        self._run_scan(self._scan, plans)
         give_back(memory)
         return out, last, gates
 

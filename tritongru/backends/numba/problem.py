@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,13 @@ from torch import Tensor
 from ...activations import TABLE
 from ...call.problem import Inputs, Variant
 from ..eager.layout import compute_dtype
+from .compile import Kernel
 from .kernels import fields as at
 from .kernels.packing import pack
 from .kernels.scan import scan
+from .kernels.shared import shared_scan
 from .kernels.vector_type import PANEL, count_lanes
+from .sharing import LEAST_STEPS, count_shares, run_sharing
 from .spare import borrow, give_back
 from .threads import group_size, run_parts, share_rows
 
@@ -84,9 +87,24 @@ class Problem:
         )  # fmt: skip
         self._set_options()
         work = 6 * T * B * U * (U + (0 if a.w is None else I))
-        order, self.bounds = share_rows(B, None if a.mask is None else a.mask.sum(0), work, members)
+        self.members = members
+        order, bounds = share_rows(B, None if a.mask is None else a.mask.sum(0), work, members)
+        # What each part has of its own.
+        self.parts = [dict(FIRST=i, ROWS=j - i) for i, j in zip(bounds, bounds[1:], strict=False)]
         if order is not None:
             self.fields["ORDER"] = self.keep(order)
+
+    def _count_shares(self, steps: int) -> int:
+        """Return how many threads share the units of a scan over so many steps, 1 for one that they do not share."""
+        a, fields = self.a, self.fields
+        extras = (a.mask, a.resets, a.drop, a.keep, a.scale)
+        if fields["BATCH"] > 1 or self.members > 1 or a.w is None or any(t is not None for t in extras):
+            return 1
+        # It reads the state where it writes it, and begins with the first step.
+        if not self.variant.reset_after or not fields.get("OUT") or steps < max(LEAST_STEPS, fields["STEPS"]):
+            return 1
+        U = fields["UNITS"]
+        return count_shares(-(-U // (self.lanes * PANEL)), 3 * U * U * self.dtype.itemsize)
 
     def _set_options(self) -> None:
         """Set the fields of what a call may leave out."""
@@ -125,7 +143,8 @@ class Problem:
         for name, size in sizes.items():
             self.fields[name] = start
             start += size * self.dtype.itemsize
-        pack.for_dtype(self.dtype)(make_plan(self.fields))
+        if not self.fields.get("SHARES"):  # each thread packs what it reads
+            pack.for_dtype(self.dtype)(make_plan(self.fields))
 
     def release(self) -> None:
         """Give the memory of the packed weights to the next call: all parts have been run."""
@@ -139,13 +158,13 @@ class Problem:
                 for R rows.
         """
         parts, total = [], 0
-        for begin, end in zip(self.bounds, self.bounds[1:], strict=False):
-            rows, size = end - begin, self.fields["SIZE"]
+        for own in self.parts:
+            rows, size = own["ROWS"], self.fields["SIZE"]
             count = -(-rows // size)
             steps = chunk(count * size)
             sizes = {name: number * self.dtype.itemsize for name, number in scratch(count * size).items()}
             sizes |= dict(PLACED=8 * rows, GROUPS=8 * count, LIVE=8 * count, FLAGS=count * steps)
-            fields = self.fields | dict(FIRST=begin, ROWS=rows, CHUNK=steps)
+            fields = self.fields | own | dict(CHUNK=steps)
             for name, number in sizes.items():
                 fields[name] = total
                 total += round_up(number, LINE)
@@ -156,14 +175,20 @@ class Problem:
 
     def run_scan(self, begin: int, end: int) -> None:
         """Run the steps begin..end, counted in the order of processing."""
-        run_parts(scan.for_dtype(self.dtype), self.plan_scan(begin, end))
+        parts = self.plan_scan(begin, end)
+        kernel, run = how_to_scan(parts)
+        run(kernel.for_dtype(self.dtype), parts)
 
     def plan_scan(self, begin: int, end: int) -> list[np.ndarray]:
         """Return the plan of each part of the batch for the steps begin..end."""
         a, fields = self.a, self.fields
         I, U = fields["INPUT"], fields["UNITS"]
+        shares = self._count_shares(end - begin)
+        if shares > 1:
+            fields["SHARES"] = shares
+            self.parts = [dict(FIRST=0, ROWS=1, SHARE=share) for share in range(shares)]
         # Gates that are multiplied apart begin at whole panels.
-        apart = self.drops == 3 or not self.variant.reset_after
+        apart = self.drops == 3 or not self.variant.reset_after or shares > 1
         P = round_up(U, self.lanes * (PANEL if apart else 1))
         fields |= dict(PADDED=P, BEGIN=begin, END=end)
         sizes = dict(BIAS=3 * P, BIAS_N=P, RECURRENT=3 * P * U)
@@ -184,6 +209,11 @@ class Problem:
             )  # fmt: skip
 
         return self.make_parts(scratch, chunk)
+
+
+def how_to_scan(parts: Sequence[np.ndarray]) -> tuple[Kernel, Callable[[Any, Any], None]]:
+    """Return the kernel of a scan's parts, and what runs it with all of them."""
+    return (shared_scan, run_sharing) if parts[0][at.SHARES] > 1 else (scan, run_parts)
 
 
 def make_plan(fields: dict[str, Any]) -> np.ndarray:

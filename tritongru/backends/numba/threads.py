@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -33,21 +33,26 @@ if hasattr(os, "register_at_fork"):
 
 def run_parts(function: Callable[[Any], object], parts: Sequence[Any]) -> None:
     """Call `function` with each part, the first in this thread; return when all are done."""
-    global _pool
     if len(parts) < 2:
         for part in parts:
             function(part)
         return
-    if _pool is None:
-        # Idle threads cost nothing; how many work is decided by the number of parts.
-        _pool = ThreadPoolExecutor(os.cpu_count(), "tritongru")
-    others = [_pool.submit(function, part) for part in parts[1:]]
+    others = begin_parts(function, parts[1:])
     try:
         function(parts[0])
     finally:
         # The others write to memory that the caller owns.
         for other in others:
             other.result()
+
+
+def begin_parts(function: Callable[[Any], object], parts: Sequence[Any]) -> list[Future]:
+    """Let the threads of the pool call `function` with each part."""
+    global _pool
+    if _pool is None:
+        # Idle threads cost nothing; how many work is decided by the number of parts.
+        _pool = ThreadPoolExecutor(os.cpu_count(), "tritongru")
+    return [_pool.submit(function, part) for part in parts]
 
 
 def run_dealt(function: Callable[[Any], object], parts: Sequence[Any]) -> None:

@@ -10,10 +10,18 @@ import numpy as np
 from .kernels.packing import pack
 from .kernels.reverse import reverse_scan
 from .kernels.scan import scan
+from .kernels.shared import shared_scan
 from .kernels.short import short
 from .kernels.sums import sums
 
-KERNELS = {"pack": pack, "scan": scan, "short": short, "reverse_scan": reverse_scan, "sums": sums}
+KERNELS = {
+    "pack": pack,
+    "scan": scan,
+    "shared_scan": shared_scan,
+    "short": short,
+    "reverse_scan": reverse_scan,
+    "sums": sums,
+}
 
 
 def warm(dtypes: Sequence[str] = ("float32",), training: bool = True) -> dict[tuple[str, str], float]:

@@ -28,14 +28,14 @@ def pack_block(source, start, next_row, next_column, K, columns, target, o, like
 
 
 @helper
-def pack_gates(source, next_row, next_column, K, U, P, z, r, target, like):
-    """(K,3U), z and r from columns `z` and `r` on, to a packed (K,3P) in the order z, r, n."""
+def pack_gates(source, next_row, next_column, K, U, P, z, r, first, last, target, like):
+    """(K,3U), z and r from columns `z` and `r` on, to a packed (K,3P) in the order z, r, n: the units first..last."""
     L, C = lanes(like), 3 * lanes(like)
-    for column in range(0, 3 * P, L):
-        gate, j = column // P, column % P
-        first = z if gate == 0 else r if gate == 1 else 2 * U
-        o = column // C * K * C + column % C
-        pack_block(source, (first + j) * next_column, next_row, next_column, K, max(U - j, 0), target, o, like)
+    for gate in range(3):
+        begin = z if gate == 0 else r if gate == 1 else 2 * U
+        for j in range(first, last, L):
+            o = (gate * P + j) // C * K * C + (gate * P + j) % C
+            pack_block(source, (begin + j) * next_column, next_row, next_column, K, max(U - j, 0), target, o, like)
 
 
 @helper
@@ -69,23 +69,33 @@ def pack_biases(bias_x, has_x, bias_h, has_h, U, P, z, r, after, bias, bias_n, l
         bias_n[j] = bias_h[2 * U + j] if has_h and after and j < U else zero
 
 
-def pack_weights(plan, like):
-    """Pack the weights of a plan, whose `like` is zero."""
+@helper
+def pack_units(plan, first, last, like):
+    """Pack the weights that lead to the units first..last, and all biases."""
     U, P, after = plan[at.UNITS], plan[at.PADDED], plan[at.RESET_AFTER] != 0
-    first = plan[at.N_AT] - 2 * U
-    z, r = plan[at.Z_AT] - first, plan[at.R_AT] - first
+    base = plan[at.N_AT] - 2 * U
+    z, r = plan[at.Z_AT] - base, plan[at.R_AT] - base
     u, recurrent = pointer(plan[at.U_GIVEN], like), pointer(plan[at.RECURRENT], like)
-    if plan[at.TRANSPOSED] != 0:
-        pack_transposed(u, plan[at.U_ROW], plan[at.U_COLUMN], U, P, plan[at.COLUMNS], z, r, recurrent, like)
-        return
-    pack_gates(u, plan[at.U_ROW], plan[at.U_COLUMN], U, U, P, z, r, recurrent, like)
+    pack_gates(u, plan[at.U_ROW], plan[at.U_COLUMN], U, U, P, z, r, first, last, recurrent, like)
     if plan[at.W] != 0:
         w, packed = pointer(plan[at.W_GIVEN], like), pointer(plan[at.W], like)
-        pack_gates(w, plan[at.W_ROW], plan[at.W_COLUMN], plan[at.INPUT], U, P, z, r, packed, like)
+        pack_gates(w, plan[at.W_ROW], plan[at.W_COLUMN], plan[at.INPUT], U, P, z, r, first, last, packed, like)
     pack_biases(
         pointer(plan[at.BIAS_X], like), plan[at.BIAS_X] != 0, pointer(plan[at.BIAS_H], like), plan[at.BIAS_H] != 0,
         U, P, z, r, after, pointer(plan[at.BIAS], like), pointer(plan[at.BIAS_N], like), like,
     )  # fmt: skip
+
+
+def pack_weights(plan, like):
+    """Pack the weights of a plan, whose `like` is zero."""
+    if plan[at.TRANSPOSED] == 0:
+        pack_units(plan, 0, plan[at.PADDED], like)
+        return
+    U, P = plan[at.UNITS], plan[at.PADDED]
+    base = plan[at.N_AT] - 2 * U
+    z, r = plan[at.Z_AT] - base, plan[at.R_AT] - base
+    u, recurrent = pointer(plan[at.U_GIVEN], like), pointer(plan[at.RECURRENT], like)
+    pack_transposed(u, plan[at.U_ROW], plan[at.U_COLUMN], U, P, plan[at.COLUMNS], z, r, recurrent, like)
 
 
 pack = Kernel(pack_weights)
