@@ -16,7 +16,7 @@ from extremes import (
 )
 from norm_checks import assert_equals_oracle
 
-from tritongru import UnsupportedError, gru, scan
+from tritongru import UnsupportedError, compat, gru, scan
 from tritongru.backends.triton.scan import use_config
 from tritongru.environment import is_interpreted
 from tritongru.tools.oracle.cases import Case, make_arguments
@@ -124,6 +124,19 @@ def test_units_that_no_program_holds_have_a_reason() -> None:
         reason = f"layer_norm='{kind}' with units={units}: no program holds .* a further exchange per step"
         with pytest.raises(UnsupportedError, match=reason):
             scan(**given, backend="triton")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_directions_run_one_after_another(kind: str) -> None:
+    layers = [compat.GRU(3, 4, bidirectional=True, layer_norm=kind, backend=b) for b in ("triton", "reference")]
+    layers[1].load_state_dict(layers[0].state_dict())
+    x, results = torch.randn(5, 2, 3), []
+    for layer in layers:
+        outputs, _ = layer(x)
+        outputs.square().sum().backward()
+        results.append([outputs, *(parameter.grad for parameter in layer.parameters())])
+    assert layers[0].last_decision.backend == "triton" and layers[0].last_decision.members == 1
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
 def test_another_schedule_is_refused() -> None:
