@@ -140,8 +140,12 @@ def smooth_enough(c: Configuration) -> Configuration:
 
 
 def allowed(c: Configuration) -> Configuration:
-    """Return `c`, without a norm where the candidate has no sum of its own, without heads that would not be equal."""
+    """Return `c`, without a norm where the candidate has no sum of its own, without heads that would not be equal.
+
+    With a norm one program of a kernel holds a whole row.
+    """
     c = c if c.reset_after else replace(c, layer_norm=None)
+    c = replace(c, schedule="single") if c.layer_norm else c
     return replace(c, heads=1) if c.layer_norm or c.units % c.heads else c
 
 

@@ -18,7 +18,7 @@ from tritongru.call.arguments import Arguments
 from tritongru.call.check import Signature
 from tritongru.call.errors import BACKENDS
 from tritongru.call.problem import Shape, Variant
-from tritongru.dispatch import decide
+from tritongru.dispatch import decide, explain
 from tritongru.tools.oracle.cases import Case, make_arguments
 from tritongru.tuning.configs import Device
 
@@ -79,6 +79,24 @@ def test_triton_names_dtype_and_device(monkeypatch) -> None:
     monkeypatch.setattr(reasons, "device_limits", lambda device: H100)
     # With fewer units torch's own GRU is cuDNN's persistent kernel.
     assert decide(facts("cuda", units=256, shape=Shape(3, 7, 5, 256))).backend == "triton"
+
+
+@pytest.mark.parametrize("dtype, units", [(torch.float32, 64), (torch.bfloat16, 128), (torch.float16, 100)])
+def test_a_norm_runs_on_triton_where_one_program_holds_a_row(monkeypatch, dtype, units: int) -> None:
+    monkeypatch.setattr(reasons, "reasons_against_environment", lambda device, index: ())
+    monkeypatch.setattr(reasons, "device_limits", lambda device: H100)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for more in (0, 16):
+        asked = facts(dtype=dtype, units=units + more, shape=Shape(3, 7, 5, units + more), layer_norm="joint")
+        decision = explain(asked)
+        if more or units == 100:
+            (reason,) = decision.rejected["triton"]
+            assert reason.startswith(f"layer_norm='joint' with units={units + more}: ") and "exchange" in reason
+            assert decision.backend == "eager"
+            continue
+        assert decision.backend == "triton"
+        (line,) = decision.launches
+        assert line.startswith("forward: single") and "not resident: layer_norm='joint'" in line
 
 
 def test_without_triton(monkeypatch) -> None:

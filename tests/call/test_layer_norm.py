@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -11,8 +12,10 @@ import torch
 from norm_checks import assert_equals_oracle
 
 import tritongru
-from tritongru import GRU, GRUCell, LayerNorm, Stream, UnsupportedError, compat, gru
-from tritongru.tools.oracle.cases import Case, differentiated, make_arguments
+from tritongru import GRU, GRUCell, LayerNorm, Stream, UnsupportedError, compat, faults, gru
+from tritongru.call.check import check
+from tritongru.call.problem import canonicalize
+from tritongru.tools.oracle.cases import Case, as_arguments, differentiated, make_arguments
 
 F64 = torch.float64
 PRECISE = dict(rtol=1e-11, atol=1e-12)
@@ -126,11 +129,34 @@ def test_a_name_alone_has_scales_of_one(kind: str) -> None:
     torch.testing.assert_close(gru(**arguments, layer_norm=kind), gru(**arguments, layer_norm=LayerNorm(kind, ones)))
 
 
-@pytest.mark.parametrize("backend", ["triton", "aten"])
-def test_others_say_why_not(backend: str) -> None:
-    with pytest.raises(UnsupportedError, match="layer_norm='joint'") as caught:
-        gru(**make_arguments(Case(layer_norm="joint")), backend=backend)
-    assert backend == "aten" or "a further exchange per step" in str(caught.value)
+def test_torch_s_own_says_why_not() -> None:
+    with pytest.raises(UnsupportedError, match="layer_norm='joint'"):
+        gru(**make_arguments(Case(layer_norm="joint")), backend="aten")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_call_that_the_kernels_fail_keeps_its_norm(monkeypatch, kind: str) -> None:
+    pytest.importorskip("triton")
+    from tritongru.backends.triton import families
+
+    def refuse(*arguments):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(families, "run_scan", refuse)
+    for case in (Case(3, 5, 2, 4, mask=True, recurrent_dropouts=3), Case(3, 5, 2, 4, resets=True, layout="torch")):
+        call = check(as_arguments(make_arguments(replace(case, layer_norm=kind))))
+        (inputs, variant), results = canonicalize(call.arguments, call.signature.variant), []
+        weights = torch.randn(5, 3, 4)
+        for backend in ("auto", "eager"):
+            leaves = [t.clone().requires_grad_() if t is not None and t.is_floating_point() else t for t in inputs]
+            wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", tritongru.FallbackWarning)
+                out, last, *_ = torch.ops.tritongru.scan(*leaves, *variant, "ieee", "gates", backend)
+                loss = (out * weights).sum() + last.sum()
+                results.append((out, last, *torch.autograd.grad(loss, wanted, materialize_grads=True)))
+        faults.forget()
+        torch.testing.assert_close(*results)
 
 
 BAD = [

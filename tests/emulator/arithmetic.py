@@ -2,9 +2,8 @@
 
 `make(instruction, registers)` returns a function of a warp. float32 products and sums are rounded as the PTX asks, with
 two exceptions that the assembler and the hardware are free in too: `fma` is computed in float64 and then rounded, and
-`ex2.approx`, `lg2.approx` and `div.full` are exact to the last bit or nearly. `tanh.approx` is as wrong as it may be,
-see `approximate_tanh`. Source: NVIDIA, PTX ISA, chapter
-"Instruction Set".
+`ex2.approx`, `lg2.approx`, `rsqrt.approx` and `div.full` are exact to the last bit or nearly. `tanh.approx` is as wrong
+as it may be, see `approximate_tanh`. Source: NVIDIA, PTX ISA, chapter "Instruction Set".
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from .registers import LANES, Registers
 OPERATIONS = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "min": np.fmin, "max": np.fmax, "neg": np.negative,
     "abs": np.abs, "fma": lambda a, b, c: a * b + c, "ex2": np.exp2, "lg2": np.log2, "div": np.divide,
+    "rsqrt": lambda a: 1 / np.sqrt(a),
 }  # fmt: skip
 COMPARISONS = {
     "eq": lambda a, b: a == b, "ne": lambda a, b: (a < b) | (a > b), "lt": np.less, "le": np.less_equal,

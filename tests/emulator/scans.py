@@ -58,10 +58,14 @@ def truth_and_oracle(case: Case) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 def check(scan: Scan) -> EmulatedGPU:
     """Raise AssertionError for a fault that the machine finds, or a result that is not within the tolerance."""
     truth, oracle = truth_and_oracle(scan.case)
+    moved = []
+    if scan.case.layer_norm is not None:
+        moved = [cases.run_case(a, "reference") for a in cases.moved_arguments(cases.make_arguments(scan.case))]
     actual, gpu = run(scan)
     assert actual.keys() == truth.keys()
     for name, right in truth.items():
-        tolerance.check(f"{name} of {scan}", actual[name], oracle[name], right, scan.case.precision)
+        further = [results[name] for results in moved]
+        tolerance.check(f"{name} of {scan}", actual[name], oracle[name], right, scan.case.precision, moved=further)
     directions = [
         name
         for name in ("forward", "backward")

@@ -83,6 +83,7 @@ def lanes(function):
         ("setp.ne.f32 %p1, 0f7FC00000, 0f0; selp.b32 %r8, 1, 0, %p1;", lambda i: 0),
         ("setp.neu.f32 %p1, 0f7FC00000, 0f0; selp.b32 %r8, 1, 0, %p1;", lambda i: 1),
         ("mul.ftz.f32 %r8, 0f00000001, 0f3F800000;", lambda i: 0),
+        ("rsqrt.approx.ftz.f32 %r8, 0f40800000;", lambda i: bits(0.5)),
         ("cvt.rna.tf32.f32 %r8, 0f3F801000;", lambda i: 0x3F802000),
         ("shfl.sync.bfly.b32 %r8, %r1, 5, 31, -1;", lambda i: i ^ 5),
         ("xor.b32 %r7, %r1, 31; shfl.sync.idx.b32 %r8, %r1, %r7, 31, -1;", lambda i: 31 - i),

@@ -8,7 +8,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 from tritongru.backends.triton import ahead  # noqa: E402
-from tritongru.backends.triton.kernels import backward, exchange, forward, gates, probe, product, stops  # noqa: E402
+from tritongru.backends.triton.kernels import backward, exchange, forward, gates, norms, probe, product, stops  # noqa: E402
 from tritongru.call.problem import Variant  # noqa: E402
 from tritongru.tuning import configs  # noqa: E402
 
@@ -118,6 +118,28 @@ def test_budget_of_every_feature(direction, features):
     assert ahead.compile_scan(direction, "sm_90", config, 256, torch.float16, **features).violations() == []
 
 
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize(
+    "target, units, dtype, kind",
+    [
+        ("sm_90", 128, torch.bfloat16, "joint"),
+        ("sm_90", 64, torch.float32, "separate"),
+        ("sm_90", 50, torch.float32, "joint"),
+        ("sm_80", 128, torch.float16, "separate"),
+        ("gfx942", 64, torch.bfloat16, "joint"),
+    ],
+    ids=str,
+)
+def test_budget_of_a_norm(target, units, dtype, kind, direction):
+    needs_linker(target)
+    gpu, shared = ahead.TARGETS[target]
+    device = configs.Device(PROCESSORS[target], shared, warp_size=gpu.warp_size)
+    config = configs.choose_with_norm(units, dtype.itemsize, device)
+    features = dict(drops=3, mask=True) if units == 128 else {}
+    report = ahead.compile_scan(direction, target, config, units, dtype, variant=Variant(layer_norm=kind), **features)
+    assert report.violations() == []
+
+
 def test_chunks_are_loaded_before_the_first_is_multiplied(monkeypatch):
     """A product waits at a barrier that no load passes: loads between products would each cost their full latency."""
     texts, compile_ = [], ahead.triton.compile
@@ -180,13 +202,16 @@ def narrow_products(ttir: str) -> list[str]:
     return found
 
 
+@pytest.mark.parametrize("norm", [None, "joint"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_offsets_pass_2_to_the_31(direction, monkeypatch):
+def test_offsets_pass_2_to_the_31(direction, norm, monkeypatch):
     """B * T * U of real batches passes 2^31, where a product of 32 bits would wrap."""
     texts, compile_ = [], ahead.triton.compile
     monkeypatch.setattr(ahead.triton, "compile", lambda *a, **k: texts.append(compile_(*a, **k)) or texts[-1])
     config = configs.LaunchConfig("persistent", 16, 16, 64, 8)
-    features = dict(mask=True, resets=True, fresh=True, drops=3, crowded=True)
+    if norm is not None:
+        config = configs.LaunchConfig("single", 16, 64, 64, 8)
+    features = dict(mask=True, resets=True, fresh=True, drops=3, crowded=True, variant=Variant(layer_norm=norm))
     ahead.compile_scan(direction, "sm_90", config, 64, torch.bfloat16, **features)
     ttir = texts[0].asm["ttir"]
     if RELEASE < (3, 6):
@@ -211,17 +236,19 @@ def test_a_narrow_product_is_seen():
 KERNELS = {"forward": forward.gru_forward_kernel, "backward": backward.gru_backward_kernel}
 
 
-@pytest.mark.parametrize("schedule", ["single", "persistent", "steps"])
+@pytest.mark.parametrize(
+    "schedule, norm", [("single", None), ("persistent", None), ("steps", None), ("single", "joint")]
+)
 @pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
 @pytest.mark.parametrize("direction", KERNELS)
-def test_the_table_of_a_kernel_says_what_a_launch_gives(direction, reset_after, schedule):
+def test_the_table_of_a_kernel_says_what_a_launch_gives(direction, reset_after, schedule, norm):
     """Its docstring's column of types, and that of what None stands for, against the arguments of whole scans."""
     rows = re.findall(r"^ *\| (.+?) \| .+ \| (.+?) \| (.*?) ?\|$", KERNELS[direction].fn.__doc__, re.M)[1:]
     types = {name: (dtype, bool(none.strip())) for names, dtype, none in rows for name in names.split(", ")}
     config = configs.LaunchConfig(schedule, 16, 64 if schedule == "single" else 16, 64 if schedule == "single" else 16)
     features = dict(mask=True, resets=True, fresh=True, drops=3, crowded=True)
     for on in ({}, features):
-        variant, dtype = Variant(reset_after=reset_after), torch.float16
+        variant, dtype = Variant(reset_after=reset_after, layer_norm=norm), torch.float16
         _, given = ahead.example_arguments(direction, config, 64, dtype, variant, **on)
         pointers = {name: value for name, value in given.items() if not isinstance(value, int) and name != "first_tile"}
         assert pointers.keys() == types.keys()
@@ -231,7 +258,7 @@ def test_the_table_of_a_kernel_says_what_a_launch_gives(direction, reset_after, 
 
 
 def test_no_list_of_arguments_is_long():
-    modules = (backward, exchange, forward, gates, probe, product, stops)
+    modules = (backward, exchange, forward, gates, norms, probe, product, stops)
     functions = {
         f.__name__: f for module in modules for f in vars(module).values() if isinstance(f, triton.JITFunction)
     }

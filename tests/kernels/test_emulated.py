@@ -70,6 +70,11 @@ SCANS = [
     Scan(Case(3, 3, units=32, zoneout=True, reset_after=False, go_backwards=True, **BF16), persistent()),
     Scan(Case(3, 3, units=32, zoneout=True, gradient_clip=0.1, resets=True, **BF16), persistent()),
     Scan(Case(3, 2, units=20, zoneout=True, reset_after=False, gradient_clip=0.1, **TF32), STEPS),
+    Scan(Case(18, 3, units=32, layer_norm="separate", **BF16), single(32)),
+    Scan(Case(3, 3, units=20, layer_norm="joint", mask=True, recurrent_dropouts=3, **TF32), single(32)),
+    Scan(Case(3, 2, units=33, layer_norm="joint", layout="torch", resets=True, **FP16), capability=80),
+    Scan(Case(2, 2, units=128, layer_norm="joint", lengths=True, **BF16)),
+    Scan(Case(2, 2, units=9, layer_norm="separate", zoneout=True, go_backwards=True, use_bias=False, **FP32)),
 ]
 
 

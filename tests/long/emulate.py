@@ -84,13 +84,15 @@ def draw(seed: int) -> Scan:
         config = replace(config, block_b=min(config.block_b, 32))  # what the tables' entries are passed over for
     if config is not None and -(-case.units // config.block_h) <= 5:
         processors = r.choice([None, None, 5])
+    if (config is None or config.schedule == "single") and r.random() < 0.5:
+        case = replace(case, layer_norm=r.choice(["separate", "joint"]), reset_after=True)
     return Scan(case, config, capability, seed, processors)
 
 
 def draw_resident(seed: int) -> ResidentScan | None:
     """Return the call that `seed` stands for with drawn tilings, or None where the resident kernels do not serve it."""
     r, scan = random.Random(seed), draw(seed)
-    case, processors = replace(scan.case, zoneout=False, gradient_clip=None), r.choice([None, None, 5])
+    case, processors = replace(scan.case, zoneout=False, gradient_clip=None, layer_norm=None), r.choice([None, None, 5])
     if case.dtype == "float32" and case.precision != "tf32":
         case = replace(case, dtype=r.choice(["bfloat16", "float16"]), precision="auto")
         if {case.activation, case.recurrent_activation} & set(JUMPING):
@@ -111,7 +113,8 @@ def draw_heads(seed: int) -> Scan:
     """Return the call of several heads that `seed` stands for, which the resident kernels run in one launch."""
     r, scan = random.Random(seed), draw(seed)
     heads, units = r.choice([(2, 18), (2, 64), (3, 96), (2, 160), (4, 64)])
-    case = replace(scan.case, heads=heads, units=units, batch=r.choice([1, 3, 18]), zoneout=False, gradient_clip=None)
+    case = replace(scan.case, heads=heads, units=units, batch=r.choice([1, 3, 18]))
+    case = replace(case, zoneout=False, gradient_clip=None, layer_norm=None)
     if case.dtype == "float32" and case.precision != "tf32":
         case = replace(case, dtype="bfloat16", precision="auto", activation="tanh", recurrent_activation="sigmoid")
     return Scan(case, None, scan.capability, seed)

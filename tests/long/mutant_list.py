@@ -20,6 +20,7 @@ LENGTHS = "torch/test_compat.py -k lengths_equal"
 PACKING = "call/test_packing.py"
 NORM = "call/test_layer_norm.py -k equals_the_oracle"
 NUMBA_NORM = "numba_backend/test_numba_norms.py -k grid"
+KERNEL_NORM = "interpreted/test_norm_kernels.py -k grid"
 CHUNKS = "call/test_eager.py -k chunk"
 HALF = "call/test_eager.py -k half"
 NO_STEPS = "call/test_eager.py -k no_steps"
@@ -168,6 +169,12 @@ MUTANTS = [
     Mutant("backends/numba/kernels/norms.py", "            store(gx, i + j, zero)\n", "", NUMBA_NORM),
     Mutant("backends/numba/kernels/norms.py", "of_scale = 2 * U if gate == 0 else at", "of_scale = at + U", NUMBA_NORM),
     Mutant("backends/numba/kernels/norms.py", "(load(d, o) - mean - get(", "(load(d, o) - get(", NUMBA_NORM),
+    Mutant("backends/triton/kernels/norms.py", "tl.where(m_h[None, :], a_z - mean, 0.0)", "a_z - mean", KERNEL_NORM),
+    Mutant("backends/triton/kernels/norms.py", "(e_r - mean - n_r * along)", "(e_r - mean)", KERNEL_NORM),
+    Mutant("backends/triton/kernels/norms.py", "tl.load(scale + 3 * U + o_row", "tl.load(scale + 3 * U + o_b", KERNEL_NORM),
+    Mutant("backends/triton/kernels/forward.py", "                    x = outside\n", "", KERNEL_NORM),
+    Mutant("backends/triton/run.py", 'recurrent if variant.layer_norm == "joint" else (d_gx, d_gh_n)', "(d_gx, d_gh_n)", KERNEL_NORM),
+    Mutant("backends/triton/norms.py", "spread[chunk] = inverse_spread.view_as(spread[chunk])", "spread[:] = inverse_spread[:B].view(B)", KERNEL_NORM),
     Mutant("backends/numba/backward.py", "a.drop is None and a.scale is None and", "a.drop is None and", NUMBA_NORM),
     Mutant("backends/numba/backward.py", "rows.w is None else gx @ rows.w", "rows.w is not None else gx @ rows.w", NUMBA_NORM),
     Mutant("backends/numba/short.py", "if not plain or a.scale is not None or", "if not plain or", NUMBA_NORM),
@@ -190,7 +197,7 @@ MUTANTS = [
     Mutant("backends/triton/kernels/backward.py", "b_z = 1.0 - b_takes * (1.0 - b_z)", "b_z = b_z", CELLS),
     Mutant("backends/triton/kernels/backward.py", "tl.where(kept, b_bound, b_dh)", "b_bound", CELLS),
     Mutant("backends/triton/scan.py", "keep is not None and not any(keep.stride())", "keep is not None", CELLS),
-    Mutant("backends/eager/continuation.py", "Steps([B] * T), keep)", "Steps([B] * T))", "call/test_zoneout.py -k kernels_fail"),
+    Mutant("backends/eager/continuation.py", "Steps([B] * T), keep, norm", "Steps([B] * T), None, norm", "call/test_zoneout.py -k kernels_fail"),
     # Zoneout and the bound in numba.
     Mutant("backends/numba/kernels/reverse.py", "d_n, d_z, z = d_n * part, d_z * part, zone_out(z, part)", "d_n, d_z = d_n * part, d_z * part", "numba_backend/test_numba_oracle.py -k zoneout"),
     Mutant("backends/numba/kernels/reverse.py", "total = clamp(total,", "clamp(total,", "numba_backend/test_numba_oracle.py -k zoneout"),

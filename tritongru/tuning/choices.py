@@ -36,9 +36,20 @@ class Choice:
 
 
 @functools.lru_cache(maxsize=4096)
-def choose(key: Key, batch: int, device: Device) -> Choice:
-    """Return the configuration for a problem on a device, and the reason for it."""
+def choose(key: Key, batch: int, device: Device, has_norm: bool = False) -> Choice:
+    """Return the configuration for a problem on a device, and the reason for it.
+
+    Args:
+        has_norm: whether a program must hold all units of a row. Of that there is one configuration, by the formula.
+
+    Raises:
+        ValueError: with `has_norm`, units of which there is none.
+    """
     size, passed_over = ITEM_SIZES[key.dtype], ""
+    if has_norm:
+        if (single := configs.choose_with_norm(key.units, size, device)) is None:
+            raise ValueError(f"no program holds all of units={key.units}, as layer normalisation needs")
+        return Choice(single, "formula", configs.describe(single, key.units, batch, size, device))
     for source, path, table in tables_for(device):
         entry = find(table, key, batch, nearest=source == "shipped")
         if entry is None:

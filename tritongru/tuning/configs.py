@@ -7,7 +7,7 @@ which Triton is installed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..environment import triton_release
 
@@ -118,12 +118,9 @@ def choose(units: int, batch: int, itemsize: int, device: Device, has_dropout: b
 
     Source: docs/kernels.md, "Four schedules".
     """
-    whole = next_power_of_two(units)
-    # Rows that are not 16-byte aligned are loaded element by element, and big blocks of their addresses spill.
-    aligned = units % 16 == 0
-    single = LaunchConfig(SINGLE, 16, whole, whole, 4 if whole <= 64 else 8)
-    if single.weight_bytes(units, itemsize) <= _budget(device) and (aligned or whole <= 64):
+    if (single := choose_single(units, itemsize, device)) is not None:
         return single
+    aligned = units % 16 == 0
     # In float32, and on Ampere and older, chunks twice as wide need a few registers more than there are.
     block_k = 32 if itemsize == 4 or device.shared_memory < 200 * 1024 else 64
     blocks = _persistent_blocks(itemsize, aligned, device, has_dropout)
@@ -138,6 +135,24 @@ def choose(units: int, batch: int, itemsize: int, device: Device, has_dropout: b
         if config is not None and waves <= MOST_WAVES:
             return config
     return LaunchConfig(STEPS, 16, 32, 32, 4)
+
+
+def choose_single(units: int, itemsize: int, device: Device) -> LaunchConfig | None:
+    """Return the configuration where one program holds all units of a row; None where it cannot, or spills."""
+    whole = next_power_of_two(units)
+    # Rows that are not 16-byte aligned are loaded element by element, and big blocks of their addresses spill.
+    aligned = units % 16 == 0
+    single = LaunchConfig(SINGLE, 16, whole, whole, 4 if whole <= 64 else 8)
+    fits = single.weight_bytes(units, itemsize) <= _budget(device) and (aligned or whole <= 64)
+    return single if fits else None
+
+
+def choose_with_norm(units: int, itemsize: int, device: Device) -> LaunchConfig | None:
+    """Return the configuration for sums that are normalised, as `choose_single`."""
+    single = choose_single(units, itemsize, device)
+    # The normalised sums and their scale are in registers too. Warps of 64 threads have room for them.
+    wants_warps = single is not None and single.block_h >= 64 and device.warp_size == 32
+    return replace(single, num_warps=8) if single is not None and wants_warps else single
 
 
 def _budget(device: Device) -> int:

@@ -24,6 +24,7 @@ from triton.compiler import ASTSource
 
 from ...call.problem import Variant
 from ...tuning.configs import Device, LaunchConfig
+from ..eager.continuation import Norm
 from .constants import Constants
 from .kernels.backward import gru_backward_kernel
 from .kernels.forward import gru_forward_kernel
@@ -162,15 +163,22 @@ def example_arguments(
     workspace = Workspace(direction, config, u, B, device)
     steps = (empty(T, B, present=mask, dtype=torch.bool), empty(T, B, present=resets, dtype=torch.bool))
     drop = empty(drops, B, units, present=drops > 0)
+    norm = None
+    if variant.layer_norm is not None:
+        scale = empty(3 * units)
+        norm = Norm(scale, scale, empty(T, B, 3 * units), empty(T, B, dtype=torch.float32))
     if direction == "forward":
         bias_n = empty(units, present=bias)
         starts = empty(B, units, present=fresh)
         given, _ = forward_arguments(
-            workspace, empty(T, B, 3 * units), u, bias_n, empty(B, units), *steps, starts, drop, variant, True
-        )
+            workspace, empty(T, B, 3 * units), u, bias_n, empty(B, units), *steps, starts, drop, variant, True,
+            norm=norm,
+        )  # fmt: skip
     else:
         gates, states = empty(4 if variant.reset_after else 3, T, B, units), empty(T, B, units)
-        given = backward_arguments(workspace, states, empty(B, units), gates, states, u, *steps, drop, variant, fresh)
+        given = backward_arguments(
+            workspace, states, empty(B, units), gates, states, u, *steps, drop, variant, fresh, norm=norm
+        )
     tile, _ = next(workspace.waves())
     return workspace, given | {"first_tile": tile}
 

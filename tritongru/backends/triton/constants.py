@@ -36,6 +36,8 @@ class Constants:
         GATE_Z, GATE_R: where the two stand in packed gates. DROPS: recurrent dropout masks, 0, 1 or 3.
         TILE: words from the counter of one tile to that of the next. ZONE_ROWS: whether zoneout has a value for each
             step and row, or one row for all.
+        NORM, JOINT, EPSILON: whether sums are normalised, together with those of the input, and what is added to their
+            variance, see kernels/norms.py.
         DOT: type of a product's operands. PRECISION: of float32 products.
     """
 
@@ -59,6 +61,9 @@ class Constants:
     DROPS: tl.constexpr
     TILE: tl.constexpr
     ZONE_ROWS: tl.constexpr
+    NORM: tl.constexpr
+    JOINT: tl.constexpr
+    EPSILON: tl.constexpr
     DOT: tl.constexpr
     PRECISION: tl.constexpr
 
@@ -123,6 +128,9 @@ def make_constants(
         DROPS=drops,
         TILE=COUNTER_STRIDE,
         ZONE_ROWS=zone_rows,
+        NORM=variant.layer_norm is not None,
+        JOINT=variant.layer_norm == "joint",
+        EPSILON=variant.epsilon,
         # The interpreter's half-precision products are wrong on some versions; float32 holds them exactly.
         DOT=tl.float32 if interpreted else _TYPES[dtype],
         PRECISION="ieee" if interpreted or dtype != torch.float32 else precision,

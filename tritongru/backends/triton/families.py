@@ -11,6 +11,7 @@ from ... import faults
 from ...call.problem import Inputs, Variant
 from ...tuning.devices import device_limits
 from ...tuning.tables import Key
+from ..eager.continuation import Norm
 from . import resident, scan
 from .reasons import reasons_against_resident
 
@@ -18,17 +19,19 @@ RESIDENT, MEMBERS = "resident", "resident (several scans)"
 Result = TypeVar("Result")
 
 
-def run_scan(direction: str, arguments: tuple[Any, ...], a: Inputs, variant: Variant, precision: str) -> tuple:
+def run_scan(
+    direction: str, arguments: tuple[Any, ...], a: Inputs, variant: Variant, precision: str, norm: Norm | None = None
+) -> tuple:  # fmt: skip
     """Run the scan of a direction on the kernels of the family for it, and on the plain ones where those fail.
 
     Args:
         direction: "forward" or "backward". arguments: those of `scan.scan_forward` or `scan.scan_backward`, which give
-            the same results, but for `precision`. a, variant: the inputs they come from.
+            the same results, but for `precision`. a, variant: the inputs they come from. norm: of its sums, if any.
     """
 
     def run_plain() -> tuple[Tensor, ...]:
-        zoneout = {} if a.keep is None else {"keep": a.keep}
-        return getattr(scan, f"scan_{direction}")(*arguments, precision, **zoneout)
+        cell = {name: value for name, value in (("keep", a.keep), ("norm", norm)) if value is not None}
+        return getattr(scan, f"scan_{direction}")(*arguments, precision, **cell)
 
     def run_resident() -> tuple[Tensor, ...]:
         # Asked again: a device that refused a grid of waiting programs is one that no longer runs them.
@@ -61,7 +64,7 @@ def run_members(
 
 def is_for_resident(direction: str, a: Inputs, precision: str, variant: Variant, members: int = 1) -> bool:
     """Return whether the kernels with weights in registers run a scan, or so many at once, on its device."""
-    if a.keep is not None or variant.gradient_clip is not None:
+    if a.keep is not None or variant.gradient_clip is not None or variant.layer_norm is not None:
         return False
     masked = a.mask is not None or a.resets is not None
     key = Key.of(direction, a.u.dtype, precision, a.u.shape[0], a.drop is not None, masked, not variant.reset_after)

@@ -13,7 +13,7 @@ from ...tuning.devices import device_limits
 from ...tuning.replayed import CUDNN_STEP, CUDNN_UNITS, replayed_step
 from ...tuning.tables import Key
 from .. import aten
-from ..reasons import reasons_against_activations, reasons_against_norms, reasons_against_transforms
+from ..reasons import reasons_against_activations, reasons_against_transforms
 from . import tilings
 from .tilings import Tiling
 
@@ -27,12 +27,23 @@ def reasons_against(s: Signature) -> list[str]:
         reasons.append(f"device={s.device!r} is not 'cuda'")
     if s.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         reasons.append(f"dtype={s.dtype} is not float32, float16 or bfloat16")
-    return (
-        reasons
-        + reasons_against_activations(s, "kernel_id")
-        + reasons_against_norms(s, ": a further exchange per step")
-        + (["zoneout whose gradient is wanted"] if s.wants_zoneout else [])
-    )
+    reasons += reasons_against_activations(s, "kernel_id")
+    reasons += ["zoneout whose gradient is wanted"] if s.wants_zoneout else []
+    return reasons or _reasons_against_norm(s)
+
+
+def _reasons_against_norm(s: Signature) -> list[str]:
+    """A norm is over all sums of a row, so that programs that share a row would have one exchange more at each step."""
+    # Asked about a GPU where there is none, nothing is known of its sizes.
+    if s.variant.layer_norm is None or (s.device == "cuda" and not torch.cuda.is_available()):
+        return []
+    device = device_limits(torch.device(s.device, s.index))
+    if configs.choose_with_norm(s.units, s.dtype.itemsize, device) is not None:
+        return []
+    return [
+        f"layer_norm={s.variant.layer_norm!r} with units={s.units}: no program holds all units of a row, and several "
+        "would take a further exchange per step"
+    ]
 
 
 def reasons_against_trying(s: Signature) -> list[str]:
@@ -60,7 +71,7 @@ def describe_launches(s: Signature) -> tuple[str, ...]:
             line = f"{kernel}: resident {tiling}: the recurrent weights stay in registers"
             line += "" if step is None else f"; {step:.2f} us per step and tile by the replay, not measured"
         else:
-            choice = choices.choose(key, s.shape.batch, device)
+            choice = _choice_of(s, key, device)
             line = f"{kernel}: {choice.config} ({choice.source}): {choice.reason}; not resident: {'; '.join(reasons)}"
         if s.members > 1:
             line += f"; {s.members} scans " + (f"one after another: {'; '.join(apart)}" if apart else "in one launch")
@@ -84,7 +95,7 @@ def reasons_against_several(s: Signature, scans: int) -> list[str]:
     for kernel in _passes(s):
         key = key_of(s, kernel)
         if _reasons_against_cells(s) or reasons_against_resident(key, batch, device, s.recurrent_dropouts):
-            programs = configs.count_programs(choices.choose(key, batch, device).config, s.units, batch)
+            programs = configs.count_programs(_choice_of(s, key, device).config, s.units, batch)
         else:
             tiling = _tiling_of(s, kernel, device, 1)
             programs = tiling.programs(s.units) * -(-batch // tiling.block_b)
@@ -95,8 +106,16 @@ def reasons_against_several(s: Signature, scans: int) -> list[str]:
 
 def _reasons_against_cells(s: Signature) -> list[str]:
     """What the plain kernels compute and the resident ones do not."""
-    bound = s.variant.gradient_clip
-    return (["zoneout given"] if s.has_zoneout else []) + ([] if bound is None else [f"gradient_clip={bound:g}"])
+    bound, norm = s.variant.gradient_clip, s.variant.layer_norm
+    given = ["zoneout given"] if s.has_zoneout else []
+    given += [] if bound is None else [f"gradient_clip={bound:g}"]
+    return given + ([] if norm is None else [f"layer_norm={norm!r}"])
+
+
+def _choice_of(s: Signature, key: Key, device: Device) -> choices.Choice:
+    """Return how the plain kernel of a pass is launched."""
+    assert s.shape is not None
+    return choices.choose(key, s.shape.batch, device, s.variant.layer_norm is not None)
 
 
 def _passes(s: Signature) -> tuple[str, ...]:

@@ -19,18 +19,27 @@ from torch import Tensor
 from ... import faults
 from ...call.problem import Inputs, Variant
 from ..eager import continuation
+from ..eager.continuation import Norm
 from ..eager.forward import rebuild, split_bias
 from ..eager.layout import entering_states
 from ..gradients import RECOMPUTE, Saved, Setting
+from .norms import rebuild_norm, scale_gradient
 
 
 def run_forward(
     a: Inputs, variant: Variant, save_gates: bool, setting: Setting
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Project the input and run the recurrence over all steps; returns as `continuation.scan_forward`."""
-    gx, bias_n = project_input(a, variant)
+    norm = None
+    if variant.layer_norm == "joint":
+        # The sums are normalised without their biases, which are added after it.
+        bias, bias_n = split_bias(a.bias_x, a.bias_h, variant, a.x.dtype)
+        gx, norm = a.x if a.w is None else a.x @ a.w, Norm(a.scale, bias)  # type: ignore[arg-type]
+    else:
+        gx, bias_n = project_input(a, variant)
+        norm = None if a.scale is None else Norm(a.scale)
     arguments = gx, a.u, bias_n, a.h0, a.mask, a.resets, a.fresh, a.drop, variant, save_gates
-    return _run("forward", arguments, a, variant, setting)
+    return _run("forward", arguments, a, variant, setting, norm)
 
 
 def run_backward(
@@ -44,8 +53,10 @@ def run_backward(
 ) -> Inputs:
     """Return the gradients of the inputs, None where not wanted: the reverse scan, then a product or sum for each."""
     entering, gates = _saved_of_steps(a, variant, setting, saved)
+    norm = None if a.scale is None else rebuild_norm(a, entering, variant)
     arguments = d_out, d_last, gates, entering, a.u, a.mask, a.resets, a.drop, variant, bool(wanted.fresh)
-    return _gradients(a, variant, wanted, entering, gates, _run("backward", arguments, a, variant, setting))
+    scanned = _run("backward", arguments, a, variant, setting, norm)
+    return _gradients(a, variant, wanted, entering, gates, scanned, norm)
 
 
 def run_members_forward(
@@ -150,20 +161,28 @@ def _saved_of_steps(a: Inputs, variant: Variant, setting: Setting, saved: Saved)
 
 
 def _gradients(
-    a: Inputs, variant: Variant, wanted: Inputs, entering: Tensor, gates: Tensor, scanned: tuple[Tensor, ...]
-) -> Inputs:
+    a: Inputs, variant: Variant, wanted: Inputs, entering: Tensor, gates: Tensor, scanned: tuple[Tensor, ...],
+    norm: Norm | None = None,
+) -> Inputs:  # fmt: skip
     """Return the gradients of the inputs, None where not wanted, from what the reverse scan returns."""
     U = a.u.shape[0]
     d_gx, d_gh_n, d_h0, d_fresh = scanned
-    d_x = d_w = d_bias_x = d_u = d_bias_h = d_drop = None
+    d_x = d_w = d_bias_x = d_u = d_bias_h = d_drop = d_scale = None
+    # A norm stands between the products and what is added after it.
+    products = recurrent = d_gx, d_gh_n
+    if norm is not None:
+        d_gx, d_sums = d_gx
+        recurrent = d_sums, d_sums[..., 2 * U :]
+        products = recurrent if variant.layer_norm == "joint" else (d_gx, d_gh_n)
+        d_scale = scale_gradient(norm, d_gx, d_gh_n) if wanted.scale else None
     if wanted.x:
-        d_x = d_gx if a.w is None else d_gx @ a.w.t()
+        d_x = products[0] if a.w is None else products[0] @ a.w.t()
     if wanted.w:
-        d_w = _product_like(a.x.flatten(0, 1), d_gx.flatten(0, 1), a.w)
+        d_w = _product_like(a.x.flatten(0, 1), products[0].flatten(0, 1), a.w)
     if wanted.bias_x:
         d_bias_x = d_gx.sum((0, 1))
     if wanted.u or wanted.drop:
-        d_u, d_drop = _recurrent_gradients(a, wanted, entering, gates, d_gx, d_gh_n, variant)
+        d_u, d_drop = _recurrent_gradients(a, wanted, entering, gates, *recurrent, variant)
     if wanted.bias_h:
         d_n = d_gh_n if variant.reset_after else d_gx[..., 2 * U :]
         d_bias_h = torch.cat((d_gx[..., : 2 * U].sum((0, 1)), d_n.sum((0, 1))))
@@ -171,7 +190,7 @@ def _gradients(
         d_fresh = d_fresh.sum(0)
     return Inputs(
         d_x, d_w, d_bias_x, d_u, d_bias_h, d_h0 if wanted.h0 else None, None, None, d_fresh if wanted.fresh else None,
-        d_drop,
+        d_drop, scale=d_scale,
     )  # fmt: skip
 
 
@@ -184,19 +203,23 @@ def project_input(a: Inputs, variant: Variant) -> tuple[Tensor, Tensor | None]:
     return (gx if bias is None else gx.add_(bias)), bias_n
 
 
-def _run(direction: str, arguments: tuple, a: Inputs, variant: Variant, setting: Setting) -> tuple:
+def _run(
+    direction: str, arguments: tuple, a: Inputs, variant: Variant, setting: Setting, norm: Norm | None
+) -> tuple:  # fmt: skip
     """Run the scan of a direction on the kernels; on "auto" in torch operations where they fail."""
 
     def run_kernels():
         # Imports triton, which need not be installed for the other backends.
         families = importlib.import_module("tritongru.backends.triton.families")
-        return families.run_scan(direction, arguments, a, variant, setting.precision)
+        return families.run_scan(direction, arguments, a, variant, setting.precision, norm)
 
     if setting.backend == "triton":
         return run_kernels()
     scan = faults.Scan.of(a, variant, setting.precision)
     continue_eagerly = getattr(continuation, f"scan_{direction}")
-    return faults.run_or_continue(scan, direction, run_kernels, lambda: continue_eagerly(*arguments, keep=a.keep))
+    return faults.run_or_continue(
+        scan, direction, run_kernels, lambda: continue_eagerly(*arguments, keep=a.keep, norm=norm)
+    )
 
 
 def _rebuild_gates(a: Inputs, entering: Tensor, variant: Variant) -> Tensor:

@@ -20,8 +20,10 @@ from ...tuning import choices
 from ...tuning.configs import SINGLE, STEPS, Device, LaunchConfig
 from ...tuning.devices import device_limits
 from ...tuning.tables import Key
+from ..eager.continuation import Norm
 from .kernels.backward import gru_backward_kernel
 from .kernels.forward import gru_forward_kernel
+from .norms import in_one_column, in_one_row
 from .workspace import Workspace
 
 # Polls before a fault: seconds on a GPU, where a healthy exchange takes microseconds; the interpreter polls slowly.
@@ -63,7 +65,7 @@ def choose_config(
     if forced is not None:
         return forced
     key = Key.of(kernel, u.dtype, precision, u.shape[0], drop is not None, masked, not variant.reset_after)
-    return choices.choose(key, batch, device).config
+    return choices.choose(key, batch, device, variant.layer_norm is not None).config
 
 
 def scan_forward(
@@ -79,6 +81,7 @@ def scan_forward(
     save_gates: bool,
     precision: str = "ieee",
     keep: Tensor | None = None,
+    norm: Norm | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run the recurrence; arguments and results as `eager.scan_forward`."""
     T, B, U = gx.shape[0], gx.shape[1], u.shape[0]
@@ -90,7 +93,7 @@ def scan_forward(
     config = choose_config("forward", u, B, variant, precision, drop, separate, device)
     workspace = Workspace("forward", config, u, B, device)
     given, entering = forward_arguments(
-        workspace, gx, u, bias_n, h0, mask, resets, fresh, drop, variant, save_gates, keep
+        workspace, gx, u, bias_n, h0, mask, resets, fresh, drop, variant, save_gates, keep, norm
     )
     leaving, launch = given["leaving"], workspace.launcher(gru_forward_kernel, variant, precision)
     with _on(u.device):
@@ -111,7 +114,7 @@ def scan_forward(
 def forward_arguments(
     workspace: Workspace, gx: Tensor, u: Tensor, bias_n: Tensor | None, h0: Tensor, mask: Tensor | None,
     resets: Tensor | None, fresh: Tensor | None, drop: Tensor | None, variant: Variant, save_gates: bool,
-    keep: Tensor | None = None,
+    keep: Tensor | None = None, norm: Norm | None = None,
 ) -> tuple[dict[str, Any], Tensor]:  # fmt: skip
     """Return what `gru_forward_kernel` is given for all steps, and where the states entering each step will be."""
     (T, B, _), U, config = gx.shape, u.shape[0], workspace.config
@@ -141,8 +144,9 @@ def forward_arguments(
     if not variant.reset_after and config.schedule != SINGLE:
         middle = torch.empty_like(start)
         z_carry = torch.empty_like(carry) if config.schedule == STEPS else None
+    late = _contiguous(bias_n) if norm is None else in_one_row(norm, bias_n, variant)
     given = dict(
-        gx=gx.contiguous(), u=u, bias_n=_contiguous(bias_n), h_first=start, leaving=leaving, out=out, gates=gates,
+        gx=gx.contiguous(), u=u, late=late, h_first=start, leaving=leaving, out=out, gates=gates,
         carry=carry, middle=middle, z_carry=z_carry, fresh=fresh, drop=_contiguous(drop),
         s_fresh_t=B * U if fresh is not None and fresh.dim() == 3 else 0,
         patience=PATIENCE, zoneout=_zoneout(keep), **workspace.arguments(T, B, mask, resets, variant),
@@ -163,19 +167,21 @@ def scan_backward(
     fresh_gradient: bool,
     precision: str = "ieee",
     keep: Tensor | None = None,
+    norm: Norm | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run the reverse scan; arguments and results as `eager.scan_backward`."""
     T, B, U = entering.shape
     if T == 0 or B == 0:
         d_h0 = entering.new_zeros(B, U) if d_last is None else d_last.to(entering.dtype, copy=True)
         d_gh_n = entering.new_empty((T, B, U) if variant.reset_after else (0,))
-        return entering.new_empty(T, B, 3 * U), d_gh_n, d_h0, entering.new_empty((T, B, U) if fresh_gradient else (0,))
+        d_gx = entering.new_empty((T, B, 3 * U) if norm is None else (2, T, B, 3 * U))
+        return d_gx, d_gh_n, d_h0, entering.new_empty((T, B, U) if fresh_gradient else (0,))
     masked = mask is not None or resets is not None
     device = device_limits(u.device)
     config = choose_config("backward", u, B, variant, precision, drop, masked, device)
     workspace = Workspace("backward", config, u, B, device)
     given = backward_arguments(
-        workspace, d_out, d_last, gates, entering, u, mask, resets, drop, variant, fresh_gradient, keep
+        workspace, d_out, d_last, gates, entering, u, mask, resets, drop, variant, fresh_gradient, keep, norm
     )
     launch = workspace.launcher(gru_backward_kernel, variant, precision)
     with _on(u.device):
@@ -194,14 +200,15 @@ def scan_backward(
 def backward_arguments(
     workspace: Workspace, d_out: Tensor | None, d_last: Tensor | None, gates: Tensor, entering: Tensor, u: Tensor,
     mask: Tensor | None, resets: Tensor | None, drop: Tensor | None, variant: Variant, fresh_gradient: bool,
-    keep: Tensor | None = None,
+    keep: Tensor | None = None, norm: Norm | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what `gru_backward_kernel` is given for all steps."""
     T, B, U = entering.shape
     carry = torch.zeros(B, U, device=u.device) if d_last is None else d_last.to(torch.float32, copy=True).contiguous()
     return dict(
         d_out=_contiguous(d_out), gates=gates.contiguous(), entering=entering.contiguous(), u=u,
-        drop=_contiguous(drop), d_gx=entering.new_empty(T, B, 3 * U),
+        drop=_contiguous(drop), d_gx=entering.new_empty((T, B, 3 * U) if norm is None else (2, T, B, 3 * U)),
+        normal=None if norm is None else norm.sums, scale=None if norm is None else in_one_column(norm),
         d_gh_n=entering.new_empty(T, B, U) if variant.reset_after else None,
         d_fresh=entering.new_empty(T, B, U) if fresh_gradient else None,
         carry=carry, y_carry=None if mask is None else torch.zeros_like(carry),

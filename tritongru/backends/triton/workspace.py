@@ -46,6 +46,8 @@ class Workspace:
         self, steps: int, batch: int, mask: Tensor | None, resets: Tensor | None, variant: Variant
     ) -> dict[str, Any]:
         """Return the arguments both kernels take for all steps in one launch; `mask` and `resets` as bytes or None."""
+        if variant.layer_norm is not None and self.config.schedule != SINGLE:
+            raise ValueError(f"`config` {self.config}: a norm needs the schedule {SINGLE!r}, which holds a whole row")
         rows, stops = plan_rows(mask, resets, variant.reverse, self.grid, self.processors)
         return dict(
             mask=mask, resets=resets, rows=rows, stops=stops, board=self.board, faults=self.faults,

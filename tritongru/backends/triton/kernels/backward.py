@@ -4,6 +4,9 @@
     dh_before = dh z + da_z R_z' + da_r R_r' + (da_n r) R_n'                                 reset_after
     ds = da_n R_n';  da_r = ds h g'(r);  dh_before = dh z + da_z R_z' + da_r R_r' + ds r     otherwise
 
+With a norm (norms.py) the gradients of the sums before it, which one program has of a whole row, take their place in
+dh_before: the reset product has RESET_AFTER.
+
 A program owns BLOCK_B rows and BLOCK_H units. Invariant at the top of step t: `b_dh` holds the float32 gradient of the
 state leaving t of the owned block; the inputs of t are on their way, and those of the next step are asked for before
 the wait. What programs exchange is the pre-activations' gradients, which are results anyway.
@@ -17,6 +20,7 @@ import triton.language as tl
 
 from .exchange import announce, await_round
 from .gates import slope
+from .norms import load_norm, load_triple, normalize_back
 from .product import load_weights, multiply
 
 
@@ -46,8 +50,8 @@ def load_step(d_out, gates, entering, mask, resets, step, T, B, step_size, o_b, 
 
 @triton.jit(do_not_specialize=["T", "B", "step_begin", "step_end", "first_tile", "patience"])
 def gru_backward_kernel(
-    d_out, gates, entering, u, mask, resets, drop, zoneout, d_gx, d_gh_n, d_fresh, carry, y_carry, rows, stops, board,
-    faults, T, B, U, step_begin, step_end, first_tile, patience, s_u_k, s_u_g, clip, C: tl.constexpr,
+    d_out, gates, entering, u, mask, resets, drop, zoneout, d_gx, d_gh_n, d_fresh, normal, scale, carry, y_carry, rows,
+    stops, board, faults, T, B, U, step_begin, step_end, first_tile, patience, s_u_k, s_u_g, clip, C: tl.constexpr,
 ):  # fmt: skip
     """Run steps step_begin..step_end, counted from the last processed one; equals `eager.scan_backward`.
 
@@ -63,9 +67,11 @@ def gru_backward_kernel(
     | resets | (T,B) | uint8 | none |
     | drop | (DROPS,B,U) | io | no dropout |
     | zoneout | (T,B,U), or (U,) without ZONE_ROWS | io | new states are taken whole |
-    | d_gx | (T,B,3U) | io | |
+    | d_gx | (T,B,3U); with a norm (2,T,B,3U), the second of the sums before it | io | |
     | d_gh_n | (T,B,U) | io | without RESET_AFTER |
     | d_fresh | (T,B,U) | io | not wanted |
+    | normal | (T,B,3U) the normalised sums | io | no norm |
+    | scale | (3U + T * B,) the norm's scale, then one over the spread of each row's sums | float32 | no norm |
     | carry | (B,U) gradient of the state | float32 | |
     | y_carry | (B,U) gradient of the output that masked steps repeat | float32 | no mask |
     | rows | (B,) the rows in the order in which tiles take them | int64 | their own |
@@ -115,6 +121,10 @@ def gru_backward_kernel(
             d_z = tl.load(drop + C.GATE_Z * step_size + o_bh, mask=m_bh, other=0.0).to(tl.float32)
             d_r = tl.load(drop + C.GATE_R * step_size + o_bh, mask=m_bh, other=0.0).to(tl.float32)
     rounds = tl.full((), 0, tl.int32)
+    p_sums = d_gx
+    if C.NORM:
+        b_scale = load_triple(scale, U, o_h, m_h, C)
+        p_sums = d_gx + T * step_size * 3
 
     # Steps that are masked to the end in every row of the tile: nobody waits, everything is written all the same.
     if mask is not None:
@@ -125,6 +135,8 @@ def gru_backward_kernel(
                 o_t = t.to(tl.int64) * step_size
                 for gate in tl.static_range(3):
                     tl.store(d_gx + o_t * 3 + o_bg + gate * U, nothing, mask=m_bh)
+                    if C.NORM:
+                        tl.store(p_sums + o_t * 3 + o_bg + gate * U, nothing, mask=m_bh)
                 if C.RESET_AFTER:
                     tl.store(d_gh_n + o_t + o_bh, nothing, mask=m_bh)
                 if d_fresh is not None:
@@ -137,6 +149,9 @@ def gru_backward_kernel(
         j_z, j_r, j_n, j_g, j_s, j_o, keep_next, again_next = load_step(
             d_out, gates, entering, mask, resets, tl.minimum(begin, T - 1), T, B, step_size, o_b, o_bh, m_b, m_bh, C
         )
+    if C.NORM:
+        first = tl.minimum(begin, T - 1)
+        normal_next = load_norm(normal, scale, first if C.REVERSE else T - 1 - first, B, U, o_b, o_h, m_b, m_bh, C)
     for step in range(begin, step_end):
         t = step if C.REVERSE else T - 1 - step
         o_t = t.to(tl.int64) * step_size
@@ -150,6 +165,10 @@ def gru_backward_kernel(
             j_z, j_r, j_n, j_g, j_s, j_o, keep_next, again_next = load_step(
                 d_out, gates, entering, mask, resets, step_next, T, B, step_size, o_b, o_bh, m_b, m_bh, C
             )
+        if C.NORM:
+            b_normal = normal_next
+            t_next = step_next if C.REVERSE else T - 1 - step_next
+            normal_next = load_norm(normal, scale, t_next, B, U, o_b, o_h, m_b, m_bh, C)
         b_h = i_s.to(tl.float32)
         b_r = i_r.to(tl.float32)
         kept = keep[:, None]
@@ -224,6 +243,11 @@ def gru_backward_kernel(
             p_s = p_n
             if C.RESET_AFTER:
                 p_s = d_gh_n + o_t
+            if C.NORM:
+                g_z, g_r, g_s = normalize_back(g_z, g_r, g_s, b_normal, b_scale, kept, U, C)
+                tl.store(p_sums + o_t * 3 + o_bg + C.GATE_Z * U, g_z.to(io), mask=m_bh)
+                tl.store(p_sums + o_t * 3 + o_bg + C.GATE_R * U, g_r.to(io), mask=m_bh)
+                tl.store(p_sums + o_t * 3 + o_bg + 2 * U, g_s.to(io), mask=m_bh)
             own = (g_z.to(io), g_r.to(io), g_s.to(io))
             a_z, a_r, a_n = multiply(
                 (p_z, p_r, p_s), (3 * U, 3 * U, U), own, None, u, w, s_u, U, o_b, o_h, m_b, m_h, step_size,

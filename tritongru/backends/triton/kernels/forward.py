@@ -3,6 +3,8 @@
     z, r = g(gx_z + h R_z), g(gx_r + h R_r);   n = f(gx_n + r * (h R_n + c_n))  or  f(gx_n + (r * h) R_n)
     h' = z * h + (1 - z) * n
 
+With a norm (norms.py) the sums h R, of "joint" gx + h R, are normalised first; one program then holds a whole row.
+
 A program owns BLOCK_B rows and BLOCK_H units with all three gates of those units. Invariant at the top of step t: `b_h`
 holds the float32 state entering t of the owned block, and the same state of all units is stored at `p_h`. The inputs of
 step t are on their way, and those of the next step are asked for before the wait. Bytes per step and program: reads 3
@@ -18,6 +20,7 @@ import triton.language as tl
 
 from .exchange import announce, await_round
 from .gates import activate
+from .norms import load_triple, normalize
 from .product import load_weights, multiply
 
 
@@ -40,7 +43,7 @@ def load_step(gx, mask, resets, step, T, B, U, o_b, o_h, m_b, m_bh, C: tl.conste
 
 @triton.jit(do_not_specialize=["T", "B", "step_begin", "step_end", "first_tile", "patience"])
 def gru_forward_kernel(
-    gx, u, bias_n, h_first, leaving, out, gates, carry, middle, z_carry, mask, resets, fresh, drop, zoneout, rows,
+    gx, u, late, h_first, leaving, out, gates, carry, middle, z_carry, mask, resets, fresh, drop, zoneout, rows,
     stops, board, faults, T, B, U, step_begin, step_end, first_tile, patience, s_u_k, s_u_g, s_fresh_t, C: tl.constexpr,
 ):  # fmt: skip
     """Run steps step_begin..step_end of one tile; equals `eager.scan_forward`.
@@ -51,7 +54,7 @@ def gru_forward_kernel(
     |---|---|---|---|
     | gx | (T,B,3U) | io | |
     | u | (U,3U), strides s_u_k, s_u_g | io | |
-    | bias_n | (U,) | io | zeros |
+    | late | (U,) c_n; with a norm (4U,), its scale after it; JOINT (7U,), then b, all but c_n | io | zeros |
     | h_first | (B,U) the state entering step_begin | io | |
     | leaving | (T,B,U) the state entering the next step, at this step's index | io | |
     | out | (T,B,U) | io | |
@@ -98,8 +101,13 @@ def gru_forward_kernel(
         for k in tl.static_range(C.NK):
             w = w + (load_weights(u, k, U, o_h, m_h, s_u, C),)
     b_c = tl.zeros((C.BLOCK_H,), tl.float32)
-    if bias_n is not None:
-        b_c = tl.load(bias_n + o_h, mask=m_h, other=0.0).to(tl.float32)
+    if late is not None:
+        b_c = tl.load(late + o_h, mask=m_h, other=0.0).to(tl.float32)
+    if C.NORM:
+        scale = load_triple(late + U, U, o_h, m_h, C)
+        if C.JOINT:
+            v_z, v_r, v_n = load_triple(late + 4 * U, U, o_h, m_h, C)
+            outside = (v_z[None, :], v_r[None, :], v_n[None, :])
     b_h = tl.load(carry + o_bh, mask=m_bh, other=0.0)
     b_y = tl.zeros((C.BLOCK_B, C.BLOCK_H), tl.float32)
     if mask is not None:
@@ -147,6 +155,13 @@ def gru_forward_kernel(
             )  # fmt: skip
             if C.WAITS:
                 b_h = tl.where(patience > 0, b_h, float("nan"))
+            if C.NORM:
+                if C.JOINT:
+                    a_z += x[0].to(tl.float32)
+                    a_r += x[1].to(tl.float32)
+                    a_n += x[2].to(tl.float32)
+                    x = outside
+                a_z, a_r, a_n = normalize(a_z, a_r, a_n, scale, m_h, U, C)
             b_z = activate(x[0].to(tl.float32) + a_z, C.REC_ACT)
             b_r = activate(x[1].to(tl.float32) + a_r, C.REC_ACT)
         else:
