@@ -12,9 +12,9 @@ from numba.extending import intrinsic
 from ..compile import helper
 
 LINE = 8  # int64 of a cache line
-# The first line is the first thread's word to all: the step, counted from 1, from which on the units are shared, whether
-# all is over, and how many steps were shared in the end. Then for each thread a line: the number of steps it is done
-# with, and whether it is there.
+# The first line is the first thread's word to all: the step, counted from 1, from which on the units are shared,
+# whether all is over, and how many steps were shared in the end. Then for each thread a line: the number of steps it is
+# done with, and whether it is there.
 SHARED_FROM, STOPPED, SHARED_STEPS = 0, 1, 2
 DONE, PRESENT = 0, 1
 
