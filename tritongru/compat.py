@@ -17,6 +17,7 @@ from .call.recording import is_recorded
 from .call.tensors import check_gradient_clip
 from .call.zoneout import check_zoneout_rate
 from .dispatch import Decision
+from .last_call import LastCall
 from .named_weights import NamedWeights
 from .replacing import Replacement
 from .stacking import decide_for_all, explain_layers, is_plain_cell, run_layers
@@ -58,6 +59,7 @@ class GRU(NamedWeights):
     """
 
     last_decision: Decision | None = None
+    _last_call: LastCall | None = None
 
     def __init__(
         self,
@@ -159,6 +161,10 @@ class GRU(NamedWeights):
             UnsupportedError: a named backend cannot run the call.
         """
         is_plain = lengths is None and resets is None and backend is None
+        if is_plain and self._last_call is not None and not torch.compiler.is_compiling():
+            again = self._last_call.again(self, input, hx)
+            if again is not None:
+                return again
         plain = self._plain_arguments(input, hx) if is_plain and not torch.compiler.is_compiling() else None
         kind = None if plain is None else repeats.kind_of(plain, self.backend)
         if plain is not None and (known := repeats.find(kind)) is not None:
@@ -168,6 +174,9 @@ class GRU(NamedWeights):
                 return tracing.TorchGRU.forward(self, input, hx)  # type: ignore[arg-type]
             if known.is_shorter:
                 output, state, _ = known.run(plain)
+                if not state.requires_grad:
+                    self._last_call = self._last_call or LastCall()
+                    self._last_call.remember(self, input, hx, known.decision)
                 return output, state.unsqueeze(0)
         if (proxy := tracing.find_proxy(input, hx, lengths, resets)) is not None:
             options = dict(lengths=lengths, resets=resets, backend=backend)
@@ -189,6 +198,9 @@ class GRU(NamedWeights):
         if input.dim() == 2:
             return output.squeeze(1), h_n.squeeze(1)
         self._remember(kind, plain, self.last_decision)
+        if is_plain and decision is not None:
+            self._last_call = self._last_call or LastCall()
+            self._last_call.remember(self, input, hx, decision)
         return (output.transpose(0, 1) if self.batch_first else output), h_n
 
     def explain(

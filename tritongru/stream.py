@@ -9,7 +9,7 @@ from .keras.arguments import for_autograd
 from .keras.dropout import draw_masks
 from .keras.layer import GRU
 from .keras.state import find_loss, has_shape_alone, is_capturing
-from .keras.step import run_step, step_again
+from .keras.step import LastStep, run_step
 
 
 class Stream:
@@ -48,6 +48,7 @@ class Stream:
         self._masks: tuple | None = None
         self._cast: tuple | None = None
         self._captured = False
+        self._last_step = LastStep()
 
     def step(self, x: Tensor) -> Tensor:
         """Process x (B,I) and return the output (B,U): the values of the new state, in memory of their own.
@@ -60,7 +61,7 @@ class Stream:
         layer = self.layer
         drops = layer.training and (layer.dropout or layer.recurrent_dropout)
         if self.state is not None and not drops and not torch.is_grad_enabled() and not is_capturing(x):
-            again = step_again(layer, x, self.state, layer.backend)
+            again = self._last_step.again(layer, x, self.state, layer.backend)
             if again is not None:
                 output, self.state = again
                 return output
@@ -83,9 +84,11 @@ class Stream:
         state = x.new_zeros(x.shape[0], layer.units) if self.state is None else for_autograd(self.state.to(x.dtype))
         masks = self._dropout_masks(x, state) if layer.training else None
         input_masks, state_masks = masks or (None, None)
-        new, _ = run_step(layer, x, state, self._weights(), input_masks, state_masks, layer.backend)
+        new, decision = run_step(layer, x, state, self._weights(), input_masks, state_masks, layer.backend)
         if has_shape_alone(new):
             return new
+        if not drops:
+            self._last_step.remember(layer, x, state, layer.backend, decision)
         # Kept now that nothing of the step can fail any more.
         self._masks = masks or self._masks
         if capturing:

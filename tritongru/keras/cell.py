@@ -8,7 +8,7 @@ from torch import Tensor
 from ..call.errors import check_backend
 from .arguments import parse_dtype
 from .base import RecurrentWeights
-from .step import run_step, step_again
+from .step import LastStep, run_step
 
 
 class GRUCell(RecurrentWeights):
@@ -59,6 +59,7 @@ class GRUCell(RecurrentWeights):
         )
         check_backend(backend)
         self.backend = backend
+        self._last_step = LastStep()
 
     def get_initial_state(self, inputs: Tensor | None = None, batch_size: int | None = None, dtype=None) -> Tensor:
         """Return zeros (B,U), with B and the device of `inputs` if given."""
@@ -86,7 +87,7 @@ class GRUCell(RecurrentWeights):
         training = self.training if training is None else bool(training)
         drops = training and (self.dropout or self.recurrent_dropout)
         if not drops and isinstance(states, Tensor):
-            again = step_again(self, inputs, states, self.backend)
+            again = self._last_step.again(self, inputs, states, self.backend)
             if again is not None:
                 return again
         self._check_inputs(inputs)
@@ -100,7 +101,9 @@ class GRUCell(RecurrentWeights):
         count = 3 if self.implementation == 1 else 1
         input_masks = self.get_dropout_mask_for_cell(x, training, count=count) if training else None
         state_masks = self.get_recurrent_dropout_mask_for_cell(state, training, count=count) if training else None
-        new, _ = run_step(self, x, state, self._compute_weights(), input_masks, state_masks, self.backend)
+        new, decision = run_step(self, x, state, self._compute_weights(), input_masks, state_masks, self.backend)
+        if not drops:
+            self._last_step.remember(self, x, state, self.backend, decision)
         # Whoever writes into the output must not change the state.
         return new.clone(), ([new] if nested else new)
 

@@ -14,6 +14,7 @@ from ..dispatch import Decision
 from . import jagged, regularizers
 from .arguments import as_steps, split_inputs
 from .state import KeptState
+from .step import LastStep
 
 
 class GRU(KeptState):
@@ -105,6 +106,7 @@ class GRU(KeptState):
         self.supports_masking = True
         self.last_decision: Decision | None = None
         self._activity_losses: list[Tensor] = []
+        self._last_step = LastStep()
         if options.get("batch_input_shape") is not None:
             self._set_batch(options["batch_input_shape"])
 
@@ -145,9 +147,13 @@ class GRU(KeptState):
             RuntimeError: a stateful layer under what cannot carry its state; the message says the way.
         """
         if mask is None and resets is None and not torch.compiler.is_compiling():
+            if (again := self._step_again(inputs, training, initial_state)) is not None:
+                output, state = again
+                output = output.unsqueeze(self._time_axis) if self.return_sequences else output
+                return (output, state) if self.return_state else output
             plain = self._plain_arguments(inputs, training, initial_state)
-            if plain is not None and (again := repeats.again(plain, self.backend)) is not None:
-                return self._finish(plain, None, *again)
+            if plain is not None and (known := repeats.again(plain, self.backend)) is not None:
+                return self._finish(plain, None, *known)
         arguments, rows = self._arguments(inputs, mask, training, initial_state, resets)
         outputs, state, decision = functional.run(arguments, self.backend)
         return self._finish(arguments, rows, outputs, state, decision)
@@ -167,7 +173,28 @@ class GRU(KeptState):
             self._carried.keep(state, self.recurrent_kernel)
         if not torch.compiler.is_compiling():
             self.last_decision = decision
+            if outputs.shape[self._time_axis] == 1:
+                self._remember_step(arguments, decision)
         return (output, state) if self.return_state else output
+
+    def _step_again(self, inputs, training, initial_state) -> tuple[Tensor, Tensor] | None:
+        """Return output and state (B,U) after a call of one step that is like the last one, None for any other."""
+        plain = self._last_step.known is not None and isinstance(inputs, Tensor) and inputs.dim() == 3
+        if not plain or self.stateful or self.activity_regularizer is not None or inputs.shape[self._time_axis] != 1:
+            return None
+        training = self.training if training is None else training
+        if training and (self.dropout or self.recurrent_dropout):
+            return None
+        x = inputs.select(self._time_axis, 0)
+        state = x.new_zeros(x.shape[0], self.units) if initial_state is None else initial_state
+        return self._last_step.again(self, x, state, self.backend) if isinstance(state, Tensor) else None
+
+    def _remember_step(self, a: Arguments, decision: Decision) -> None:
+        plain = a.mask is None and a.lengths is None and a.resets is None and not self.stateful
+        if plain and a.input_dropout is None and a.recurrent_dropout is None:
+            x = a.x.select(self._time_axis, 0)
+            state = x.new_zeros(x.shape[0], self.units) if a.initial_state is None else a.initial_state
+            self._last_step.remember(self, x, state, self.backend, decision)
 
     def _plain_arguments(self, inputs, training, initial_state) -> Arguments | None:
         """Return the arguments of `functional.run` for a call without dropout, state of the layer's own and so on.

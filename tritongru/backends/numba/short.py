@@ -70,8 +70,8 @@ class BoundShort:
         self._shape = (steps, rows, u.shape[0])
         f, g = KERNEL_ID[variant.activation], KERNEL_ID[variant.recurrent_activation]
         self._plan = np.array((
-            steps, rows, inputs, u.shape[0], 0, a.x.stride(0), a.x.stride(1), 0, *w.stride(), 0, *u.stride(),  # type: ignore[union-attr]
-            0, 0, 0, a.h0.stride(0), 0, 0, f, g, variant.reset_after, variant.reverse, variant.reset_gate_first,
+            *(0,) * ADDRESSES, steps, rows, inputs, u.shape[0], *a.x.stride()[:2], *w.stride(), *u.stride(),  # type: ignore[union-attr]
+            a.h0.stride(0), f, g, variant.reset_after, variant.reverse, variant.reset_gate_first,
         ))  # fmt: skip
         self._run = short.for_dtype(_NUMPY[a.x.dtype])
 
@@ -86,13 +86,17 @@ class BoundShort:
         """
         T, B, U = self._shape
         out, last = x.new_empty(T, B, U), x.new_empty(B, U)
-        plan = self._plan.copy()  # another thread may be calling
-        plan[ADDRESSES] = (*addresses, out.data_ptr(), last.data_ptr())
-        self._run(plan)
+        self.write(*addresses, out.data_ptr(), last.data_ptr())
         return out, last, None
 
+    def write(self, *addresses: int) -> None:
+        """Run the scan with the addresses of `run`, and those to write out and the last state to, both contiguous."""
+        plan = self._plan.copy()  # another thread may be calling
+        plan[:ADDRESSES] = addresses
+        self._run(plan)
 
-ADDRESSES = [at.X, at.W, at.BIAS_X, at.R, at.BIAS_H, at.H0, at.OUT, at.LAST]
+
+ADDRESSES = at.LAST + 1  # they come first
 
 
 def _with_rows(value):

@@ -11,10 +11,8 @@ from .unpacked import multiply_unpacked
 from .vectors import item_size, lanes, pointer
 
 (
-    T, B, I, U,
-    X, X_STEP, X_ROW,
-    W, W_ROW, W_COLUMN, R, R_ROW, R_COLUMN, BIAS_X, BIAS_H,
-    H0, H0_ROW, OUT, LAST,
+    X, W, BIAS_X, R, BIAS_H, H0, OUT, LAST,  # addresses
+    T, B, I, U, X_STEP, X_ROW, W_ROW, W_COLUMN, R_ROW, R_COLUMN, H0_ROW,
     ACTIVATION, RECURRENT_ACTIVATION, RESET_AFTER, REVERSE, RESET_GATE_FIRST,
 ) = range(24)  # fmt: skip
 

@@ -1,5 +1,7 @@
-"""A call of `compat.GRU` like one before is not checked again: what changes in between takes effect at once."""
+"""A call of `compat.GRU` like the one before is not checked again: what changes in between takes effect at once."""
 
+import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from tritongru import compat, repeats
+from tritongru import compat
 
 pytest.importorskip("numba")
 
@@ -30,16 +32,8 @@ def check(layer: compat.GRU, x: torch.Tensor, hx: torch.Tensor | None = None) ->
                 torch.testing.assert_close(ours, theirs)
 
 
-@pytest.fixture(autouse=True)
-def nothing_known():
-    repeats.forget()
-
-
-def is_known(layer: compat.GRU, x: torch.Tensor, hx: torch.Tensor | None = None) -> bool:
-    with torch.no_grad():
-        arguments = layer._plain_arguments(x, hx)
-        found = arguments and repeats.find(repeats.kind_of(arguments, layer.backend))
-    return bool(found) and found.is_shorter
+def known(layer: compat.GRU):
+    return layer._last_call and layer._last_call.known
 
 
 @pytest.mark.parametrize("T, B", [(1, 1), (1, 3), (3, 1), (4, 4), (16, 1)])
@@ -50,9 +44,8 @@ def test_results(T, B, batch_first, bias, with_hx):
     layer, shape = make(bias=bias, batch_first=batch_first), (B, T, I) if batch_first else (T, B, I)
     for seed in range(3):
         torch.manual_seed(seed)
-        x, hx = torch.randn(shape), torch.randn(1, B, U) if with_hx else None
-        check(layer, x, hx)
-    assert is_known(layer, x, hx)
+        check(layer, torch.randn(shape), torch.randn(1, B, U) if with_hx else None)
+    assert known(layer)
     every_other = torch.randn(*shape[:2], 2 * I)[..., ::2]
     check(layer, every_other, torch.randn(1, U, B).transpose(1, 2) if with_hx else None)
 
@@ -97,7 +90,7 @@ CHANGES = (change_in_place, change_data, write_through_data, replace, load, shar
 def test_changed_weights_take_effect_at_once(change):
     layer, x = make(), torch.randn(1, 2, I)
     check(layer, x)
-    assert is_known(layer, x)
+    assert known(layer)
     with torch.no_grad():
         change(layer)
     check(layer, x)
@@ -150,6 +143,14 @@ def test_gradients_resets_and_backends_go_the_whole_way():
         layer.backend = "aten"
         layer(x)
         assert layer.last_decision.backend == "aten"
+
+
+def test_copies_remember_nothing():
+    layer, x = make(), torch.randn(1, 2, I)
+    check(layer, x)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert known(other) is None
+        check(other, x)
 
 
 def test_results_are_in_memory_of_their_own():

@@ -1,10 +1,13 @@
-"""A step that is like one before is not checked again: nothing may be traded for it."""
+"""A step that is like the last one is not checked again: nothing may be traded for it."""
+
+import copy
+import pickle
 
 import pytest
 import torch
 from torch.nn.utils import parametrizations, parametrize
 
-from tritongru import GRU, GRUCell, Stream, repeats
+from tritongru import GRU, GRUCell, Stream
 
 B, I, U = 2, 3, 4
 
@@ -20,12 +23,11 @@ def layer_step(owner, x, state):
 @pytest.fixture(params=[GRUCell, GRU], ids=["cell", "layer"])
 def made(request):
     """An owner of weights that has made a step already, and the function that makes one more."""
-    repeats.forget()
     owner = request.param(U, input_size=I)
     step = cell_step if request.param is GRUCell else layer_step
     with torch.no_grad():
         step(owner, torch.randn(B, I), torch.randn(B, U))
-        assert len(repeats._known) == 1
+        assert owner._last_step.known is not None
         yield owner, step
 
 
@@ -44,9 +46,10 @@ def assert_right(owner, step) -> None:
 
 def test_the_same_step_again(made):
     owner, step = made
+    known = owner._last_step.known
     for _ in range(3):
         assert_right(owner, step)
-    assert len([known for known in repeats._known.values() if known.is_shorter]) == 1
+    assert owner._last_step.known is known
 
 
 CHANGES = {
@@ -128,6 +131,13 @@ def test_another_activation(made):
         torch.testing.assert_close(step(owner, x, state), right)
 
 
+def test_copies_remember_nothing(made):
+    owner, step = made
+    for twin in (copy.deepcopy(owner), pickle.loads(pickle.dumps(owner))):
+        assert twin._last_step.known is None
+        assert_right(twin, step)
+
+
 @torch.no_grad()
 def test_dropout_is_drawn_at_each_call_of_a_layer():
     layer = GRU(U, dropout=0.5, input_size=I)
@@ -150,9 +160,8 @@ def test_a_masked_step_after_a_plain_one():
 
 @torch.no_grad()
 def test_a_stream_is_the_layer_step_by_step():
-    repeats.forget()
     layer = GRU(U, input_size=I, return_sequences=True)
     x, stream = torch.randn(B, 6, I), Stream(layer)
     steps = torch.stack([stream.step(x[:, t]) for t in range(6)], 1)
-    assert repeats._known
+    assert stream._last_step.known is not None
     torch.testing.assert_close(steps, layer(x))
