@@ -20,6 +20,8 @@ LENGTHS = "torch/test_compat.py -k lengths_equal"
 PACKING = "call/test_packing.py"
 NORM = "call/test_layer_norm.py -k equals_the_oracle"
 NUMBA_NORM = "numba_backend/test_numba_norms.py -k grid"
+REPEATS = "numba_backend/test_numba_repeats.py"
+SHARED = "numba_backend/test_numba_shared.py"
 KERNEL_NORM = "interpreted/test_norm_kernels.py -k grid"
 CHUNKS = "call/test_eager.py -k chunk"
 HALF = "call/test_eager.py -k half"
@@ -198,6 +200,24 @@ MUTANTS = [
     Mutant("backends/triton/kernels/backward.py", "tl.where(kept, b_bound, b_dh)", "b_bound", CELLS),
     Mutant("backends/triton/scan.py", "keep is not None and not any(keep.stride())", "keep is not None", CELLS),
     Mutant("backends/eager/continuation.py", "Steps([B] * T), keep, norm", "Steps([B] * T), None, norm", "call/test_zoneout.py -k kernels_fail"),
+    # Calls of a known kind.
+    Mutant("repeats.py", "        *kinds, f, g, after, zero, backwards, time_major,", "        *kinds, f, g, after, zero, time_major,", REPEATS),
+    Mutant("repeats.py", "        *kinds, f, g, after,", "        *kinds, g, after,", REPEATS),
+    Mutant("repeats.py", " is fresh is input_drop is drop is zoneout is norm is None", " is fresh is input_drop is drop is norm is None", REPEATS),
+    Mutant("repeats.py", "asks and t.requires_grad) for t", "asks) for t", REPEATS),
+    Mutant("repeats.py", "if alike and not torch.is_grad_enabled() and is_plain", "if not torch.is_grad_enabled() and is_plain", REPEATS),
+    Mutant("repeats.py", "if alike and not torch.is_grad_enabled() and is_plain", "if alike and is_plain", REPEATS),
+    Mutant("repeats.py", "torch.stack((bias_x, bias_h))", "torch.stack((bias_h, bias_x))", REPEATS),
+    Mutant("backends/numba/bound.py", "d_out.stride()[:2]", "self._shape[1] * self._shape[2], self._shape[2]", REPEATS),
+    Mutant("backends/numba/bound.py", "        self._kept = problem.kept", "        kept = problem.kept", REPEATS),
+    Mutant("backends/numba/kernels/sums.py", "add_states(d, 0, h, batch * units,", "add_states(d, 0, h, 0,", REPEATS),
+    Mutant("backends/numba/kernels/sums.py", "units, others, d_u, by_column, True)", "units, others, d_u, by_column, False)", REPEATS),
+    # The units of one row shared among threads.
+    Mutant("backends/numba/kernels/shared.py", "range(begin // 4 * 4, T, chunk)", "range(begin, T, chunk)", SHARED),
+    Mutant("backends/numba/kernels/shared.py", "if s > begin and not wait_for_others(meeting, me, count, s, 0):", "if s < 0:", SHARED),
+    Mutant("backends/numba/kernels/shared.py", "if is_shared and wait_for_others(meeting, 0, count, s + 1, longer * patience):", "if is_shared:", SHARED),
+    Mutant("backends/numba/kernels/shared.py", "            if not has_all:\n", "            if has_all:\n", SHARED),
+    Mutant("backends/numba/sharing.py", "        meeting[STOPPED] = 1\n", "", SHARED + " -k fails"),
     # Zoneout and the bound in numba.
     Mutant("backends/numba/kernels/reverse.py", "d_n, d_z, z = d_n * part, d_z * part, zone_out(z, part)", "d_n, d_z = d_n * part, d_z * part", "numba_backend/test_numba_oracle.py -k zoneout"),
     Mutant("backends/numba/kernels/reverse.py", "total = clamp(total,", "clamp(total,", "numba_backend/test_numba_oracle.py -k zoneout"),
