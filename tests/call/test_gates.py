@@ -119,3 +119,22 @@ def test_autocast_and_tracing() -> None:
     for ours, theirs in zip(traced(arguments["gates"]), scan(**arguments, backend="eager"), strict=True):
         torch.testing.assert_close(ours, theirs)
     assert as_arguments(arguments).kernel is None
+
+
+@pytest.mark.parametrize("backend", ["numba", "eager", "aten"])
+@pytest.mark.parametrize("features", [1, 3])
+def test_the_imaginary_part_of_a_conjugate(backend: str, features: int) -> None:
+    """It is a view of numbers whose signs are yet to be changed."""
+    if backend == "numba":
+        pytest.importorskip("numba")
+    x = torch.randn(2, 70, features, dtype=torch.cfloat).conj().imag
+    assert x.is_neg()
+    kernel, recurrent = torch.randn(features, 12), torch.randn(4, 12)
+    right = gru(x.resolve_neg(), kernel, recurrent, backend="reference")
+    for _ in range(2):
+        torch.testing.assert_close(gru(x, kernel, recurrent, backend=backend), right)
+    layer = tritongru.compat.GRU(features, 4, batch_first=True, backend=backend)
+    with torch.no_grad():
+        for steps in (3, 70):
+            for _ in range(2):
+                torch.testing.assert_close(layer(x[:, :steps])[0], layer(x[:, :steps].resolve_neg())[0])
