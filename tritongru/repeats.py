@@ -56,6 +56,9 @@ def kind_of(a: Arguments, backend: str) -> tuple | None:
         kinds = [
             None if t is None else (t.shape, t.stride(), t.dtype, t.is_cpu, asks and t.requires_grad) for t in tensors
         ]
+        # One state for all rows is expanded on the whole way.
+        if h0 is not None and (h0.dim() != 2 or x.dim() != 3 or h0.shape[0] != a.batch):
+            return None
     except RuntimeError:  # sparse and nested tensors have none of that
         return None
     return (

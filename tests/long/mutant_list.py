@@ -210,8 +210,8 @@ MUTANTS = [
     Mutant("repeats.py", "torch.stack((bias_x, bias_h))", "torch.stack((bias_h, bias_x))", REPEATS),
     Mutant("backends/numba/bound.py", "d_out.stride()[:2]", "self._shape[1] * self._shape[2], self._shape[2]", REPEATS),
     Mutant("backends/numba/bound.py", "        self._kept = problem.kept", "        kept = problem.kept", REPEATS),
-    Mutant("backends/numba/kernels/sums.py", "add_states(d, 0, h, batch * units,", "add_states(d, 0, h, 0,", REPEATS),
-    Mutant("backends/numba/kernels/sums.py", "units, others, d_u, by_column, True)", "units, others, d_u, by_column, False)", REPEATS),
+    Mutant("backends/numba/kernels/sums.py", "i_other = batch * units if is_reverse else 0", "i_other = 0", REPEATS),
+    Mutant("backends/numba/kernels/sums.py", "product > 2 and split > 0", "False", REPEATS),
     # The units of one row shared among threads.
     Mutant("backends/numba/kernels/shared.py", "range(begin // 4 * 4, T, chunk)", "range(begin, T, chunk)", SHARED),
     Mutant("backends/numba/kernels/shared.py", "if s > begin and not wait_for_others(meeting, me, count, s, 0):", "if s < 0:", SHARED),

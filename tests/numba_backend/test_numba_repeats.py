@@ -207,6 +207,18 @@ def test_a_kind_is_more_than_shapes() -> None:
         torch.testing.assert_close(found, right)
 
 
+@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("shape", [(4,), (1, 4)], ids=str)
+def test_one_state_for_all_rows(batch: int, shape: tuple[int, ...]) -> None:
+    x, kernel, recurrent, bias, _ = leaves()
+    x = x.detach()[:1].expand(batch, -1, -1)
+    h0 = torch.randn(shape, dtype=x.dtype, requires_grad=True)
+    right = torch.autograd.grad(gru(x, kernel, recurrent, bias, h0, backend="reference")[0].sum(), h0)[0]
+    for _ in range(3):
+        y, _ = gru(x, kernel, recurrent, bias, h0, backend="numba")
+        torch.testing.assert_close(torch.autograd.grad(y.sum(), h0)[0], right)
+
+
 def test_layers_share_what_is_known_and_nothing_else() -> None:
     one, other = (GRU(4, input_size=3, return_sequences=True, return_state=True) for _ in range(2))
     x = torch.randn(2, 8, 3)

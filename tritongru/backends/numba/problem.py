@@ -214,7 +214,7 @@ class Problem:
 
 def how_to_scan(parts: Sequence[np.ndarray]) -> tuple[Kernel, Callable[[Any, Any], None]]:
     """Return the kernel of a scan's parts, and what runs it with all of them."""
-    return (shared_scan, run_sharing) if parts[0][at.SHARES] > 1 else (scan, run_parts)
+    return (shared_scan, run_sharing) if parts and parts[0][at.SHARES] > 1 else (scan, run_parts)
 
 
 def make_plan(fields: dict[str, Any]) -> np.ndarray:

@@ -92,18 +92,6 @@ def tile(a, i, a_row, b, j, b_row, rows, out, o, width, more):
 
 
 @helper
-def add_states(d, i, h, j, h_row, units, rows, d_u, by_column, more):
-    """d_u = h' d of some rows, added where `more`."""
-    width, gates, square = 4 * units, 3 * units, 2 * units * units
-    if by_column:
-        multiply_transposed(d, i + units, width, 2 * units, h, j, h_row, units, rows, d_u, 0, units, more)
-        multiply_transposed(d, i, width, units, h, j, h_row, units, rows, d_u, square, units, more)
-    else:
-        multiply_transposed(h, j, h_row, units, d, i + units, width, 2 * units, rows, d_u, 0, gates, more)
-        multiply_transposed(h, j, h_row, units, d, i, width, units, rows, d_u, 2 * units, gates, more)
-
-
-@helper
 def sum_rows(d, i, width, columns, rows, out, o):
     """out (columns) = the sum of d's rows."""
     for c in range(0, columns, lanes(d)):
@@ -123,21 +111,36 @@ def sum_part(plan, like):
     if plan[D_X] != 0:
         d_x = pointer(plan[D_X], like)
         multiply_unpacked(d, units, width, gates, w, plan[W_COLUMN], plan[W_ROW], 0, inputs, d_x, inputs, rows)
-    if plan[D_W] != 0 and plan[W_BY_COLUMN] != 0:
-        multiply_transposed(d, units, width, gates, x, 0, x_row, inputs, rows, d_w, 0, inputs, False)
-    elif plan[D_W] != 0:
-        multiply_transposed(x, 0, x_row, inputs, d, units, width, gates, rows, d_w, 0, gates, False)
-    if plan[D_U] != 0 and plan[H0] == 0:
-        add_states(d, 0, h, 0, units, units, rows, d_u, plan[U_BY_COLUMN] != 0, False)
-    elif plan[D_U] != 0:
-        h0, batch, by_column = pointer(plan[H0], like), plan[BATCH], plan[U_BY_COLUMN] != 0
-        others = rows - batch
-        if plan[REVERSE] != 0:
-            add_states(d, 0, h, batch * units, units, units, others, d_u, by_column, False)
-            add_states(d, others * width, h0, 0, plan[H0_ROW], units, batch, d_u, by_column, others > 0)
+    # One place calls the product: a compiler copies it to every place. First d_W; then d_R, its two parts of columns,
+    # of all rows or, where the states are in two places, of the first and of the last ones.
+    has_h0, batch, is_reverse = plan[H0] != 0, plan[BATCH], plan[REVERSE] != 0
+    h0 = pointer(plan[H0], like)
+    split = 0 if not has_h0 else rows - batch if is_reverse else batch
+    for product in range(5):
+        if plan[D_W if product == 0 else D_U] == 0:
+            continue
+        column, columns, begin, count = units, gates, 0, rows
+        by_column, target, to, length = plan[W_BY_COLUMN] != 0, d_w, 0, inputs
+        other, i_other, other_row = x, 0, x_row
+        if product > 0:
+            by_column, target, length = plan[U_BY_COLUMN] != 0, d_u, units
+            columns = 2 * units
+            if product % 2 == 0:
+                column, columns = 0, units
+                to = 2 * units * units if by_column else 2 * units
+            begin, count = (0, split) if product <= 2 else (split, rows - split)
+            other, i_other, other_row = h, begin * units, units
+            if has_h0 and (product > 2) == is_reverse:
+                other, i_other, other_row = h0, 0, plan[H0_ROW]
+            elif has_h0:
+                i_other = batch * units if is_reverse else 0
+        i, more = begin * width + column, product > 2 and split > 0
+        if by_column:
+            multiply_transposed(
+                d, i, width, columns, other, i_other, other_row, length, count, target, to, length, more
+            )
         else:
-            add_states(d, 0, h0, 0, plan[H0_ROW], units, batch, d_u, by_column, False)
-            add_states(d, batch * width, h, 0, units, units, others, d_u, by_column, True)
+            multiply_transposed(other, i_other, other_row, length, d, i, width, columns, count, target, to, gates, more)
     if plan[D_BIAS_X] != 0:
         sum_rows(d, units, width, gates, rows, d_bias_x, 0)
     if plan[D_BIAS_H] != 0:
