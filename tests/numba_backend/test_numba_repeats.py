@@ -104,6 +104,15 @@ def test_one_gradient_alone(wanted: int) -> None:
     assert len(shorter()) == 1
 
 
+def test_gradients_that_an_earlier_call_did_not_ask_for() -> None:
+    tensors = leaves()
+    for _ in range(2):
+        assert not run([t.detach() for t in tensors])[0].requires_grad
+    right = gradients(tensors, LOSSES["both"], "reference")
+    for found, wanted in zip(gradients(tensors, LOSSES["both"]), right, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 def test_second_derivatives() -> None:
     tensors = leaves(3)
     run(tensors)
