@@ -61,7 +61,7 @@ def decide_for_all(gru: NamedWeights, x: Tensor, hx: Tensor | None, backend: str
     if decision.backend == "aten":
         return decision
     plain = decision.backend in WHOLE and not signature.wants_gradients
-    return decision if plain and not is_watched((x, *gru._flat_weights)) else None
+    return decision if plain and not is_watched((x, hx, *gru._flat_weights)) else None
 
 
 def run_layers(

@@ -60,12 +60,16 @@ def split(arguments: Sequence[Any], *kinds: type) -> list[Any]:
 
 
 def is_watched(tensors: Sequence[Tensor | None]) -> bool:
-    """Return whether something looks at the operators of a call: a compiler, transform, mode or subclass of Tensor."""
+    """Return whether something looks at the operators of a call: a compiler, transform, mode or subclass of Tensor.
+
+    torch itself does where a tensor is a view of numbers whose signs are yet to be changed, as the imaginary part of a
+    conjugate: on the way into an operator it changes them.
+    """
     if is_traced() or torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
         return True
     if torch._ops._len_torch_dispatch_stack_pre_dispatch():
         return True
-    return not _PLAIN.issuperset(map(type, tensors))
+    return not _PLAIN.issuperset(map(type, tensors)) or any(t is not None and t.is_neg() for t in tensors)
 
 
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .arguments import Arguments
 from .padding import valid_steps
-from .recording import is_exporting_to_onnx, is_traced
+from .recording import is_exporting_to_onnx
 
 
 class Shape(NamedTuple):
@@ -112,11 +112,7 @@ def canonicalize(a: Arguments, variant: Variant, steps: tuple[Tensor, Tensor | N
         elif fresh is not None and fresh.dim() == 3:
             fresh = a.by_time(fresh)
     keep = None if a.zoneout is None else a.by_time(a.zoneout)
-    inputs = Inputs(x, w, bias_x, u, bias_h, h0, mask, resets, fresh, drop, keep, scale)  # type: ignore[arg-type]
-    # The imaginary part of a conjugate is a view of numbers whose signs are yet to be changed; kernels read numbers.
-    if not is_traced() and any(t is not None and t.is_neg() for t in inputs):
-        inputs = Inputs(*(t if t is None else t.resolve_neg() for t in inputs))
-    return Problem(inputs, variant)
+    return Problem(Inputs(x, w, bias_x, u, bias_h, h0, mask, resets, fresh, drop, keep, scale), variant)  # type: ignore[arg-type]
 
 
 def clear_padding(a: Arguments) -> tuple[Tensor, Tensor | None]:

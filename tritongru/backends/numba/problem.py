@@ -33,10 +33,9 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def with_rows(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Return `value` in `dtype`, its last axis contiguous, and no view that has yet to be negated."""
+    """Return `value` in `dtype`, its last axis contiguous."""
     if value is None:
         return None
-    value = value.resolve_neg()
     if value.dtype != dtype:
         value = value.to(dtype)
     return value if value.stride(-1) == 1 or value.shape[-1] == 1 else value.contiguous()

@@ -100,9 +100,7 @@ ADDRESSES = at.LAST + 1  # they come first
 
 
 def _with_rows(value):
-    return (
-        value if value is None or (value.stride(-1) == 1 and not value.is_neg()) else value.resolve_neg().contiguous()
-    )
+    return value if value is None or value.stride(-1) == 1 else value.contiguous()
 
 
 KERNEL_ID = {name: entry.kernel_id for name, entry in TABLE.items()}
