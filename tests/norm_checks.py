@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from tritongru.tools.oracle.cases import Case, in_dtype, make_arguments, run_case
 from tritongru.tools.oracle.tolerance import check
 
 F64 = torch.float64
+KINDS = ("separate", "joint")
+FLAGS = list(itertools.product((False, True), (False, True), (False, True), (0, 1, 3)))
+
+
+def grid(kind: str, layout: str, go_backwards: bool, time: int, batches, units, dtype_of) -> list[Case]:
+    """Return a case for each of FLAGS (mask, lengths, resets, dropout masks), and of what else there is by turns.
+
+    Args:
+        kind: of the norm. batches, units: three each. dtype_of: the dtype by the number of the case.
+    """
+    return [
+        Case(
+            batches[seed % 3], time, 4, units[seed // 2 % 3], dtype_of(seed), seed,
+            layout=layout, go_backwards=go_backwards, recompute=seed % 5 < 2, mask=mask, lengths=lengths,
+            resets=resets, reset_state="rows" if resets else None, recurrent_dropouts=drops,
+            input_dropouts=(0, 3, 1)[seed % 3], use_bias=seed % 7 > 0, time_major=seed % 4 == 3, layer_norm=kind,
+            gates=seed % 7 == 4, zoneout=seed % 6 == 5, gradient_clip=0.5 if seed % 11 == 7 else None,
+            zero_output_for_mask=seed % 3 == 1,
+        )
+        for seed, (mask, lengths, resets, drops) in enumerate(FLAGS)
+    ]  # fmt: skip
 
 
 def assert_equals_oracle(backend: str, case: Case, **changes) -> None:

@@ -172,11 +172,11 @@ class GRU(NamedWeights):
                 self.last_decision = known.decision
             if known.decision.backend == "aten":
                 return tracing.TorchGRU.forward(self, input, hx)  # type: ignore[arg-type]
-            if known.is_shorter:
-                output, state, _ = known.run(plain)
-                if not state.requires_grad:
+            if (repeat := known.repeat) is not None:
+                if repeat.is_short:
                     self._last_call = self._last_call or LastCall()
-                    self._last_call.remember(self, input, hx, known.decision)
+                    self._last_call.remember(self, input, hx, repeat)
+                output, state, _ = repeat.run(plain)
                 return output, state.unsqueeze(0)
         if (proxy := tracing.find_proxy(input, hx, lengths, resets)) is not None:
             options = dict(lengths=lengths, resets=resets, backend=backend)
@@ -198,9 +198,6 @@ class GRU(NamedWeights):
         if input.dim() == 2:
             return output.squeeze(1), h_n.squeeze(1)
         self._remember(kind, plain, self.last_decision)
-        if is_plain and decision is not None:
-            self._last_call = self._last_call or LastCall()
-            self._last_call.remember(self, input, hx, decision)
         return (output.transpose(0, 1) if self.batch_first else output), h_n
 
     def explain(

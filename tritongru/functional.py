@@ -178,8 +178,8 @@ def run(arguments: Arguments, backend: str = "auto") -> tuple[Tensor, Tensor, De
     if has_heads(arguments):
         return run_all([arguments], backend)[0]
     kind = None if torch.compiler.is_compiling() else repeats.kind_of(arguments, backend)
-    if (known := repeats.find(kind)) is not None and known.is_shorter:
-        return known.run(arguments)
+    if (found := repeats.again(arguments, kind)) is not None:
+        return found
     call = check(arguments)
     outputs, state, decision = _run_checked(call, backend)
     repeats.remember(kind, call, decision)

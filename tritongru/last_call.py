@@ -6,7 +6,6 @@ time.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,22 +14,21 @@ from torch import Tensor
 from . import environment
 from .backends.operators import is_watched
 from .call.check import is_transformed
-from .call.problem import Inputs, Variant
 from .dispatch import Decision
+from .repeats import EXACT
 from .stacking import is_plain_cell
 
 if TYPE_CHECKING:
     from .backends.numba.short import BoundShort
     from .compat import GRU
-
-_EXACT = (torch.float32, torch.float64)
+    from .repeats import Repeat
 
 
 class LastCall:
     """The last call that numba's code for few steps can run.
 
     Attributes:
-        known: its kind, the decision, the function that runs one alike, and the state (1,B,U) of zeros that it begins
+        known: its kind, the decision, the function that runs one alike, and the state (B,U) of zeros that it begins
             with where none is given; as one value, since another thread may be reading it. None where every call goes
             the whole way.
     """
@@ -43,23 +41,10 @@ class LastCall:
     def __reduce__(self):
         return LastCall, ()  # a copy remembers nothing
 
-    def remember(self, layer: GRU, x: Tensor, hx: Tensor | None, decision: Decision) -> None:
-        """Remember a call of `layer` with x and hx that numba is to run, and that has been run."""
-        if decision.backend != "numba" or (kind := _kind(layer, x, hx)) is None:
-            return
-        numba = importlib.import_module("tritongru.backends.numba.short")  # imports numba
-        sequence = x.transpose(0, 1) if layer.batch_first else x
-        with torch.inference_mode(False):  # later calls may be outside of it
-            zeros = torch.zeros(1, sequence.shape[1], layer.hidden_size, dtype=x.dtype)
-        weights: Any = layer._parameters
-        inputs = Inputs(
-            sequence, weights["weight_ih_l0"].t(), weights.get("bias_ih_l0"), weights["weight_hh_l0"].t(),
-            weights.get("bias_hh_l0"), (zeros if hx is None else hx)[0],
-        )  # fmt: skip
-        variant = Variant(zero_output_for_mask=True, reset_gate_first=True)
-        rows = (x, *inputs[2:6:2], inputs.h0)
-        if numba.is_short(inputs, variant) and all(t is None or t.stride(-1) == 1 for t in rows):
-            self.known = kind, decision, numba.BoundShort(inputs, variant), zeros
+    def remember(self, layer: GRU, x: Tensor, hx: Tensor | None, repeat: Repeat) -> None:
+        """Remember a call of `layer` with x and hx that `repeat` runs."""
+        if (kind := _kind(layer, x, hx)) is not None:
+            self.known = kind, repeat.decision, repeat.bound, repeat.zeros
 
     def again(self, layer: GRU, x: Any, hx: Any) -> tuple[Tensor, Tensor] | None:
         """Return output and h_n of a call of `layer` that is like the last one, None for any other."""
@@ -86,7 +71,7 @@ def _kind(layer: GRU, x: Any, hx: Any) -> tuple | None:
     That is: one with gradients, one that a tracer, a mode or autocast watches, weights behind a parametrization,
     several layers, both directions, whatever `torch.nn.GRU` lacks, half precision, and an input without a batch.
     """
-    if not isinstance(x, Tensor) or x.dtype not in _EXACT or not x.is_cpu or x.dim() != 3:
+    if not isinstance(x, Tensor) or x.dtype not in EXACT or not x.is_cpu or x.dim() != 3:
         return None
     if layer.num_layers != 1 or layer.bidirectional or layer.recurrent_dropout or not is_plain_cell(layer):
         return None

@@ -8,7 +8,7 @@ change of one takes effect at once, whichever way it was made.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,13 +18,27 @@ from .backends.eager import short
 from .backends.gradients import SAVE_GATES, Saved, Setting
 from .backends.operators import differentiate, is_plain_gradient, is_watched
 from .call.arguments import Arguments
-from .call.check import Call, is_transformed
-from .call.problem import Inputs
+from .call.check import Call, Signature, is_transformed
+from .call.problem import Inputs, canonicalize
 from .dispatch import Decision
 
 MOST_KINDS = 512
-_EXACT = (torch.float32, torch.float64)
-_known: dict[tuple, Repeat | None] = {}
+EXACT = (torch.float32, torch.float64)  # the dtypes that states are kept in
+
+
+class Known(NamedTuple):
+    """What is known of a kind of call: the decision for it, and the shorter way, None where there is none."""
+
+    decision: Decision
+    repeat: Repeat | None
+
+    @property
+    def is_shorter(self) -> bool:
+        """Whether there is a shorter way."""
+        return self.repeat is not None
+
+
+_known: dict[tuple, Known] = {}
 
 
 def forget() -> None:
@@ -49,7 +63,7 @@ def kind_of(a: Arguments, backend: str) -> tuple | None:
     # What is no tensor, or one of another class, counts as watched.
     if is_watched(tensors) or is_transformed() or torch.is_autocast_enabled("cpu"):
         return None
-    if x is None or kernel is None or recurrent is None or x.dtype not in _EXACT:
+    if x is None or kernel is None or recurrent is None or not x.is_cpu or x.dtype not in EXACT:
         return None
     asks = torch.is_grad_enabled()
     try:
@@ -67,16 +81,14 @@ def kind_of(a: Arguments, backend: str) -> tuple | None:
     )  # fmt: skip
 
 
-def again(a: Arguments, backend: str) -> tuple[Tensor, Tensor, Decision] | None:
-    """Run a call of a known kind; results of `functional.run`, None for any other."""
-    if torch.compiler.is_compiling():
-        return None
-    known = find(kind_of(a, backend))
-    return known.run(a) if known is not None and known.is_shorter else None
+def again(a: Arguments, kind: tuple | None) -> tuple[Tensor, Tensor, Decision] | None:
+    """Run a call whose kind is known and has a shorter way; results of `functional.run`, None for any other."""
+    known = find(kind)
+    return None if known is None or known.repeat is None else known.repeat.run(a)
 
 
-def find(kind: tuple | None) -> Repeat | None:
-    """Return how calls of a kind run, None if that is not known."""
+def find(kind: tuple | None) -> Known | None:
+    """Return what is known of a kind."""
     try:
         return _known.get(kind)  # type: ignore[arg-type]
     except TypeError:  # an argument that cannot be hashed: the whole way says which
@@ -90,78 +102,64 @@ def remember(kind: tuple | None, call: Call, decision: Decision) -> None:
         return
     while len(_known) >= MOST_KINDS:
         _known.pop(next(iter(_known)), None)
-    _known[kind] = Repeat(call, decision)
-
-
-def _is_shorter(call: Call, decision: Decision) -> bool:
-    """Return whether there is a way that calls like this one can take without being looked at."""
     a, s = call
-    if s.shape is None or 0 in s.shape or s.recompute or s.device != "cpu":
+    inputs = canonicalize(a, s.variant).inputs
+    _known[kind] = Known(decision, Repeat(a, s, inputs, decision) if _is_shorter(s, inputs, decision) else None)
+
+
+def _is_shorter(s: Signature, inputs: Inputs, decision: Decision) -> bool:
+    """Return whether there is a way that calls like this one can take without being looked at."""
+    if s.shape is None or 0 in s.shape or s.recompute:
         return False
-    tensors = _canonical(a, a.x.new_zeros(s.shape.batch, s.units) if a.initial_state is None else a.initial_state)
     if decision.backend == "eager":
-        return not s.wants_gradients and short.is_short(tensors, s.variant)
-    rows = (tensors.x, tensors.bias_x, tensors.bias_h, tensors.h0)
+        return not s.wants_gradients and short.is_short(inputs, s.variant)
+    rows = (inputs.x, inputs.bias_x, inputs.bias_h, inputs.h0)
     return decision.backend == "numba" and all(t is None or t.stride(-1) == 1 for t in rows)
 
 
-def _canonical(a: Arguments, h0: Tensor) -> Inputs:
-    """Return the canonical form of plain arguments, in plain form."""
-    w, u = a.kernel, a.recurrent_kernel
-    bias_x, bias_h = None, None
-    if a.layout == "torch":
-        w, u = w.t(), u.t()  # type: ignore[union-attr]
-    if a.bias is not None:
-        bias_x, bias_h = (a.bias, None) if isinstance(a.bias, Tensor) and a.bias.dim() == 1 else a.bias
-    return Inputs(a.by_time(a.x), w, bias_x, u, bias_h, h0)  # type: ignore[arg-type]
-
-
 class Repeat:
-    """How calls of one kind run.
+    """How calls of one kind run without being looked at.
 
     Attributes:
-        decision: for each of them. is_shorter: whether there is a shorter way, which `run` takes.
+        decision: for each of them. zeros: the state (B,U) that they begin with where none is given.
+        bound: in numba, their scan. is_short: whether that is the one of few steps, which needs nothing else.
     """
 
-    def __init__(self, call: Call, decision: Decision):
-        a, s = call
-        self.decision, self.is_shorter = decision, _is_shorter(call, decision)
-        if not self.is_shorter:
-            return
-        assert s.shape is not None
-        self.variant, self._records = s.variant, s.wants_gradients
+    def __init__(self, a: Arguments, s: Signature, inputs: Inputs, decision: Decision):
+        self.decision, self.variant, self._records = decision, s.variant, s.wants_gradients
         self._setting = Setting(s.precision, SAVE_GATES, decision.backend)
         self._is_torch, self._is_time_major = a.layout == "torch", a.time_major
         with torch.inference_mode(False):  # later calls may be outside of it
-            self._zeros = torch.zeros(s.shape.batch, s.units, dtype=s.dtype)
+            self.zeros = torch.zeros(inputs.h0.shape, dtype=s.dtype)
         # How far the second bias is behind the first, where both are one tensor.
         self._second = 0
         if isinstance(a.bias, Tensor) and a.bias.dim() == 2:
             self._second = a.bias.stride(0) * a.bias.element_size()
-        inputs = _canonical(a, self._zeros if a.initial_state is None else a.initial_state)
         self._strides = [None if t is None else t.stride() for t in inputs]
-        self._bound: Any = None
+        self.bound: Any = None
+        self.is_short = False
         if decision.backend == "numba":
             numba = importlib.import_module("tritongru.backends.numba.bound")  # imports numba
-            self._bound = numba.bind(inputs, s.variant, self._records)
+            self.bound = numba.bind(inputs, s.variant, self._records)
+            self.is_short = isinstance(self.bound, numba.BoundShort)
 
     def run(self, a: Arguments) -> tuple[Tensor, Tensor, Decision]:
         """Run a call of this kind; results of `functional.run`."""
-        h0 = self._zeros if a.initial_state is None else a.initial_state
+        h0 = self.zeros if a.initial_state is None else a.initial_state
         biases = () if a.bias is None else (a.bias,) if isinstance(a.bias, Tensor) else a.bias
         if self._records:
             out, last = Recorded.apply(self, a.x, a.kernel, a.recurrent_kernel, h0, *biases)  # type: ignore[misc]
-        elif self._bound is None:
+        elif self.bound is None:
             out, last = short.run_short(self.inputs(a.x, a.kernel, a.recurrent_kernel, h0, *biases), self.variant)
         else:
             out, last, _ = self.scan(a.x, a.kernel, a.recurrent_kernel, h0, *biases)
         return (out if self._is_time_major else out.transpose(0, 1)), last, self.decision
 
-    def scan(self, x: Tensor, kernel, recurrent: Tensor, h0: Tensor, *biases: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return out (T,B,U), the last state (B,U) and the gates, of tensors as the caller has them."""
+    def scan(self, x: Tensor, kernel, recurrent: Tensor, h0: Tensor, *biases: Tensor) -> tuple[Tensor, Tensor, Any]:
+        """Return out (T,B,U), the last state (B,U) and, with gradients, the gates, of the caller's tensors."""
         first = biases[0].data_ptr() if biases else 0
         second = biases[1].data_ptr() if len(biases) == 2 else first + self._second if self._second else 0
-        return self._bound.run(x, (x.data_ptr(), kernel.data_ptr(), first, recurrent.data_ptr(), second, h0.data_ptr()))
+        return self.bound.run(x, (x.data_ptr(), kernel.data_ptr(), first, recurrent.data_ptr(), second, h0.data_ptr()))
 
     def inputs(self, x: Tensor, kernel, recurrent: Tensor, h0: Tensor, *biases: Tensor) -> Inputs:
         """Return the canonical form of tensors as the caller has them."""
@@ -182,12 +180,12 @@ class Repeat:
             bias_x = torch.stack((bias_x, bias_h))
         return [x, w, u, h0, *(bias_x, bias_h)[:biases]]
 
-    def differentiate(self, a: Inputs, saved: Saved, d_out, d_last, wanted: Inputs) -> Inputs:
+    def gradients(self, a: Inputs, saved: Saved, d_out, d_last, wanted: Inputs) -> Inputs:
         """Return the wanted gradients of canonical inputs, None for the others."""
         # What hooks on saved tensors give back need not lie as it did.
         alike = [None if t is None else t.stride() for t in a] == self._strides
         if alike and not torch.is_grad_enabled() and is_plain_gradient(a, saved, d_out, d_last):
-            return self._bound.run_backward(a, saved, d_out, d_last, wanted)
+            return self.bound.run_backward(a, saved, d_out, d_last, wanted)
         return differentiate(a, self.variant, self._setting, saved, d_out, d_last, wanted)
 
 
@@ -215,5 +213,5 @@ class Recorded(torch.autograd.Function):
             bias_x=a.bias_x is not None and biases[0], bias_h=a.bias_h is not None and biases[-1],
         )  # fmt: skip
         saved = Saved(out, out.new_empty(0), gates)
-        found = repeat.differentiate(a, saved, d_out, d_last, wanted)
+        found = repeat.gradients(a, saved, d_out, d_last, wanted)
         return None, *repeat.as_given(found, len(biases))

@@ -14,7 +14,7 @@ from extremes import (
     check_rows_are_apart,
     check_rows_without_steps,
 )
-from norm_checks import assert_equals_oracle
+from norm_checks import KINDS, assert_equals_oracle, grid
 
 from tritongru import UnsupportedError, compat, gru, scan
 from tritongru.backends.triton.scan import use_config
@@ -23,8 +23,6 @@ from tritongru.tools.oracle.cases import Case, make_arguments
 from tritongru.tuning.configs import LaunchConfig, next_power_of_two
 
 pytestmark = pytest.mark.skipif(not is_interpreted(), reason="draws its tensors on the CPU")
-KINDS = ("separate", "joint")
-FLAGS = list(itertools.product((False, True), (False, True), (False, True), (0, 1, 3)))
 UNITS = (9, 16, 5)
 
 
@@ -36,15 +34,9 @@ def whole_row(units: int) -> LaunchConfig:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layout, go_backwards", list(itertools.product(("keras", "torch"), (False, True))))
 def test_grid(kind: str, layout: str, go_backwards: bool) -> None:
-    for seed, (mask, lengths, resets, drops) in enumerate(FLAGS):
-        case = Case(
-            (1, 3, 19)[seed % 3], 4, 4, UNITS[seed // 2 % 3], ("float32", "bfloat16", "float16")[seed % 5 % 3], seed,
-            layout=layout, go_backwards=go_backwards, recompute=seed % 5 < 2, mask=mask, lengths=lengths,
-            resets=resets, reset_state="rows" if resets else None, recurrent_dropouts=drops,
-            input_dropouts=(0, 3, 1)[seed % 3], use_bias=seed % 7 > 0, time_major=seed % 4 == 3, layer_norm=kind,
-            gates=seed % 7 == 4, zoneout=seed % 6 == 5, gradient_clip=0.5 if seed % 11 == 7 else None,
-            zero_output_for_mask=seed % 3 == 1,
-        )  # fmt: skip
+    for case in grid(
+        kind, layout, go_backwards, 4, (1, 3, 19), UNITS, lambda seed: ("float32", "bfloat16", "float16")[seed % 5 % 3]
+    ):
         assert_equals_oracle("triton", case)
 
 

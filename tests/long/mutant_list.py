@@ -281,7 +281,7 @@ MUTANTS = [
     Mutant("backends/triton/run.py", "d_fresh = d_fresh.sum(0)", "d_fresh = d_fresh[0]", FLAGS),
     Mutant("backends/triton/run.py", "d_n = d_gh_n if v", "d_n = d_gx[..., 2 * U :] if v", FLAGS),
     Mutant("backends/triton/run.py", "else entering * gates[1]", "else entering * gates[0]", FLAGS),
-    Mutant("backends/triton/run.py", "_product_like((h * m).flatten(0, 1)", "_product_like(h.flatten(0, 1)", FLAGS),
+    Mutant("backends/triton/run.py", "product_like((h * m).flatten(0, 1)", "product_like(h.flatten(0, 1)", FLAGS),
     Mutant("call/check.py", "a.initial_state, a.reset_state, a.zoneout]", "a.initial_state, a.zoneout]", "call/test_graphs.py -k only_one"),
     Mutant("backends/gradients.py", "t if t is None else t.view_as(t)", "t", "call/test_graphs.py -k counted_once"),
     Mutant("backends/aten.py", "inner[2:], train=True)", "inner[2:], train=False)", TORCH_CALLS),

@@ -14,13 +14,11 @@ from extremes import (
     check_rows_are_apart,
     check_rows_without_steps,
 )
-from norm_checks import assert_equals_oracle
+from norm_checks import KINDS, assert_equals_oracle, grid
 
 from tritongru import UnsupportedError, compat, explain, gru
 from tritongru.tools.oracle.cases import Case, make_arguments
 
-KINDS = ("separate", "joint")
-FLAGS = list(itertools.product((False, True), (False, True), (False, True), (0, 1, 3)))
 # Fewer units than a vector has lanes, whole vectors, and some left over.
 UNITS = (5, 16, 19)
 
@@ -28,15 +26,9 @@ UNITS = (5, 16, 19)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layout, go_backwards", list(itertools.product(("keras", "torch"), (False, True))))
 def test_grid(divided: str, kind: str, layout: str, go_backwards: bool) -> None:
-    for seed, (mask, lengths, resets, drops) in enumerate(FLAGS):
-        case = Case(
-            (1, 3, 11)[seed % 3], 6, 4, UNITS[seed // 2 % 3], "float64" if seed % 4 else "float32", seed,
-            layout=layout, go_backwards=go_backwards, recompute=seed % 5 < 2, mask=mask, lengths=lengths,
-            resets=resets, reset_state="rows" if resets else None, recurrent_dropouts=drops,
-            input_dropouts=(0, 3, 1)[seed % 3], use_bias=seed % 7 > 0, time_major=seed % 4 == 3, layer_norm=kind,
-            gates=seed % 7 == 4, zoneout=seed % 6 == 5, gradient_clip=0.5 if seed % 11 == 7 else None,
-            zero_output_for_mask=seed % 3 == 1,
-        )  # fmt: skip
+    for case in grid(
+        kind, layout, go_backwards, 6, (1, 3, 11), UNITS, lambda seed: "float64" if seed % 4 else "float32"
+    ):
         assert_equals_oracle("numba", case)
 
 

@@ -20,12 +20,9 @@ def reasons_against_cells(s: Signature) -> list[str]:
         reasons.append("zoneout given")
     if s.variant.gradient_clip is not None:
         reasons.append(f"gradient_clip={s.variant.gradient_clip:g}")
-    return reasons + reasons_against_norms(s)
-
-
-def reasons_against_norms(s: Signature, of_norm: str = "") -> list[str]:
-    """A norm over the sums of all gates runs on numba, eager and the reference alone; `of_norm` says why."""
-    return [] if s.variant.layer_norm is None else [f"layer_norm={s.variant.layer_norm!r}{of_norm}"]
+    if s.variant.layer_norm is not None:
+        reasons.append(f"layer_norm={s.variant.layer_norm!r}")
+    return reasons
 
 
 def reasons_against_activations(s: Signature, needed: str) -> list[str]:

@@ -152,7 +152,8 @@ class GRU(KeptState):
                 output = output.unsqueeze(self._time_axis) if self.return_sequences else output
                 return (output, state) if self.return_state else output
             plain = self._plain_arguments(inputs, training, initial_state)
-            if plain is not None and (known := repeats.again(plain, self.backend)) is not None:
+            kind = None if plain is None else repeats.kind_of(plain, self.backend)
+            if plain is not None and (known := repeats.again(plain, kind)) is not None:
                 return self._finish(plain, None, *known)
         arguments, rows = self._arguments(inputs, mask, training, initial_state, resets)
         outputs, state, decision = functional.run(arguments, self.backend)

@@ -21,6 +21,7 @@ from ..call.check import is_transformed
 from ..call.problem import Inputs, Variant
 from ..call.zoneout import draw_zoneout
 from ..dispatch import Decision
+from ..repeats import EXACT
 
 if TYPE_CHECKING:
     from .base import RecurrentWeights
@@ -128,7 +129,7 @@ def _kind(owner: RecurrentWeights, x: Any, state: Tensor, backend: str) -> tuple
     That is: one with gradients, one that a tracer, a mode or autocast watches, weights behind a parametrization,
     another cell, the other reset convention, and half precision, whose sums are kept in float32.
     """
-    if not isinstance(x, Tensor) or x.dtype not in _EXACT or not x.is_cpu or not owner.reset_after:
+    if not isinstance(x, Tensor) or x.dtype not in EXACT or not x.is_cpu or not owner.reset_after:
         return None
     weights: Any = owner._parameters
     if owner.zoneout or owner.layer_norm is not None or owner.heads > 1:
@@ -142,6 +143,3 @@ def _kind(owner: RecurrentWeights, x: Any, state: Tensor, backend: str) -> tuple
         return None
     kinds = [None if t is None else (t.shape, t.stride(), t.dtype, t.is_cpu) for t in tensors]
     return *kinds, owner.activation, owner.recurrent_activation, backend, environment.changes()
-
-
-_EXACT = (torch.float32, torch.float64)

@@ -177,6 +177,13 @@ def steps_with(flags: Tensor | None, T: int) -> list[bool]:
     return flags.any(1).tolist() if flags.device.type == "cpu" else [True] * T
 
 
+def product_like(left: Tensor, right: Tensor, weight: Tensor) -> Tensor:
+    """Return left' right (K,N), laid out as `weight` is, so that autograd need not copy it to a parameter's layout."""
+    if weight.stride(0) == 1 and weight.stride(1) != 1:
+        return (right.t() @ left).t()
+    return left.t() @ right
+
+
 def in_place(name: str) -> Callable[[Tensor], Tensor]:
     """Return the activation `name` as a function that overwrites its argument."""
     function = TABLE[name].function

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ...call.problem import Inputs
+from ..eager.layout import product_like
 from .kernels import sums as at
 from .kernels.sums import sums
 
@@ -37,7 +38,7 @@ def _sum_all_steps(a: Inputs, wanted: Inputs, d: Tensor, entering: Tensor) -> In
     if wanted.x:
         d_x = (d_projected.contiguous() if a.w is None else torch.mm(d_projected, a.w.t())).view(a.x.shape)
     if wanted.w:
-        d_w = _product_like(a.x.flatten(0, -2), d_projected, a.w)
+        d_w = product_like(a.x.flatten(0, -2), d_projected, a.w)
     if wanted.u:
         by_column = a.u.stride(0) == 1
         d_u = torch.empty_like(a.u)
@@ -51,11 +52,6 @@ def _sum_all_steps(a: Inputs, wanted: Inputs, d: Tensor, entering: Tensor) -> In
         d_bias_x = sums[U:] if wanted.bias_x else None
         d_bias_h = torch.cat((sums[U : 3 * U], sums[:U])) if wanted.bias_h else None
     return Inputs(d_x, d_w, d_bias_x, d_u, d_bias_h, None)  # type: ignore[arg-type]
-
-
-def _product_like(left: Tensor, right: Tensor, weight: Tensor) -> Tensor:
-    """Return left' right laid out as `weight` is, so that autograd need not copy it to a parameter's layout."""
-    return torch.mm(right.t(), left).t() if weight.stride(0) == 1 else torch.mm(left.t(), right)
 
 
 def _sum_few_rows(a: Inputs, wanted: Inputs, d: Tensor, entering: Tensor) -> Inputs:

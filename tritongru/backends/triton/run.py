@@ -21,7 +21,7 @@ from ...call.problem import Inputs, Variant
 from ..eager import continuation
 from ..eager.continuation import Norm
 from ..eager.forward import rebuild, split_bias
-from ..eager.layout import entering_states
+from ..eager.layout import entering_states, product_like
 from ..gradients import RECOMPUTE, Saved, Setting
 from .norms import rebuild_norm, scale_gradient
 
@@ -178,7 +178,7 @@ def _gradients(
     if wanted.x:
         d_x = products[0] if a.w is None else products[0] @ a.w.t()
     if wanted.w:
-        d_w = _product_like(a.x.flatten(0, 1), products[0].flatten(0, 1), a.w)
+        d_w = product_like(a.x.flatten(0, 1), products[0].flatten(0, 1), a.w)
     if wanted.bias_x:
         d_bias_x = d_gx.sum((0, 1))
     if wanted.u or wanted.drop:
@@ -235,14 +235,14 @@ def _recurrent_gradients(a: Inputs, wanted: Inputs, entering, gates, d_gx, d_gh_
     h_n = entering if v.reset_after else entering * gates[1]
     if a.drop is None:
         flat = entering.flatten(0, 1)
-        zr = _product_like(flat, d_gx[..., : 2 * U].flatten(0, 1), a.u)
-        return torch.cat((zr, _product_like(h_n.flatten(0, 1), at_n.flatten(0, 1), a.u)), dim=1), None
+        zr = product_like(flat, d_gx[..., : 2 * U].flatten(0, 1), a.u)
+        return torch.cat((zr, product_like(h_n.flatten(0, 1), at_n.flatten(0, 1), a.u)), dim=1), None
     masks = a.drop.expand(3, *a.drop.shape[1:])
     columns, d_masks = [], []
     sides = (entering, entering, h_n)
     for gate, (h, m) in enumerate(zip(sides, masks, strict=True)):
         d_gate = at_n if gate == 2 else d_gx[..., gate * U : (gate + 1) * U]
-        columns.append(_product_like((h * m).flatten(0, 1), d_gate.flatten(0, 1), a.u))
+        columns.append(product_like((h * m).flatten(0, 1), d_gate.flatten(0, 1), a.u))
         if wanted.drop:
             d_masks.append((h * (d_gate @ a.u[:, gate * U : (gate + 1) * U].t())).sum(0))
     d_u = torch.cat(columns, dim=1) if wanted.u else None
@@ -250,10 +250,3 @@ def _recurrent_gradients(a: Inputs, wanted: Inputs, entering, gates, d_gx, d_gh_
         return d_u, None
     d_drop = torch.stack(d_masks)
     return d_u, (d_drop if a.drop.shape[0] == 3 else d_drop.sum(0, keepdim=True))
-
-
-def _product_like(left: Tensor, right: Tensor, weight: Tensor) -> Tensor:
-    """left' right (K,N), laid out as `weight` is, so that autograd need not copy it to a parameter's layout."""
-    if weight.stride(0) == 1 and weight.stride(1) != 1:
-        return (right.t() @ left).t()
-    return left.t() @ right

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from ..compile import Kernel, helper
 from .rows import get, put
-from .unpacked import multiply_unpacked, store_3
-from .vectors import fma, full, lanes, load, pointer, spread
+from .unpacked import columns_4, multiply_unpacked
+from .vectors import fma, full, lanes, pointer, spread
 
 (
     N, I, U, D, X, X_ROW, W, W_ROW, W_COLUMN,
@@ -31,7 +31,7 @@ def multiply_transposed(a, i, a_row, M, b, j, b_row, columns, rows, out, o, widt
     whole = columns // C * C
     for m in range(0, fours, 4):
         for c in range(0, whole, C):
-            tile(a, i + m, a_row, b, j + c, b_row, rows, out, o + m * width + c, width, more)
+            columns_4(a, i + m, 1, a_row, rows, b, j + c, b_row, out, o + m * width + c, width, more)
         for c in range(whole, columns, L):
             tile_of_one(a, i + m, a_row, b, j + c, b_row, rows, out, o + m * width + c, width, more, columns - c)
     for m in range(fours, M):
@@ -60,35 +60,6 @@ def tile_of_one(a, i, a_row, b, j, b_row, rows, out, o, width, more, count):
     put(out, o1, b0, count)
     put(out, o2, c0, count)
     put(out, o3, d0, count)
-
-
-@helper
-def tile(a, i, a_row, b, j, b_row, rows, out, o, width, more):
-    """Four columns of a by three vectors of b."""
-    L = lanes(a)
-    o1, o2, o3 = o + width, o + 2 * width, o + 3 * width
-    a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = d0 = d1 = d2 = full(a, 0.0)
-    if more:
-        a0, a1, a2 = load(out, o), load(out, o + L), load(out, o + 2 * L)
-        b0, b1, b2 = load(out, o1), load(out, o1 + L), load(out, o1 + 2 * L)
-        c0, c1, c2 = load(out, o2), load(out, o2 + L), load(out, o2 + 2 * L)
-        d0, d1, d2 = load(out, o3), load(out, o3 + L), load(out, o3 + 2 * L)
-    for _ in range(rows):
-        w0, w1, w2 = load(b, j), load(b, j + L), load(b, j + 2 * L)
-        v = spread(a, i)
-        a0, a1, a2 = fma(v, w0, a0), fma(v, w1, a1), fma(v, w2, a2)
-        v = spread(a, i + 1)
-        b0, b1, b2 = fma(v, w0, b0), fma(v, w1, b1), fma(v, w2, b2)
-        v = spread(a, i + 2)
-        c0, c1, c2 = fma(v, w0, c0), fma(v, w1, c1), fma(v, w2, c2)
-        v = spread(a, i + 3)
-        d0, d1, d2 = fma(v, w0, d0), fma(v, w1, d1), fma(v, w2, d2)
-        i += a_row
-        j += b_row
-    store_3(out, o, a0, a1, a2)
-    store_3(out, o1, b0, b1, b2)
-    store_3(out, o2, c0, c1, c2)
-    store_3(out, o3, d0, d1, d2)
 
 
 @helper

@@ -44,7 +44,8 @@ def by_columns(a, start, next_row, K, w, next_k, first, end, out, width, rows):
     for c in range(first, end, C):
         column = min(c, end - C)
         for row in range(0, fours, 4):
-            columns_4(a, start + row * next_row, next_row, K, w, column, next_k, out, row * width + column, width)
+            i, o = start + row * next_row, row * width + column
+            columns_4(a, i, next_row, 1, K, w, column, next_k, out, o, width, False)
         for row in range(fours, 0 if is_large else rows):
             columns_1(a, start + row * next_row, K, w, column, next_k, out, row * width + column)
     for row in range(fours, rows if is_large else 0):
@@ -122,24 +123,32 @@ def columns_1(a, i, K, w, p, next_k, out, o):
 
 
 @helper
-def columns_4(a, i, next_row, K, w, p, next_k, out, o, width):
+def columns_4(a, i, next_row, next_a, K, w, p, next_k, out, o, width, more):
+    """Four rows, whose numbers are `next_a` apart, by three vectors of columns; added to `out` where `more`."""
     L = lanes(a)
     a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = d0 = d1 = d2 = full(a, 0.0)
-    for k in range(i, i + K):
+    o1, o2, o3 = o + width, o + 2 * width, o + 3 * width
+    if more:
+        a0, a1, a2 = load(out, o), load(out, o + L), load(out, o + 2 * L)
+        b0, b1, b2 = load(out, o1), load(out, o1 + L), load(out, o1 + 2 * L)
+        c0, c1, c2 = load(out, o2), load(out, o2 + L), load(out, o2 + 2 * L)
+        d0, d1, d2 = load(out, o3), load(out, o3 + L), load(out, o3 + 2 * L)
+    for _ in range(K):
         w0, w1, w2 = load(w, p), load(w, p + L), load(w, p + 2 * L)
-        v = spread(a, k)
+        v = spread(a, i)
         a0, a1, a2 = fma(v, w0, a0), fma(v, w1, a1), fma(v, w2, a2)
-        v = spread(a, k + next_row)
+        v = spread(a, i + next_row)
         b0, b1, b2 = fma(v, w0, b0), fma(v, w1, b1), fma(v, w2, b2)
-        v = spread(a, k + 2 * next_row)
+        v = spread(a, i + 2 * next_row)
         c0, c1, c2 = fma(v, w0, c0), fma(v, w1, c1), fma(v, w2, c2)
-        v = spread(a, k + 3 * next_row)
+        v = spread(a, i + 3 * next_row)
         d0, d1, d2 = fma(v, w0, d0), fma(v, w1, d1), fma(v, w2, d2)
+        i += next_a
         p += next_k
     store_3(out, o, a0, a1, a2)
-    store_3(out, o + width, b0, b1, b2)
-    store_3(out, o + 2 * width, c0, c1, c2)
-    store_3(out, o + 3 * width, d0, d1, d2)
+    store_3(out, o1, b0, b1, b2)
+    store_3(out, o2, c0, c1, c2)
+    store_3(out, o3, d0, d1, d2)
 
 
 @helper
