@@ -1,7 +1,7 @@
 """One step of a layer's weights, and what the step before it decided.
 
-It is `repeats.py` for one owner of weights: with one kind to compare with, and nothing to look up, a step takes half
-the time.
+It is `repeats.py` for one owner of weights: with one kind to compare with, and nothing to look up, a step takes less
+time.
 """
 
 from __future__ import annotations

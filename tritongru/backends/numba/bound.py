@@ -1,7 +1,7 @@
 """A scan like one before: planned once, and then only told where its tensors are.
 
-Planning a scan takes as long as ten steps of one row. A plan is a list of numbers, most of which follow from sizes and
-strides; the others are addresses, each some bytes behind the beginning of a tensor or of the scan's own memory.
+Planning a scan takes longer than some steps of one row. A plan is a list of numbers, most of which follow from sizes
+and strides; the others are addresses, each some bytes behind the beginning of a tensor or of the scan's own memory.
 """
 
 from __future__ import annotations
