@@ -38,6 +38,11 @@ FORWARD = """
     inputs = Inputs(torch.randn(9, 12, 5), torch.randn(5, 51), None, torch.randn(17, 51), None, torch.zeros(12, 17))
     print(numba.run_forward(inputs, Variant(), True)[0].double().sum().item())
 """
+# Whether this process or an earlier one compiles does not matter.
+QUIET = """
+    import logging
+    logging.getLogger("tritongru").setLevel("ERROR")
+"""
 # The kernel that is compiled the fastest: for what does not depend on which it is.
 PACK = """
     import sys, torch
@@ -70,7 +75,6 @@ def test_inside_data_workers(monkeypatch, start: str) -> None:
     monkeypatch.setattr(threads, "LEAST_WORK", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     here = torch.stack([Encoded()[row] for row in range(4)])
-    assert threads._pool is not None
     workers = DataLoader(Encoded(), 2, num_workers=2, multiprocessing_context=start, timeout=240)
     torch.testing.assert_close(torch.cat(list(workers)), here, rtol=0, atol=1e-5)
 
@@ -84,7 +88,8 @@ FORK = """
     torch.get_num_threads = lambda: 2
     inputs = Inputs(torch.randn(9, 12, 5), torch.randn(5, 51), None, torch.randn(17, 51), None, torch.zeros(12, 17))
     here = numba.run_forward(inputs, Variant(), True)[0]
-    assert threads._pool is not None
+    assert (threads._pool is None) == (threads.find_team() is not None)
+    threads._pool = None
     children = []
     for _ in range(3):
         child = os.fork()
@@ -98,7 +103,7 @@ FORK = """
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_after_a_fork_a_child_has_threads_of_its_own() -> None:
-    done = run_script(FORK)
+    done = run_script(QUIET + FORK)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -144,18 +149,61 @@ def test_no_more_threads_than_torch_has(monkeypatch) -> None:
             assert most == [count, count]  # the scan and the reverse scan
 
 
-def test_a_failing_part_does_not_leave_others_running() -> None:
+TEAMS = pytest.mark.parametrize("team", [threads.find_team(), None], ids=["torch's threads", "Python's"])
+
+
+@TEAMS
+def test_a_failing_part_does_not_leave_others_running(monkeypatch, team) -> None:
     ended = []
 
     def work(part: int) -> None:
-        if part == 0:
-            raise ValueError("part 0")
+        if part == failing:
+            raise ValueError(f"part {part}")
         time.sleep(0.1)
         ended.append(part)
 
-    with pytest.raises(ValueError, match="part 0"):
-        threads.run_parts(work, [0, 1, 2])
-    assert sorted(ended) == [1, 2]
+    monkeypatch.setattr(threads, "find_team", lambda: team)
+    for failing in (0, 2):
+        ended.clear()
+        with pytest.raises(ValueError, match=f"part {failing}"):
+            threads.run_parts(work, [0, 1, 2])
+        assert sorted(ended) == sorted({0, 1, 2} - {failing})
+
+
+@TEAMS
+def test_parts_are_shared_by_at_most_so_many_threads(monkeypatch, team) -> None:
+    monkeypatch.setattr(threads, "find_team", lambda: team)
+    together, seen = threading.Barrier(2), []
+
+    def work(part: int) -> None:
+        seen.append((part, threading.get_ident()))
+        together.wait(20)
+
+    threads.run_parts(work, range(6), 2)
+    assert sorted(part for part, _ in seen) == list(range(6)) and len({thread for _, thread in seen}) == 2
+    assert dict(seen)[0] == threading.get_ident()
+
+
+def test_without_other_threads_the_caller_does_it_all(monkeypatch) -> None:
+    monkeypatch.setattr(threads, "find_team", lambda: lambda work, count: work())
+    seen: list = []
+    threads.run_parts(seen.append, range(4))
+    assert seen == [0, 1, 2, 3]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch's threads are known by GCC's interface, on Linux")
+def test_torch_s_own_threads_are_taken() -> None:
+    """Those of another library would wait for the cores while torch's turn."""
+    assert "parallel backend: OpenMP" in torch.__config__.parallel_info()
+    team, seen = threads.find_team(), set()
+    assert team is not None
+    torch.set_num_threads(2)
+    product = torch.ones(400, 400)
+    count = len(os.listdir("/proc/self/task"))
+    for _ in range(3):
+        product @ product
+        team(lambda _: (seen.add(threading.get_ident()), time.sleep(0.01)), 2)
+    assert len(seen) == 2 and len(os.listdir("/proc/self/task")) <= count + 1
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +283,7 @@ def test_import_of_the_package_leaves_numba_alone() -> None:
 
 
 def test_the_interpreter_ends_quietly() -> None:
-    script = FORWARD + "\n    import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+    script = QUIET + FORWARD + "\n    import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
     done = run_script("import tritongru.backends.numba.threads as t; t.LEAST_WORK = 1\n" + textwrap.dedent(script))
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -287,7 +335,7 @@ SHORT = """
 @pytest.mark.skipif(sys.platform != "linux", reason="a variable of glibc's")
 def test_scratch_lives_as_long_as_the_scan() -> None:
     """Memory that is freed is at once no longer mapped, so a read after it ends the process."""
-    done = run_script(SHORT, MALLOC_MMAP_THRESHOLD_="4096")
+    done = run_script(QUIET + SHORT, MALLOC_MMAP_THRESHOLD_="4096")
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -61,15 +61,15 @@ def test_the_bits_of_one_thread(case: Case, count: int, monkeypatch, noted) -> N
 
 
 class Late:
-    """A pool whose threads begin late, or whose parts are never begun."""
+    """A pool whose threads begin late, or never."""
 
     def __init__(self, seconds: float | None):
         self.seconds, self.pool = seconds, ThreadPoolExecutor(4)
 
-    def submit(self, function, part) -> Future:
+    def submit(self, work) -> Future:
         if self.seconds is None:
             return Future()
-        return self.pool.submit(lambda: (time.sleep(self.seconds), function(part)))
+        return self.pool.submit(lambda: (time.sleep(self.seconds), work()))
 
 
 @pytest.mark.parametrize("seconds", [None, 0.0, 0.0005, 0.003, 0.05])
@@ -77,6 +77,7 @@ def test_threads_that_come_late_or_not_at_all(seconds: float | None, monkeypatch
     case = Case(1, 400, 5, 150)
     right = alone(case, monkeypatch)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(threads, "find_team", lambda: None)
     monkeypatch.setattr(threads, "_pool", Late(seconds))
     for _ in range(5):
         found = run_case(make_arguments(case), "numba")
@@ -103,12 +104,15 @@ def test_many_rows_at_once_from_several_threads(monkeypatch) -> None:
     assert not wrong
 
 
-def test_a_call_that_fails_lets_the_others_end(monkeypatch) -> None:
-    ended = threading.Event()
+@pytest.mark.parametrize("team", [threads.find_team(), None], ids=["torch's threads", "Python's"])
+def test_a_call_that_fails_lets_the_others_end(monkeypatch, team) -> None:
+    begun, ended = threading.Event(), threading.Event()
 
     def function(part) -> None:
         if part[at.SHARE] == 0:
+            assert begun.wait(20)
             raise ValueError("the first")
+        begun.set()
         while not words(part)[STOPPED]:
             time.sleep(0.001)
         ended.set()
@@ -116,13 +120,21 @@ def test_a_call_that_fails_lets_the_others_end(monkeypatch) -> None:
     def words(part):
         return (ctypes.c_int64 * 24).from_address(int(part[at.MEETING]))
 
+    monkeypatch.setattr(threads, "find_team", lambda: team)
     parts = [problem.make_plan(dict(SHARE=share, SHARES=2)) for share in range(2)]
-    monkeypatch.setattr(threads, "_pool", ThreadPoolExecutor(2))
-    begin = threads.begin_parts
-    monkeypatch.setattr(sharing, "begin_parts", lambda f, p: (begin(f, p), time.sleep(0.05))[0])
     with pytest.raises(ValueError, match="the first"):
         sharing.run_sharing(function, parts)
     assert ended.is_set()
+
+
+def test_a_thread_that_comes_too_late_does_nothing() -> None:
+    begun = []
+    parts = [problem.make_plan(dict(STEPS=100, SHARE=share, SHARES=3)) for share in range(3)]
+    with pytest.MonkeyPatch.context() as patch:
+        # The caller takes the first part, and then what is left.
+        patch.setattr(threads, "find_team", lambda: lambda work, count: work())
+        sharing.run_sharing(lambda part: begun.append(int(part[at.SHARE])), parts)
+    assert begun == [0]
 
 
 def test_late_threads_are_left_out_for_a_while(monkeypatch) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from .kernels import fields as at
 from .kernels.meeting import LINE, SHARED_STEPS, STOPPED
-from .threads import begin_parts
+from .threads import run_parts
 
 LEAST_STEPS = 64  # the other threads begin some steps late
 # Of each thread: panels of each gate, and bytes of the recurrent weights. With fewer bytes one thread is as fast, with
@@ -42,13 +42,17 @@ def run_sharing(function: Callable[[Any], object], parts: Sequence[np.ndarray]) 
     meeting = np.zeros((1 + len(parts)) * LINE, np.int64)
     for part in parts:
         part[at.MEETING] = meeting.ctypes.data
-    others = begin_parts(function, parts[1:]) if time.monotonic() >= _alone_until else []
-    try:
-        function(parts[0])
-    finally:
-        meeting[STOPPED] = 1
-        for other in others:
-            if not other.cancel():
-                other.result()
-    if others and 2 * meeting[SHARED_STEPS] < parts[0][at.STEPS]:
+
+    def run(part: np.ndarray) -> None:
+        if part[at.SHARE] == 0:
+            try:
+                function(part)
+            finally:
+                meeting[STOPPED] = 1
+        elif not meeting[STOPPED]:  # else it comes too late
+            function(part)
+
+    together = time.monotonic() >= _alone_until
+    run_parts(run, parts if together else parts[:1])
+    if together and 2 * meeting[SHARED_STEPS] < parts[0][at.STEPS]:
         _alone_until = time.monotonic() + ALONE_SECONDS

@@ -1,16 +1,23 @@
 """Rows of the batch shared among threads, and the threads.
 
-The threads are Python's: the kernels do not hold its lock. They are safe where OpenMP's are not: after a fork (a child
-begins with none and starts its own), with several Python threads at once, and at the interpreter's end. No more run
-than `torch.get_num_threads()`, the caller among them.
+They are those of torch, where it has OpenMP's: between two of torch's operations these turn for some milliseconds, on
+the cores that other threads would need. After a fork OpenMP's cannot be used again, and elsewhere there are none; then
+they are Python's. The kernels do not hold Python's lock. No more threads run than `torch.get_num_threads()`, the caller
+among them; several Python threads may call at once, each with threads of its own.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import itertools
 import os
+import sys
+import threading
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,50 +27,96 @@ from torch import Tensor
 LEAST_WORK = 2_000_000
 
 _pool: ThreadPoolExecutor | None = None
+_is_forked = False
 
 
-def _forget_pool() -> None:
-    global _pool
-    _pool = None
+def _note_fork() -> None:
+    global _pool, _is_forked
+    _pool, _is_forked = None, True
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+    os.register_at_fork(after_in_child=_note_fork)
 
 
-def run_parts(function: Callable[[Any], object], parts: Sequence[Any]) -> None:
-    """Call `function` with each part, the first in this thread; return when all are done."""
-    if len(parts) < 2:
+def run_parts(function: Callable[[Any], object], parts: Sequence[Any], most: int | None = None) -> None:
+    """Call `function` with each part, the first in this thread; return when all are done.
+
+    Where other threads do not come, this one does it all.
+
+    Args:
+        most: threads, this one among them; None: one for each part.
+
+    Raises:
+        What `function` raised first. The other parts have been run.
+    """
+    caller, left, errors = threading.get_ident(), deque(parts[1:]), []
+
+    def run(part: Any) -> None:
+        try:
+            function(part)
+        except BaseException as error:  # in a thread that is not the caller's it would be lost
+            errors.append(error)
+
+    def work(_: Any = None) -> None:
+        if threading.get_ident() == caller:
+            run(parts[0])
+        while left:
+            try:
+                part = left.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            run(part)
+
+    count = len(parts) if most is None else min(len(parts), most)
+    if count < 2:
         for part in parts:
             function(part)
         return
-    others = begin_parts(function, parts[1:])
+    if (team := find_team()) is not None and not _is_forked:
+        team(work, count)
+    else:
+        _run_in_pool(work, count)
+    if errors:
+        raise errors[0]
+
+
+@functools.cache
+def find_team() -> Callable[[Callable[[Any], None], int], None] | None:
+    """Return what calls a function, which must not raise, in this thread and up to as many of torch's as are wanted.
+
+    It returns when all calls have. None where torch has no threads of OpenMP's, or not those of GCC's interface.
+    """
+    if sys.platform != "linux" or "parallel backend: OpenMP" not in torch.__config__.parallel_info():
+        return None
     try:
-        function(parts[0])
-    finally:
-        # The others write to memory that the caller owns.
-        for other in others:
-            other.result()
+        # Looked for in this library and in those that it was linked with.
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        begin = library.GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    # void GOMP_parallel(void (*function)(void *), void *data, unsigned threads, unsigned flags), since GCC 4.9; LLVM's
+    # and Intel's have it too.
+    in_thread = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    begin.argtypes, begin.restype = (in_thread, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+
+    def team(function: Callable[[Any], None], count: int) -> None:
+        begin(in_thread(function), None, count, 0)
+
+    return team
 
 
-def begin_parts(function: Callable[[Any], object], parts: Sequence[Any]) -> list[Future]:
-    """Let the threads of the pool call `function` with each part."""
+def _run_in_pool(work: Callable[[], None], count: int) -> None:
     global _pool
     if _pool is None:
         # Idle threads cost nothing; how many work is decided by the number of parts.
         _pool = ThreadPoolExecutor(os.cpu_count(), "tritongru")
-    return [_pool.submit(function, part) for part in parts]
-
-
-def run_dealt(function: Callable[[Any], object], parts: Sequence[Any]) -> None:
-    """Call `function` with each part, dealt out among no more threads than `run_parts` takes for one scan."""
-    count = min(torch.get_num_threads(), len(parts))
-
-    def run_hand(hand: Sequence[Any]) -> None:
-        for part in hand:
-            function(part)
-
-    run_parts(run_hand, [parts[thread::count] for thread in range(count)])
+    others = [_pool.submit(work) for _ in range(count - 1)]
+    work()
+    # The others write to memory that the caller owns.
+    for other in others:
+        if not other.cancel():
+            other.result()
 
 
 def group_size(batch: int) -> int:
