@@ -6,11 +6,11 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 .DEFAULT_GOAL := help
 MINUTES ?= 20
-SLOWEST := --durations=10
-PROCESSOR := tests/numba_backend tests/keras3 tests/tools tests/files
+# A process for each core up to four, each with torch, Triton and numba of its own, that take tests from each other.
+TOGETHER := --durations=10 -n auto --maxprocesses 4 --dist worksteal
 CLIENTS := .venv-clients
 QUICK := torch_geometric torchrl
-.PHONY: help demo peers fuzz fuzz-files emulate mutants soak test test-interpreted test-compiled test-processor test-bits \
+.PHONY: help demo peers fuzz fuzz-files emulate mutants soak test test-interpreted test-compiled test-bits \
 	test-bits-interpreted test-bits-compiled test-gpu lint wheel format clean clients clients-quick \
 	bench bench-quick bench-cpu bench-order bench-tried bench-keras3 bench-report bench-regression rehearse tune-verify
 
@@ -56,32 +56,27 @@ peers: $(VENV)/.peers
 demo: $(VENV)/.installed
 	$(BIN)/python -m tritongru demo
 
-# The interpreter is chosen when triton is imported, so its tests need a process of their own. What compiles for a CPU
-# and the tools are the third part, so that two processes are busy to the end.
-test: $(VENV)/.installed
-	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-O) \
-		test-interpreted test-compiled test-processor
+# The interpreter is chosen when triton is imported, so its tests need processes of their own.
+test: test-interpreted test-compiled
 
 test-interpreted: $(VENV)/.installed
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) tests/interpreted tests/layers/test_keras_goldens.py
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TOGETHER) \
+		tests/interpreted tests/layers/test_keras_goldens.py
 
 test-compiled: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) $(foreach part,$(PROCESSOR),--ignore=$(part))
-
-test-processor: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) $(PROCESSOR)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TOGETHER)
 
 # In which order a product sums, and so its last bits, depends on the processor: NumPy's product, which is the
 # interpreter's, and torch's own are told to be those of a processor with AVX2 and without AVX-512.
-test-bits: $(VENV)/.installed
-	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-O) test-bits-interpreted test-bits-compiled
+test-bits: test-bits-interpreted test-bits-compiled
 
 test-bits-interpreted: $(VENV)/.installed
-	OPENBLAS_CORETYPE=Haswell TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SLOWEST) -m bits tests/interpreted
+	OPENBLAS_CORETYPE=Haswell TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TOGETHER) -m bits \
+		tests/interpreted
 
 test-bits-compiled: $(VENV)/.installed
 	ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 \
-		$(BIN)/python -m pytest -q $(SLOWEST) -m bits tests
+		$(BIN)/python -m pytest -q $(TOGETHER) -m bits
 
 # The deep profile of the property tests: MINUTES for the CPU backends and layers, MINUTES for the interpreted kernels.
 fuzz: $(VENV)/.installed

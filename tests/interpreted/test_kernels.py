@@ -106,7 +106,11 @@ CELLS = [(True, None), (False, 0.2), (True, 0.2)]
 @pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
 @pytest.mark.parametrize("zoneout, bound", CELLS)
 def test_zoneout_and_a_bound_of_the_gradient(zoneout, bound, reset_after, schedule):
+    # Half of the flags, in which each two of them meet in every way; the next kind of cell meets the other half.
+    half = (CELLS.index((zoneout, bound)) + reset_after) % 2
     for seed, (mask, resets, drops) in enumerate(itertools.product((False, True), (False, True), (0, 3))):
+        if (mask + resets + bool(drops)) % 2 != half:
+            continue
         case = cases.Case(
             17 if seed == 3 else 3, 4, 3, 9, ("float32", "bfloat16")[seed % 2], seed, reset_after=reset_after,
             layout=("keras", "torch")[seed % 2], go_backwards=seed % 3 == 1, mask=mask, resets=resets,

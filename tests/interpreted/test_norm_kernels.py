@@ -34,10 +34,13 @@ def whole_row(units: int) -> LaunchConfig:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layout, go_backwards", list(itertools.product(("keras", "torch"), (False, True))))
 def test_grid(kind: str, layout: str, go_backwards: bool) -> None:
-    for case in grid(
-        kind, layout, go_backwards, 4, (1, 3, 19), UNITS, lambda seed: ("float32", "bfloat16", "float16")[seed % 5 % 3]
-    ):
-        assert_equals_oracle("triton", case)
+    dtypes = ("float32", "bfloat16", "float16")
+    cases = grid(kind, layout, go_backwards, 4, (1, 3, 19), UNITS, lambda seed: dtypes[seed % 5 % 3])
+    # Half of the flags, in which each two of them meet in every way; the other direction meets the other half.
+    for case in cases:
+        flags = case.mask + case.lengths + case.resets + (case.recurrent_dropouts > 0)
+        if flags % 2 == ((layout == "torch") + go_backwards) % 2:
+            assert_equals_oracle("triton", case)
 
 
 SHAPES = [

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import sys
 
 import pytest
 import torch
@@ -22,6 +23,12 @@ def skip_without(name):
     """Skip where it is not installed. It is not imported: JAX is to be given its threads before that."""
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
+
+
+@pytest.fixture(autouse=True)
+def any_number_of_threads(monkeypatch):
+    """Numbers are compared and nothing is timed, so JAX may have been imported before, as Keras does."""
+    monkeypatch.setenv("NPROC", str(torch.get_num_threads()))
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
@@ -55,6 +62,13 @@ def test_a_runtime_that_is_not_there_says_so(name, monkeypatch):
     for work in (Work(PLAIN, "float32"), Work(LENGTHS, "float32"), Work(PLAIN, "float64")):
         with pytest.raises(UnavailableError, match="cannot be imported|lengths|float64"):
             RUNTIMES[name](work)
+
+
+def test_jax_is_not_timed_with_another_number_of_threads(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", object())
+    monkeypatch.setenv("NPROC", str(torch.get_num_threads() + 1))
+    with pytest.raises(UnavailableError, match="JAX was imported before, not with"):
+        RUNTIMES["jax"](Work(PLAIN, "float32"))
 
 
 def test_a_runtime_without_gradients_has_a_row_that_says_so():
