@@ -283,7 +283,8 @@ def test_import_of_the_package_leaves_numba_alone() -> None:
 
 
 def test_the_interpreter_ends_quietly() -> None:
-    script = QUIET + FORWARD + "\n    import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+    waiting = "threading.Thread(target=threading.Event().wait, daemon=True).start()"
+    script = f"{QUIET}{FORWARD}\n    import threading; {waiting}\n"
     done = run_script("import tritongru.backends.numba.threads as t; t.LEAST_WORK = 1\n" + textwrap.dedent(script))
     assert (done.returncode, done.stderr) == (0, "")
 

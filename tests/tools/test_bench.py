@@ -250,6 +250,16 @@ def test_the_floor_grows_with_the_work():
     assert floor.step_floor(8, 1, "float16", False, speeds) is None
 
 
+def test_the_floor_on_a_cpu_is_that_of_the_products(monkeypatch):
+    monkeypatch.setattr(floor, "product_rate", lambda threads, dtype: 1e9)
+    for training, times in ((False, 6), (True, 18)):
+        found = floor.cpu_step_floor(8, 4, 5, torch.float32, training)
+        assert found == pytest.approx(times * 8 * 13 * 4 / 1e9 * 1e6)
+    monkeypatch.undo()
+    before = torch.get_num_threads()
+    assert 1e8 < floor.product_rate(1, torch.float32) < 1e14 and torch.get_num_threads() == before
+
+
 ROOT = Path(__file__).parents[2]
 
 

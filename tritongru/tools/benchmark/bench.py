@@ -18,7 +18,7 @@ from .. import options
 from ..show import print_table, show_progress
 from . import contenders, layers, peers, runtimes
 from .contenders import DIRECTIONS, INFERENCE, TRAINING, Contender, UnavailableError, make_call
-from .floor import device_speeds, step_floor
+from .floor import cpu_step_floor, device_speeds, step_floor
 from .memory import peak_bytes, saved_bytes
 from .results import Result, append_results, conditions, read_results
 from .timing import Timing, measure, ratio
@@ -159,8 +159,11 @@ def run_cell(
         workload=w.name, features=w.features, T=w.time, B=w.batch, I=w.input_size, U=w.units,
         dtype=work.dtype_name, direction=direction,
     )  # fmt: skip
-    speeds = device_speeds(work.device)
-    floor = speeds and step_floor(w.units, w.batch, work.dtype_name, direction == TRAINING, speeds)
+    speeds, training = device_speeds(work.device), direction == TRAINING
+    floor = speeds and step_floor(w.units, w.batch, work.dtype_name, training, speeds)
+    # Padding need not be computed.
+    if work.device.type == "cpu" and work.dtype_name in ("float32", "float64") and not w.lengths:
+        floor = cpu_step_floor(w.units, w.batch, w.input_size, work.dtype, training)
     rows = []
     for name in (*built, *(name for name in missing)):
         if name in failed:

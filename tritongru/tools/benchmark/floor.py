@@ -1,14 +1,21 @@
-"""The least time a step of the recurrence can take on a GPU, from the device's numbers: what a measurement is held to.
+"""The least time that a step can take: what a measurement is held to. Nothing in it for the gates.
+
+On a GPU, of the recurrence, from the device's numbers:
 
     feed    = 3 U^2 bytes / (SMs * 128 bytes per clock * clock)     the recurrent weights, once, from shared memory
     product = 6 U^2 B / (SMs * operations per clock * clock)        the recurrent product on the matrix units
     floor   = max(feed, product); a training step takes three of them: forward, reverse scan, gradient of the weights
 
-Nothing in it for the exchange between programs, the gates and the input product: no kernel can reach it.
+Nothing in it for the exchange between programs and the input product either: no kernel can reach it.
+
+On a CPU, of the input's product too, whose operations are as dear: 6 U (U + I) B operations, three times in training,
+at the rate of one large product of torch on as many threads.
 """
 
 from __future__ import annotations
 
+import functools
+import time
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +64,28 @@ def step_floor(units: int, batch: int, dtype: str, training: bool, speeds: Speed
     feed = 3 * units**2 * bytes_each / (whole * _SHARED_BYTES_PER_CLOCK)
     product = 6 * units**2 * batch / (whole * speeds.operations[dtype])
     return max(feed, product) * 1e6 * (3 if training else 1)
+
+
+def cpu_step_floor(units: int, batch: int, input_size: int, dtype: torch.dtype, training: bool) -> float:
+    """Return the floor of one step on a CPU in microseconds."""
+    operations = 6 * units * (units + input_size) * batch * (3 if training else 1)
+    return operations / product_rate(torch.get_num_threads(), dtype) * 1e6
+
+
+@functools.cache
+def product_rate(threads: int, dtype: torch.dtype) -> float:
+    """Return the operations a second of a product of (1024,512) and (512,1536): the fastest of 30."""
+    a, b, seconds = torch.ones(1024, 512, dtype=dtype), torch.ones(512, 1536, dtype=dtype), []
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for _ in range(30):
+            begin = time.perf_counter()
+            torch.mm(a, b)
+            seconds.append(time.perf_counter() - begin)
+    finally:
+        torch.set_num_threads(before)
+    return 2 * 1024 * 512 * 1536 / min(seconds)
 
 
 def _clock(device: torch.device) -> float | None:
