@@ -149,10 +149,18 @@ def choose_single(units: int, itemsize: int, device: Device) -> LaunchConfig | N
 
 def choose_with_norm(units: int, itemsize: int, device: Device) -> LaunchConfig | None:
     """Return the configuration for sums that are normalised, as `choose_single`."""
-    single = choose_single(units, itemsize, device)
+    single = choose_single(norm_width(units), itemsize, device)
     # The normalised sums and their scale are in registers too. Warps of 64 threads have room for them.
     wants_warps = single is not None and single.block_h >= 64 and device.warp_size == 32
     return replace(single, num_warps=8) if single is not None and wants_warps else single
+
+
+def norm_width(units: int) -> int:
+    """Return how many units the rows have that kernels with a norm are given: zeros align wide ones.
+
+    Up to 64 there are registers enough to load rows by element, with an address for each.
+    """
+    return units if units <= 64 else -(-units // 16) * 16
 
 
 def _budget(device: Device) -> int:

@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ...call.problem import Variant
-from ...tuning.configs import Device, LaunchConfig
+from ...tuning.configs import Device, LaunchConfig, norm_width
 from ..eager.continuation import Norm
 from .constants import Constants
 from .kernels.backward import gru_backward_kernel
@@ -150,7 +150,9 @@ def example_arguments(
         drops: recurrent dropout masks, 0, 1 or 3. crowded: whether there are more batch tiles than run at once, so that
             programs that wait go in waves, and masked rows in the order of their lengths.
     """
-    T, tiles = 2, 2 if crowded else 1
+    T, tiles, counted = 2, 2 if crowded else 1, 0
+    if variant.layer_norm is not None and norm_width(units) > units:
+        units, counted = norm_width(units), units
     B = tiles * config.block_b
     # One tile after the other, or both at once.
     processors = -(-units // config.block_h) * (1 if crowded else tiles)
@@ -160,7 +162,7 @@ def example_arguments(
         return torch.empty(shape, dtype=dtype, device="meta") if present else None
 
     u = empty(units, 3 * units)
-    workspace = Workspace(direction, config, u, B, device)
+    workspace = Workspace(direction, config, u, B, device, counted)
     steps = (empty(T, B, present=mask, dtype=torch.bool), empty(T, B, present=resets, dtype=torch.bool))
     drop = empty(drops, B, units, present=drops > 0)
     norm = None

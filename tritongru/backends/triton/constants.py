@@ -37,7 +37,7 @@ class Constants:
         TILE: words from the counter of one tile to that of the next. ZONE_ROWS: whether zoneout has a value for each
             step and row, or one row for all.
         NORM, JOINT, EPSILON: whether sums are normalised, together with those of the input, and what is added to their
-            variance, see kernels/norms.py.
+            variance, see kernels/norms.py. COUNTED: how many units a norm is over, where that is not all of them; else 0.
         DOT: type of a product's operands. PRECISION: of float32 products.
     """
 
@@ -64,6 +64,7 @@ class Constants:
     NORM: tl.constexpr
     JOINT: tl.constexpr
     EPSILON: tl.constexpr
+    COUNTED: tl.constexpr
     DOT: tl.constexpr
     PRECISION: tl.constexpr
 
@@ -98,12 +99,14 @@ def make_constants(
     precision: str = "ieee",
     phase: int = 0,
     zone_rows: bool = False,
+    counted: int = 0,
 ) -> Constants:
     """Return the constants of one launch.
 
     Args:
         config, units, dtype: what is launched. backend: as `current_backend`. planes: of PLANES.
         variant: of the GRU. drops: recurrent dropout masks. precision: of float32 products. phase: of a step.
+        zone_rows, counted: as of `Constants`.
     """
     chunks = -(-units // config.block_k)
     interpreted = backend == "interpreter"
@@ -131,6 +134,7 @@ def make_constants(
         NORM=variant.layer_norm is not None,
         JOINT=variant.layer_norm == "joint",
         EPSILON=variant.epsilon,
+        COUNTED=counted,
         # The interpreter's half-precision products are wrong on some versions; float32 holds them exactly.
         DOT=tl.float32 if interpreted else _TYPES[dtype],
         PRECISION="ieee" if interpreted or dtype != torch.float32 else precision,

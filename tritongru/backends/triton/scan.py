@@ -24,6 +24,7 @@ from ..eager.continuation import Norm
 from .kernels.backward import gru_backward_kernel
 from .kernels.forward import gru_forward_kernel
 from .norms import in_one_column, in_one_row
+from .widths import Widths
 from .workspace import Workspace
 
 # Polls before a fault: seconds on a GPU, where a healthy exchange takes microseconds; the interpreter polls slowly.
@@ -82,8 +83,17 @@ def scan_forward(
     precision: str = "ieee",
     keep: Tensor | None = None,
     norm: Norm | None = None,
+    counted: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Run the recurrence; arguments and results as `eager.scan_forward`."""
+    """Run the recurrence; arguments and results as `eager.scan_forward`; counted: as of `Constants`."""
+    if (widths := Widths.of(u.shape[0], norm)).differ:
+        widen = widths.widen
+        results = scan_forward(
+            widen(gx), widths.widen_weights(u), widen(bias_n), widen(h0), mask, resets, widen(fresh), widen(drop),
+            variant, save_gates, precision, widen(_zoneout(keep)), widths.widen_norm(norm), widths.units,
+        )  # fmt: skip
+        out, last, states, gates = map(widths.narrow, results)
+        return out, last, states, gates
     T, B, U = gx.shape[0], gx.shape[1], u.shape[0]
     separate = mask is not None or resets is not None
     if T == 0 or B == 0:
@@ -91,7 +101,7 @@ def scan_forward(
         return gx.new_empty(T, B, U), h0.clone(), gx.new_empty((T, B, U) if separate else (0,)), gates
     device = device_limits(u.device)
     config = choose_config("forward", u, B, variant, precision, drop, separate, device)
-    workspace = Workspace("forward", config, u, B, device)
+    workspace = Workspace("forward", config, u, B, device, counted)
     given, entering = forward_arguments(
         workspace, gx, u, bias_n, h0, mask, resets, fresh, drop, variant, save_gates, keep, norm
     )
@@ -168,8 +178,18 @@ def scan_backward(
     precision: str = "ieee",
     keep: Tensor | None = None,
     norm: Norm | None = None,
+    counted: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Run the reverse scan; arguments and results as `eager.scan_backward`."""
+    """Run the reverse scan; arguments and results as `eager.scan_backward`; counted: as of `Constants`."""
+    if (widths := Widths.of(u.shape[0], norm)).differ:
+        widen = widths.widen
+        results = scan_backward(
+            widen(d_out), widen(d_last), widen(gates), widen(entering), widths.widen_weights(u), mask, resets,
+            widen(drop), variant, fresh_gradient, precision, widen(_zoneout(keep)), widths.widen_norm(norm),
+            widths.units,
+        )  # fmt: skip
+        d_gx, d_gh_n, d_h0, d_fresh = map(widths.narrow, results)
+        return d_gx, d_gh_n, d_h0, d_fresh
     T, B, U = entering.shape
     if T == 0 or B == 0:
         d_h0 = entering.new_zeros(B, U) if d_last is None else d_last.to(entering.dtype, copy=True)
@@ -179,7 +199,7 @@ def scan_backward(
     masked = mask is not None or resets is not None
     device = device_limits(u.device)
     config = choose_config("backward", u, B, variant, precision, drop, masked, device)
-    workspace = Workspace("backward", config, u, B, device)
+    workspace = Workspace("backward", config, u, B, device, counted)
     given = backward_arguments(
         workspace, d_out, d_last, gates, entering, u, mask, resets, drop, variant, fresh_gradient, keep, norm
     )

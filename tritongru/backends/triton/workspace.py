@@ -24,9 +24,10 @@ from .waits import check_faults
 class Workspace:
     """The grid of one scan, what its programs share, and how they are launched."""
 
-    def __init__(self, direction: str, config: LaunchConfig, u: Tensor, batch: int, device: Device):
-        """Args: direction: "forward" or "backward". u: recurrent weights (U,3U). device: to run on."""
+    def __init__(self, direction: str, config: LaunchConfig, u: Tensor, batch: int, device: Device, counted: int = 0):
+        """Args: direction: "forward" or "backward". u: recurrent weights (U,3U). device: to run on. counted: of Constants."""
         self.config, self.u, self.planes, self.processors = config, u, PLANES[direction], device.processors
+        self.counted = counted
         U = u.shape[0]
         tiles = -(-batch // config.block_b)
         self.grid = (1 if config.schedule == SINGLE else -(-U // config.block_h), tiles)
@@ -89,6 +90,7 @@ class Workspace:
         return make_constants(
             self.config, self.u.shape[0], self.u.dtype, backend, self.planes, variant,
             0 if drop is None else drop.shape[0], precision, phase, zoneout is not None and zoneout.dim() == 3,
+            self.counted,
         )  # fmt: skip
 
     def check(self) -> None:

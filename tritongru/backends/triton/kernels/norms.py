@@ -4,7 +4,8 @@
     d_a = v (e - mean e - A mean(e A)),  e = d s           normalize_back, from the gradient d of A s
 
 Sums are (BLOCK_B, BLOCK_H) in float32. What stands past the last unit is zero, stays zero on the way forward, and does
-not count. The scale s goes as a triple too, each (BLOCK_H,).
+not count; nor do units from COUNTED on, if it is not 0, which stand there for the sake of addresses
+(backends/triton/widths.py). The scale s goes as a triple too, each (BLOCK_H,).
 """
 
 import triton
@@ -24,7 +25,10 @@ def load_triple(p, U, o_h, m_h, C: tl.constexpr):
 def mean_of_row(b_z, b_r, b_n, U, C: tl.constexpr):
     """Return the means (BLOCK_B,) of the 3U numbers of each row."""
     # Rounded to the nearest: a row without spread then has exactly none.
-    count = tl.full((C.BLOCK_B,), 3.0, tl.float32) * U
+    if C.COUNTED > 0:
+        count = tl.full((C.BLOCK_B,), 3.0 * C.COUNTED, tl.float32)
+    else:
+        count = tl.full((C.BLOCK_B,), 3.0, tl.float32) * U
     return tl.div_rn(tl.sum(b_z + b_r + b_n, 1), count)
 
 
@@ -32,6 +36,8 @@ def mean_of_row(b_z, b_r, b_n, U, C: tl.constexpr):
 def normalize(a_z, a_r, a_n, scale, m_h, U, C: tl.constexpr):
     """Return A s of the sums."""
     s_z, s_r, s_n = scale
+    if C.COUNTED > 0:
+        m_h = tl.arange(0, C.BLOCK_H) < C.COUNTED
     mean = mean_of_row(a_z, a_r, a_n, U, C)[:, None]
     a_z = tl.where(m_h[None, :], a_z - mean, 0.0)
     a_r = tl.where(m_h[None, :], a_r - mean, 0.0)
