@@ -81,22 +81,31 @@ def test_triton_names_dtype_and_device(monkeypatch) -> None:
     assert decide(facts("cuda", units=256, shape=Shape(3, 7, 5, 256))).backend == "triton"
 
 
-@pytest.mark.parametrize("dtype, units", [(torch.float32, 64), (torch.bfloat16, 128), (torch.float16, 100)])
-def test_a_norm_runs_on_triton_where_one_program_holds_a_row(monkeypatch, dtype, units: int) -> None:
+@pytest.mark.parametrize(
+    "dtype, units, too_many, needed",
+    [
+        (torch.float32, 64, 65, 196608),
+        (torch.float32, 50, 128, 196608),
+        (torch.bfloat16, 128, 129, 393216),
+        (torch.float16, 100, 250, 393216),
+        (torch.bfloat16, 65, 272, 1572864),
+    ],
+)
+def test_a_norm_runs_on_triton_where_one_program_holds_a_row(
+    monkeypatch, dtype, units: int, too_many: int, needed: int
+) -> None:
     monkeypatch.setattr(reasons, "reasons_against_environment", lambda device, index: ())
     monkeypatch.setattr(reasons, "device_limits", lambda device: H100)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for more in (0, 16):
-        asked = facts(dtype=dtype, units=units + more, shape=Shape(3, 7, 5, units + more), layer_norm="joint")
-        decision = explain(asked)
-        if more or units == 100:
-            (reason,) = decision.rejected["triton"]
-            assert reason.startswith(f"layer_norm='joint' with units={units + more}: ") and "exchange" in reason
-            assert decision.backend == "eager"
-            continue
-        assert decision.backend == "triton"
-        (line,) = decision.launches
-        assert line.startswith("forward: single") and "not resident: layer_norm='joint'" in line
+    decision = explain(facts(dtype=dtype, units=units, shape=Shape(3, 7, 5, units), layer_norm="joint"))
+    assert decision.backend == "triton"
+    (line,) = decision.launches
+    assert line.startswith("forward: single") and "not resident: layer_norm='joint'" in line
+    decision = explain(facts(dtype=dtype, units=too_many, shape=Shape(3, 7, 5, too_many), layer_norm="joint"))
+    (reason,) = decision.rejected["triton"]
+    assert reason.startswith(f"layer_norm='joint' with units={too_many}: ") and "exchange" in reason
+    assert f"{needed} bytes of recurrent weights where 174336 bytes of shared memory" in reason
+    assert decision.backend == "eager"
 
 
 def test_without_triton(monkeypatch) -> None:

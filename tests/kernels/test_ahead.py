@@ -126,6 +126,9 @@ def test_budget_of_every_feature(direction, features):
         ("sm_90", 64, torch.float32, "separate"),
         ("sm_90", 50, torch.float32, "joint"),
         ("sm_80", 128, torch.float16, "separate"),
+        ("sm_90", 100, torch.bfloat16, "joint"),
+        ("sm_80", 100, torch.float16, "joint"),
+        ("sm_100", 65, torch.float16, "separate"),
         ("gfx942", 64, torch.bfloat16, "joint"),
     ],
     ids=str,
@@ -135,7 +138,7 @@ def test_budget_of_a_norm(target, units, dtype, kind, direction):
     gpu, shared = ahead.TARGETS[target]
     device = configs.Device(PROCESSORS[target], shared, warp_size=gpu.warp_size)
     config = configs.choose_with_norm(units, dtype.itemsize, device)
-    features = dict(drops=3, mask=True) if units == 128 else {}
+    features = dict(drops=3, mask=True) if units > 64 else {}
     report = ahead.compile_scan(direction, target, config, units, dtype, variant=Variant(layer_norm=kind), **features)
     assert report.violations() == []
 

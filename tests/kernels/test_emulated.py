@@ -74,6 +74,8 @@ SCANS = [
     Scan(Case(3, 3, units=20, layer_norm="joint", mask=True, recurrent_dropouts=3, **TF32), single(32)),
     Scan(Case(3, 2, units=33, layer_norm="joint", layout="torch", resets=True, **FP16), capability=80),
     Scan(Case(2, 2, units=128, layer_norm="joint", lengths=True, **BF16)),
+    Scan(Case(3, 2, units=100, layer_norm="joint", zoneout=True, **BF16, **EVERYTHING)),
+    Scan(Case(2, 2, units=65, layer_norm="separate", layout="torch", go_backwards=True, **FP16), capability=80),
     Scan(Case(2, 2, units=9, layer_norm="separate", zoneout=True, go_backwards=True, use_bias=False, **FP32)),
 ]
 

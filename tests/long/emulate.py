@@ -86,6 +86,8 @@ def draw(seed: int) -> Scan:
         processors = r.choice([None, None, 5])
     if (config is None or config.schedule == "single") and r.random() < 0.5:
         case = replace(case, layer_norm=r.choice(["separate", "joint"]), reset_after=True)
+        if config is None and case.dtype != "float32" and r.random() < 0.4:
+            case = replace(case, units=r.choice([65, 80, 100, 127, 128]), batch=r.choice([1, 3, 18]))
     return Scan(case, config, capability, seed, processors)
 
 

@@ -143,7 +143,7 @@ def choose_single(units: int, itemsize: int, device: Device) -> LaunchConfig | N
     # Rows that are not 16-byte aligned are loaded element by element, and big blocks of their addresses spill.
     aligned = units % 16 == 0
     single = LaunchConfig(SINGLE, 16, whole, whole, 4 if whole <= 64 else 8)
-    fits = single.weight_bytes(units, itemsize) <= _budget(device) and (aligned or whole <= 64)
+    fits = bytes_of_one_program(units, itemsize) <= weight_budget(device) and (aligned or whole <= 64)
     return single if fits else None
 
 
@@ -155,6 +155,11 @@ def choose_with_norm(units: int, itemsize: int, device: Device) -> LaunchConfig 
     return replace(single, num_warps=8) if single is not None and wants_warps else single
 
 
+def bytes_of_one_program(units: int, itemsize: int) -> int:
+    """Return the bytes of recurrent weights that a program with all units of a row keeps."""
+    return 3 * next_power_of_two(units) ** 2 * itemsize
+
+
 def norm_width(units: int) -> int:
     """Return how many units the rows have that kernels with a norm are given: zeros align wide ones.
 
@@ -163,7 +168,7 @@ def norm_width(units: int) -> int:
     return units if units <= 64 else -(-units // 16) * 16
 
 
-def _budget(device: Device) -> int:
+def weight_budget(device: Device) -> int:
     """Return the bytes of shared memory for weights where it is not known what else will be there."""
     return device.shared_memory * 3 // 4
 
@@ -171,7 +176,7 @@ def _budget(device: Device) -> int:
 def _fits(config: LaunchConfig, units: int, itemsize: int, device: Device) -> bool:
     weights = config.weight_bytes(units, itemsize)
     if itemsize == 4 or device.warp_size != 32:
-        return weights <= _budget(device)
+        return weights <= weight_budget(device)
     # Both directions; 1 KiB for sums over warps.
     operands = max(operand_bytes(config, units, itemsize, planes) for planes in (1, 3))
     return weights + operands + 1024 <= device.shared_memory

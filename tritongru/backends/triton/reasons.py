@@ -40,9 +40,11 @@ def _reasons_against_norm(s: Signature) -> list[str]:
     device = device_limits(torch.device(s.device, s.index))
     if configs.choose_with_norm(s.units, s.dtype.itemsize, device) is not None:
         return []
+    needed, most = configs.bytes_of_one_program(s.units, s.dtype.itemsize), configs.weight_budget(device)
     return [
-        f"layer_norm={s.variant.layer_norm!r} with units={s.units}: no program holds all units of a row, and several "
-        "would take a further exchange per step"
+        f"layer_norm={s.variant.layer_norm!r} with units={s.units}: no program holds all units of a row, which are "
+        f"{needed} bytes of recurrent weights where {most} bytes of shared memory are for them, and several would take "
+        "a further exchange per step"
     ]
 
 
