@@ -37,7 +37,7 @@ class Constants:
         TILE: words from the counter of one tile to that of the next. ZONE_ROWS: whether zoneout has a value for each
             step and row, or one row for all.
         NORM, JOINT, EPSILON: whether sums are normalised, together with those of the input, and what is added to their
-            variance, see kernels/norms.py. COUNTED: how many units a norm is over, where that is not all of them; else 0.
+            variance, see kernels/norms.py. COUNTED: how many units a norm is over, where that is not all of them, or 0.
         DOT: type of a product's operands. PRECISION: of float32 products.
     """
 

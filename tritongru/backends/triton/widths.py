@@ -3,7 +3,7 @@
     width    U rounded up to a multiple of 16        every gate by itself: (...,kU) -> (...,k width)
 
 The added units have weights, scales and gradients of zero. Their gates are finite and meet zeros in every product; what
-a norm is over is told to the kernels as COUNTED (constants.py). So the results of the units that are there do not change.
+a norm is over is told to the kernels as COUNTED (constants.py). So the results of the real units do not change.
 """
 
 from __future__ import annotations

@@ -25,7 +25,10 @@ class Workspace:
     """The grid of one scan, what its programs share, and how they are launched."""
 
     def __init__(self, direction: str, config: LaunchConfig, u: Tensor, batch: int, device: Device, counted: int = 0):
-        """Args: direction: "forward" or "backward". u: recurrent weights (U,3U). device: to run on. counted: of Constants."""
+        """Args as follows.
+
+        direction: "forward" or "backward". u: recurrent weights (U,3U). device: to run on. counted: of `Constants`.
+        """
         self.config, self.u, self.planes, self.processors = config, u, PLANES[direction], device.processors
         self.counted = counted
         U = u.shape[0]
