@@ -9,15 +9,13 @@ a norm is over is told to the kernels as COUNTED (constants.py). So the results 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from ...tuning.configs import norm_width
 from ..eager.continuation import Norm
-
-Value = TypeVar("Value", Tensor, None)
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,11 @@ class Widths:
         """Whether zeros are added."""
         return self.width > self.units
 
-    def widen(self, value: Value) -> Value:
+    @overload
+    def widen(self, value: Tensor) -> Tensor: ...
+    @overload
+    def widen(self, value: Tensor | None) -> Tensor | None: ...
+    def widen(self, value: Tensor | None) -> Tensor | None:
         """Return (...,k U) as (...,k width); None as it is."""
         if value is None:
             return value
