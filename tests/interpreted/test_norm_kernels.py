@@ -75,13 +75,14 @@ def test_chunks_of_steps(monkeypatch, kind: str) -> None:
     assert_equals_oracle("triton", Case(3, 5, 4, 9, layer_norm=kind, mask=True))
 
 
+@pytest.mark.parametrize("units, dtype", [(9, "float32"), (100, "bfloat16")])
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_without_spread(kind: str) -> None:
+def test_rows_without_spread(kind: str, units: int, dtype: str) -> None:
     """All sums of a row are the same whole number, so that its variance is exactly zero: epsilon alone divides."""
-    case = Case(3, 5, 4, 9, layer_norm=kind)
+    case = Case(3, 5, 4, units, dtype, layer_norm=kind)
     given = make_arguments(case)
     x = torch.randint(-8, 9, given["x"].shape).to(given["x"].dtype)
-    kernel = torch.randint(-8, 9, (4, 1)).to(x.dtype).expand(4, 27).clone()
+    kernel = torch.randint(-8, 9, (4, 1)).to(x.dtype).expand(4, 3 * units).clone()
     changes = dict(x=x, kernel=kernel, recurrent_kernel=torch.zeros_like(given["recurrent_kernel"]))
     assert_equals_oracle("triton", case, **changes)
 

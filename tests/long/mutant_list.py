@@ -23,7 +23,7 @@ NUMBA_NORM = "numba_backend/test_numba_norms.py -k grid"
 REPEATS = "numba_backend/test_numba_repeats.py"
 SHARED = "numba_backend/test_numba_shared.py"
 KERNEL_NORM = "interpreted/test_norm_kernels.py -k grid"
-WIDE_NORM = "interpreted/test_norm_kernels.py -k shapes_and_dtypes"
+WIDE_NORM = "interpreted/test_norm_kernels.py -k spread"
 CHUNKS = "call/test_eager.py -k chunk"
 HALF = "call/test_eager.py -k half"
 NO_STEPS = "call/test_eager.py -k no_steps"
@@ -175,7 +175,7 @@ MUTANTS = [
     Mutant("backends/triton/kernels/norms.py", "tl.where(m_h[None, :], a_z - mean, 0.0)", "a_z - mean", KERNEL_NORM),
     Mutant("backends/triton/kernels/norms.py", "3.0 * C.COUNTED, tl.float32", "3.0 * C.BLOCK_H, tl.float32", WIDE_NORM),
     Mutant("backends/triton/kernels/norms.py", "m_h = tl.arange(0, C.BLOCK_H) < C.COUNTED", "m_h = m_h", WIDE_NORM),
-    Mutant("backends/triton/widths.py", "(0, 0, 0, self.width - self.units)", "(0, 0, self.width - self.units, 0)", WIDE_NORM),
+    Mutant("backends/triton/widths.py", "(0, 0, 0, self.width - self.units)", "(0, 0, self.width - self.units, 0)", "interpreted/test_norm_kernels.py -k shapes"),
     Mutant("backends/triton/kernels/norms.py", "(e_r - mean - n_r * along)", "(e_r - mean)", KERNEL_NORM),
     Mutant("backends/triton/kernels/norms.py", "tl.load(scale + 3 * U + o_row", "tl.load(scale + 3 * U + o_b", KERNEL_NORM),
     Mutant("backends/triton/kernels/forward.py", "                    x = outside\n", "", KERNEL_NORM),
