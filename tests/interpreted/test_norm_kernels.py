@@ -88,6 +88,15 @@ def test_rows_without_spread(kind: str, units: int, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_sums_that_have_a_mean(kind: str) -> None:
+    """Zeros behind a row are as far from the mean as it is large: counted, they would be a part of the variance."""
+    case = Case(3, 3, 4, 100, "bfloat16", layer_norm=kind)
+    given = make_arguments(case)
+    changes = {name: given[name] + 1 for name in ("kernel", "recurrent_kernel")}
+    assert_equals_oracle("triton", case, **changes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [1e4, 1e-8])
 def test_sizes_of_states(kind: str, size: float) -> None:
     """A norm takes the size of what it is given away, until epsilon is larger than the variance."""
