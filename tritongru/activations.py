@@ -235,8 +235,8 @@ def checked(function: Callable[[Tensor], Tensor], argument: str) -> Callable[[Te
         argument: the name it was given as, for the error messages.
 
     Raises, when it is called:
-        TypeError: it gave no tensor. ValueError: a tensor of another shape or device, or of a dtype that autocast, which
-            casts inside of functions, does not account for.
+        TypeError: it gave no tensor. ValueError: a tensor of another shape, dtype or device; but under autocast, which
+            casts inside of functions, a floating dtype is cast back.
     """
 
     def checking(x: Tensor) -> Tensor:
