@@ -228,10 +228,11 @@ def get(identifier: str | Callable | dict | None) -> Callable[[Tensor], Tensor]:
     return resolve(identifier).function
 
 
-def checked(function: Callable[[Tensor], Tensor], argument: str) -> Callable[[Tensor], Tensor]:
-    """Return a callable of the caller's own that says so where it gives something else than a tensor like its input.
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """A callable of the caller's own, which says so where it gives something else than a tensor like its input.
 
-    Args:
+    Attributes:
         argument: the name it was given as, for the error messages.
 
     Raises, when it is called:
@@ -239,19 +240,20 @@ def checked(function: Callable[[Tensor], Tensor], argument: str) -> Callable[[Te
             casts inside of functions, a floating dtype is cast back.
     """
 
-    def checking(x: Tensor) -> Tensor:
-        y = function(x)
+    function: Callable[[Tensor], Tensor]
+    argument: str
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self.function(x)
         if isinstance(y, Tensor) and y.dtype != x.dtype and y.is_floating_point() and _is_autocast(x):
             y = y.to(x.dtype)
         if isinstance(y, Tensor) and y.shape == x.shape and y.dtype == x.dtype and y.device == x.device:
             return y
-        name = getattr(function, "__name__", type(function).__name__)
-        start = f"`{argument}`={name} must return a tensor like its input, {_likeness(x)}; it returned"
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        start = f"`{self.argument}`={name} must return a tensor like its input, {_likeness(x)}; it returned"
         if not isinstance(y, Tensor):
             raise TypeError(f"{start} {'None' if y is None else type(y).__name__}")
         raise ValueError(f"{start} {_likeness(y)}")
-
-    return checking
 
 
 def _is_autocast(x: Tensor) -> bool:

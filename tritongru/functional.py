@@ -288,7 +288,7 @@ def _run_reference(call: Call) -> tuple[Tensor, Tensor]:
     names = ("activation", "recurrent_activation")
     for name, is_known in zip(names, call.signature.activations_known, strict=True):
         if not is_known:
-            own[name] = activations.checked(activations.get(own[name]), name)
+            own[name] = activations.Checked(activations.get(own[name]), name)
     outputs, state = gru_reference(**own)
     if call.arguments.time == 0:
         # Without a step it is the initial state itself, which is the caller's.

@@ -125,6 +125,13 @@ def test_a_callable_under_autocast_may_cast_inside() -> None:
     torch.testing.assert_close(outputs.float(), expected, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_callable_is_compiled_with_its_layer(dynamic: bool) -> None:
+    layer, x = GRU(4, lambda x: torch.tanh(x * 2), input_size=5, return_sequences=True), torch.randn(2, 3, 5)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    torch.testing.assert_close(compiled(x), layer(x))
+
+
 def test_bad_names() -> None:
     with pytest.raises(ValueError, match="recurrent_activation.*'tanhh'.*known"):
         activations.resolve("tanhh", "recurrent_activation")
