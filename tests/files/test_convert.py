@@ -214,6 +214,14 @@ def test_to_torch_names_what_torch_cannot_compute(options, message):
         convert.to_torch(make_layer(**options))
 
 
+def test_a_suffix_that_is_not_written_is_told_of_all_that_are(tmp_path):
+    for name in ("layer.ckpt", "layer"):
+        with pytest.raises(
+            ValueError, match=r"names no format that is written: .pt, .*.safetensors, .keras, .weights.h5"
+        ):
+            convert.save_layers(make_layer(), tmp_path / name)
+
+
 def test_to_torch_refuses_stacks_that_do_not_fit():
     with pytest.raises(ValueError, match=r"layers\[1\].*input_size=3"):
         convert.to_torch([make_layer(), make_layer()])

@@ -17,9 +17,9 @@ from torch import nn
 
 from ...keras import GRU, Bidirectional
 from ...layouts import keras_to_torch, torch_to_keras
+from . import keras_write
 from .entries import select_entry, select_layers
 from .keras_read import read_entries
-from .keras_write import write_entries
 from .layers import build_layer, describe_layers, fill_layer, in_keras_terms
 from .state_files import READ_SUFFIXES, SUFFIXES, keras_tensors, read_states, write_states
 from .untrusted import naming
@@ -194,7 +194,7 @@ def save_keras(layer: GRU | Bidirectional | Sequence[GRU | Bidirectional], path:
         ValueError: another suffix, a layer that is not built, or a configuration that the format cannot hold.
     """
     has_configs = not Path(path).name.endswith(".weights.h5")
-    write_entries(path, [in_keras_terms(entry, has_configs) for entry in describe_layers(layer)])
+    keras_write.write_entries(path, [in_keras_terms(entry, has_configs) for entry in describe_layers(layer)])
 
 
 def load_layers(path: str | Path, layer: str | None = None) -> list[GRU | Bidirectional]:
@@ -227,6 +227,9 @@ def save_layers(
             "keras" (`tritongru.GRU`'s names, with the configuration in safetensors' metadata, the default there).
     """
     suffix = Path(path).suffix
+    written = (*SUFFIXES, *keras_write.SUFFIXES)
+    if suffix not in written:
+        raise ValueError(f"{path}: the suffix {suffix!r} names no format that is written: {', '.join(written)}")
     if layout not in (None, "torch", "keras"):
         raise ValueError(f"`layout` must be 'torch' or 'keras', got {layout!r}")
     if suffix not in SUFFIXES:

@@ -25,6 +25,7 @@ from .entries import StoredLayer, half_configs
 # What a reader takes the configs to mean: `hard_sigmoid` changed its formula in Keras 3.
 H5_VERSION = "2.9.0"
 ZIP_VERSION = "3.0.0"
+SUFFIXES = (".keras", ".weights.h5", ".h5", ".hdf5")
 
 
 def write_entries(path: str | Path, entries: Sequence[StoredLayer]) -> None:
@@ -43,7 +44,7 @@ def write_entries(path: str | Path, entries: Sequence[StoredLayer]) -> None:
     elif path.suffix in (".h5", ".hdf5"):
         replace_file(path, _legacy_bytes(entries))
     else:
-        raise ValueError(f"{path}: the suffix {path.suffix!r} names no Keras format: .keras, .weights.h5, .h5, .hdf5")
+        raise ValueError(f"{path}: the suffix {path.suffix!r} names no Keras format: {', '.join(SUFFIXES)}")
 
 
 def _with_unique_names(entries: Sequence[StoredLayer]) -> list[StoredLayer]:
