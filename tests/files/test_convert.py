@@ -222,6 +222,15 @@ def test_a_suffix_that_is_not_written_is_told_of_all_that_are(tmp_path):
             convert.save_layers(make_layer(), tmp_path / name)
 
 
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+def test_a_name_with_a_slash_keeps_both_directions_together(tmp_path, suffix):
+    layer = Bidirectional(make_layer(name="a/b"), name="c/d")
+    convert.save_layers(layer, tmp_path / f"layer{suffix}")
+    (again,) = convert.load_layers(tmp_path / f"layer{suffix}")
+    for ours, theirs in zip(layer.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_to_torch_refuses_stacks_that_do_not_fit():
     with pytest.raises(ValueError, match=r"layers\[1\].*input_size=3"):
         convert.to_torch([make_layer(), make_layer()])

@@ -125,7 +125,7 @@ def _legacy_bytes(entries: Sequence[StoredLayer]) -> bytes:
             group = weights.create_group(entry.name)
             weights_of = {}
             for half in _halves(entry):
-                place = entry.name if entry.halves is None else f"{entry.name}/{half.name}"
+                place = entry.name if entry.halves is None else f"{entry.name}/{half.name.replace('/', '_')}"
                 for kind, array in zip(("kernel", "recurrent_kernel", "bias"), half.arrays, strict=False):
                     weights_of[f"{place}/gru_cell/{kind}:0"] = array
             group.attrs["weight_names"] = np.array([name.encode() for name in weights_of])
