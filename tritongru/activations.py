@@ -228,6 +228,42 @@ def get(identifier: str | Callable | dict | None) -> Callable[[Tensor], Tensor]:
     return resolve(identifier).function
 
 
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """A callable of the caller's own, which says so where it gives something else than a tensor like its input.
+
+    Attributes:
+        argument: the name it was given as, for the error messages.
+
+    Raises, when it is called:
+        TypeError: it gave no tensor. ValueError: a tensor of another shape, dtype or device; but under autocast, which
+            casts inside of functions, a floating dtype is cast back.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    argument: str
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self.function(x)
+        if isinstance(y, Tensor) and y.dtype != x.dtype and y.is_floating_point() and _is_autocast(x):
+            y = y.to(x.dtype)
+        if isinstance(y, Tensor) and y.shape == x.shape and y.dtype == x.dtype and y.device == x.device:
+            return y
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        start = f"`{self.argument}`={name} must return a tensor like its input, {_likeness(x)}; it returned"
+        if not isinstance(y, Tensor):
+            raise TypeError(f"{start} {'None' if y is None else type(y).__name__}")
+        raise ValueError(f"{start} {_likeness(y)}")
+
+
+def _is_autocast(x: Tensor) -> bool:
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
+def _likeness(x: Tensor) -> str:
+    return f"{tuple(x.shape)} of {x.dtype} on {x.device}"
+
+
 def serialize(function: Callable | str | None) -> str:
     """Return the name of an activation; ValueError for a callable that has none in this module."""
     name = describe(function)

@@ -8,7 +8,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from . import dispatch, repeats
+from . import activations, dispatch, repeats
 from .backends.aten import run_aten
 from .backends.gradients import Setting
 from .backends.members import are_alike
@@ -285,6 +285,10 @@ def explain_all(calls: Sequence[Arguments], backend: str = "auto") -> Decision:
 def _run_reference(call: Call) -> tuple[Tensor, Tensor]:
     own = call.arguments._asdict()
     del own["precision"], own["recompute"]
+    names = ("activation", "recurrent_activation")
+    for name, is_known in zip(names, call.signature.activations_known, strict=True):
+        if not is_known:
+            own[name] = activations.Checked(activations.get(own[name]), name)
     outputs, state = gru_reference(**own)
     if call.arguments.time == 0:
         # Without a step it is the initial state itself, which is the caller's.

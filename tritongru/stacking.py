@@ -40,6 +40,7 @@ def decide_for_all(gru: NamedWeights, x: Tensor, hx: Tensor | None, backend: str
         or not isinstance(x, Tensor)
         or x.device.type != "cpu"
         or x.dim() not in (2, 3)
+        or x.is_nested
     ):
         return None
     if not (hx is None or isinstance(hx, Tensor)):

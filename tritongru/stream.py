@@ -40,7 +40,7 @@ class Stream:
 
     def __init__(self, layer: GRU):
         if not isinstance(layer, GRU):
-            raise TypeError(f"`layer` must be a tritongru.GRU, got {type(layer).__name__}")
+            raise TypeError(f"`layer` must be a tritongru.GRU, got {type(layer).__module__}.{type(layer).__name__}")
         if layer.go_backwards:
             raise ValueError("`layer` has go_backwards=True: it begins with the last step, which a stream has not seen")
         self.layer = layer

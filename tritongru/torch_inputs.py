@@ -15,6 +15,8 @@ def prepare(layer: nn.RNNBase, x: Tensor, hx, lengths, resets, time_major: bool 
     """Return checked x (T,B,I), hx (L*D,B,U) or None, lengths (B,) or None, resets (T,B) bool or None."""
     if not isinstance(x, Tensor):
         raise TypeError(f"GRU: input must be a torch.Tensor or a PackedSequence, got {type(x).__name__}")
+    if x.is_nested:
+        raise TypeError("GRU: input must not be a nested tensor: pass the padded one with `lengths`")
     if x.dim() not in (2, 3):
         raise ValueError(f"GRU: Expected input to be 2D or 3D, got {x.dim()}D instead")
     if x.shape[-1] != layer.input_size:

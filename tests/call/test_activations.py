@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tritongru import activations
+from tritongru import GRU, activations, gru
 
 NAMES = list(activations.TABLE)
 WITH_DERIVATIVE = [name for name, entry in activations.TABLE.items() if entry.derivative is not None]
@@ -86,6 +86,50 @@ def test_custom_objects_come_first() -> None:
 def test_softplus_is_exact_for_large_input() -> None:
     assert activations.softplus(torch.tensor(-40.0, dtype=torch.float64)) == pytest.approx(math.exp(-40), rel=1e-12)
     assert float(activations.softplus(torch.tensor(1000.0))) == 1000.0
+
+
+def call_with(argument: str, function, x: torch.Tensor) -> torch.Tensor:
+    kernel, recurrent = (torch.ones(rows, 12, dtype=x.dtype) for rows in (x.shape[2], 4))
+    return gru(x, kernel, recurrent, **{argument: function})[0]
+
+
+WRONG_RESULTS = {
+    "none": (lambda x: None, TypeError, "returned None"),
+    "number": (lambda x: 1.0, TypeError, "returned float"),
+    "pair": (lambda x: (x, x), TypeError, "returned tuple"),
+    "shape": (lambda x: x[:, :1], ValueError, r"\(2, 4\) of torch.float32 on cpu; it returned \(2, 1\) of"),
+    "dtype": (lambda x: x.double(), ValueError, r"it returned \(2, 4\) of torch.float64 on cpu"),
+    "device": (lambda x: x.to("meta"), ValueError, r"it returned \(2, 4\) of torch.float32 on meta"),
+}
+
+
+@pytest.mark.parametrize("argument", ["activation", "recurrent_activation"])
+@pytest.mark.parametrize(("function", "error", "message"), WRONG_RESULTS.values(), ids=WRONG_RESULTS)
+def test_a_callable_that_gives_something_else_is_named(argument: str, function, error, message: str) -> None:
+    with pytest.raises(error, match=f"`{argument}`=<lambda> must return a tensor like its input.*{message}"):
+        call_with(argument, function, torch.ones(2, 3, 5))
+    layer = GRU(4, **{argument: function})
+    with pytest.raises(error, match=f"`{argument}`=<lambda>.*{message}"):
+        layer(torch.ones(2, 3, 5))
+
+
+def test_a_callable_under_autocast_may_cast_inside() -> None:
+    def bent(x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x.float() * 2)
+
+    x = torch.randn(2, 3, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = call_with("activation", bent, x)
+    assert outputs.dtype == torch.bfloat16
+    expected = call_with("activation", lambda x: torch.tanh(x * 2), x)
+    torch.testing.assert_close(outputs.float(), expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_callable_is_compiled_with_its_layer(dynamic: bool) -> None:
+    layer, x = GRU(4, lambda x: torch.tanh(x * 2), input_size=5, return_sequences=True), torch.randn(2, 3, 5)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    torch.testing.assert_close(compiled(x), layer(x))
 
 
 def test_bad_names() -> None:

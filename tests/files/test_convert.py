@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 
 import numpy as np
@@ -156,6 +157,47 @@ def test_zoneout_is_kept_or_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+SETTINGS = {"zoneout": 0.25, "gradient_clip": 0.0, "dropout": 0.5, "recurrent_dropout": 0.125}
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_safetensors_hold_what_keras_has_not(tmp_path, both):
+    layer = make_layer(name="one", backend="eager", **SETTINGS)
+    layer = Bidirectional(layer) if both else layer
+    convert.save_layers(layer, tmp_path / "layer.safetensors")
+    (again,) = convert.load_layers(tmp_path / "layer.safetensors")
+    for half in again._parts:
+        assert {name: getattr(half, name) for name in SETTINGS} == SETTINGS
+        assert half.backend == "auto"  # the choice of a machine
+    for ours, theirs in zip(layer.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(ValueError, match="zoneout=0.25.*save as .safetensors"):
+        convert.save_layers(layer, tmp_path / "layer.pt", layout="keras")
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_bound_of_the_gradient_is_left_out_with_a_warning(tmp_path, both):
+    layer = make_layer(gradient_clip=1.0, backend="eager")
+    layer = Bidirectional(layer) if both else layer
+    for name in ("layer.h5", "layer.keras"):
+        with pytest.warns(UserWarning, match="`gradient_clip=1.0` of the layer .* is left out"):
+            convert.save_keras(layer, tmp_path / name)
+        again = convert.load_keras(tmp_path / name)
+        assert all((half.gradient_clip, half.backend) == (None, "auto") for half in again._parts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # files of weights alone hold no settings
+        for name in ("layer.weights.h5", "layer.pt"):
+            convert.save_layers(layer, tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["dropout", "recurrent_dropout", "gradient_clip"])
+def test_to_torch_warns_of_what_it_leaves_out(name):
+    layer = make_layer(**{name: SETTINGS[name]})
+    for one in (layer, Bidirectional(layer), [layer]):
+        with pytest.warns(UserWarning, match=f"`{name}={SETTINGS[name]}` of .*gru is left out"):
+            convert.to_torch(one)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -170,6 +212,23 @@ def test_zoneout_is_kept_or_refused(tmp_path):
 def test_to_torch_names_what_torch_cannot_compute(options, message):
     with pytest.raises(ValueError, match=message):
         convert.to_torch(make_layer(**options))
+
+
+def test_a_suffix_that_is_not_written_is_told_of_all_that_are(tmp_path):
+    for name in ("layer.ckpt", "layer"):
+        with pytest.raises(
+            ValueError, match=r"names no format that is written: .pt, .*.safetensors, .keras, .weights.h5"
+        ):
+            convert.save_layers(make_layer(), tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+def test_a_name_with_a_slash_keeps_both_directions_together(tmp_path, suffix):
+    layer = Bidirectional(make_layer(name="a/b"), name="c/d")
+    convert.save_layers(layer, tmp_path / f"layer{suffix}")
+    (again,) = convert.load_layers(tmp_path / f"layer{suffix}")
+    for ours, theirs in zip(layer.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_to_torch_refuses_stacks_that_do_not_fit():

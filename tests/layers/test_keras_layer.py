@@ -646,11 +646,25 @@ def test_bidirectional_layers():
             lambda: Bidirectional(GRU(U), backward_layer=GRU(U, go_backwards=True, return_state=True)),
             "same value for `return_state`, got False and True",
         ),
+        (
+            lambda: Bidirectional(GRU(U), "ave", GRU(U + 2, go_backwards=True)),
+            "`merge_mode`='ave'.*units=4, .*units=6",
+        ),
     ],
 )
 def test_bidirectional_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("mode", ["concat", None])
+@pytest.mark.parametrize("sequences", [False, True])
+def test_bidirectional_of_unequal_sizes(mode, sequences):
+    options = dict(return_sequences=sequences, return_state=True)
+    layer = Bidirectional(GRU(U, **options), mode, GRU(U + 2, go_backwards=True, **options))
+    result = layer(torch.randn(B, T, I))
+    assert result[0].shape[-1] == (U if mode is None else 2 * U + 2)
+    assert [tuple(s) for s in layer.compute_output_shape((B, T, I))] == [tuple(r.shape) for r in result]
 
 
 @pytest.mark.parametrize("backwards", [False, True])

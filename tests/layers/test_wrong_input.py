@@ -35,6 +35,25 @@ CALLS = {
     "cell input": (lambda: GRUCell(U, input_size=I)([[0.0]], H), TypeError, "`inputs`.*list"),
     "cell state": (lambda: GRUCell(U, input_size=I)(X[:, 0], None), TypeError, "`states`.*None"),
     "both, resets": (lambda: Bidirectional(layer())(X, resets=True), ValueError, r"`resets`.*\(\)"),
+    "regularizer": (
+        lambda: layer(kernel_regularizer=lambda w: None).losses,
+        TypeError,
+        "regularizer of `kernel`.*None",
+    ),
+    "regularizer, rows": (lambda: layer(bias_regularizer=lambda w: w.sum(0)).losses, ValueError, r"`bias`.*\(12,\)"),
+    "activity": (lambda: layer(activity_regularizer=lambda y: y)(X), ValueError, r"`activity_regularizer`.*\(2, 4\)"),
+    "constraint": (
+        lambda: layer(kernel_constraint=lambda w: None).apply_constraints(),
+        ValueError,
+        "constraint of `kernel`.*None",
+    ),
+    "constraint, rows": (
+        lambda: layer(recurrent_constraint=lambda w: w[:1]).apply_constraints(),
+        ValueError,
+        r"\(4, 12\), got \(1, 12\)",
+    ),
+    "initializer": (lambda: layer(kernel_initializer=lambda s, dtype: None), TypeError, r"gave NoneType .*\(3, 12\)"),
+    "stream": (lambda: Stream(torch.nn.GRU(I, U)), TypeError, "`layer`.*torch.nn.modules.rnn.GRU"),
     "file": (lambda: convert.load_keras("layer.keras", torch.nn.GRU(I, U)), TypeError, "`layer`.*GRU"),
 }
 

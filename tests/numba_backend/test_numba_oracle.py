@@ -61,6 +61,20 @@ def test_zoneout_and_a_bound_of_the_gradient(divided: str, layout: str, reset_af
         assert_equals_oracle(case, **(dict(zoneout=mean) if zoneout == "mean" else {}))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("rows, units", [(1, 1), (3, 1), (3, 9)])
+def test_one_feature_and_one_unit_may_lie_apart(rows: int, units: int) -> None:
+    a = make_arguments(Case(rows, 4, 1, units))
+    a["x"], a["initial_state"] = (spread(a[name]) for name in ("x", "initial_state"))
+    found, expected = gru(**a, backend="numba"), gru(**a, backend="reference")
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def spread(value: torch.Tensor) -> torch.Tensor:
+    """Return the same numbers, of which no two that follow each other along the last axis are neighbours."""
+    return torch.stack((value, torch.full_like(value, torch.nan)), dim=-1)[..., 0]
+
+
 def test_the_gradient_of_a_zoneout_mask() -> None:
     arguments = make_arguments(Case(3, 5, 3, 5, "float64", mask=True))
     keep = torch.rand(3, 5, 5, dtype=torch.float64, requires_grad=True)

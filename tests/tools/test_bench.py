@@ -137,6 +137,11 @@ def test_a_damaged_table_is_named_and_left(tmp_path):
     with pytest.raises(ValueError, match="bench.csv"):
         results.append_results(path, [row()])
     assert path.read_text() == "a,b\n1,2\n"
+    path.write_bytes(b"PK\x80")
+    for use in (results.read_results, lambda path: results.append_results(path, [row()])):
+        with pytest.raises(ValueError, match="bench.csv: not a table of the benchmark"):
+            use(path)
+    assert path.read_bytes() == b"PK\x80"
     path.unlink()
     results.append_results(path, [row()])
     path.write_text(path.read_text() + "torn,lin")

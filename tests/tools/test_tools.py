@@ -173,6 +173,19 @@ def test_demo_learns_and_writes_its_figure(tmp_path: Path, capsys) -> None:
         assert [path.name for path in picture.parent.iterdir()] == ["demo.png"]
 
 
+@pytest.mark.parametrize("place", ["file/demo.png", "file/deep/demo.png", "folder"])
+def test_demo_says_before_it_trains_that_it_cannot_write(place: str, monkeypatch, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr(demo, "train", lambda *_: pytest.fail("it trained"))
+    assert main(["demo", "--output", str(tmp_path / place)]) == 2
+    printed = capsys.readouterr()
+    assert not printed.out and printed.err.count("\n") == 1
+    assert printed.err.startswith(f"demo: --output {tmp_path / place} cannot be written: ")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
+    assert (tmp_path / "file").read_text() == "kept"
+
+
 def test_demo_without_matplotlib(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
     line = demo.save_figure([], torch.empty(0), tmp_path / "demo.png")

@@ -345,6 +345,9 @@ def test_a_wrong_dtype_device_or_argument_is_named():
     for hx in ([torch.randn(2, 5)], np.zeros((1, 2, 5))):
         with pytest.raises(TypeError, match=f"hx must be a torch.Tensor, got {type(hx).__name__}"):
             ours(x, hx)
+    for layout in (torch.jagged, torch.strided):
+        with pytest.raises(TypeError, match="nested tensor: pass the padded one with `lengths`"):
+            ours(torch.nested.nested_tensor([x[:, 0], x[:2, 1]], layout=layout))
     with pytest.raises(ValueError, match="hx must have the dtype"):
         ours(x, torch.randn(1, 2, 5, dtype=F64))
     with pytest.raises(RuntimeError, match="hidden tensor at meta"):

@@ -105,6 +105,23 @@ def to_tensor(name: str, value: Any, device: torch.device | None = None) -> Tens
         raise TypeError(f"`{name}` must be a tensor or an array of numbers, got {value!r}") from None
 
 
+def as_loss(value: Any, of: str):
+    """Return what a regularizer gave, a number or a tensor of one; TypeError, ValueError with what gave it else."""
+    if not isinstance(value, Tensor) and not hasattr(value, "__float__"):
+        raise TypeError(f"the {of} must return a number, got {type(value).__name__}")
+    if shape := tuple(getattr(value, "shape", ())):
+        raise ValueError(f"the {of} must return a number, got a tensor of shape {shape}")
+    return value
+
+
+def as_weight(value: Any, like: Tensor, name: str) -> Tensor:
+    """Return what a constraint made of a weight, or of one head of it."""
+    if not isinstance(value, Tensor) or value.shape != like.shape:
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"the constraint of `{name}` must return a tensor of shape {tuple(like.shape)}, got {found}")
+    return value
+
+
 def as_steps(name: str, value, like: Tensor) -> Tensor | None:
     """Return a mask or resets as a tensor: of a list of tensors or arrays the first, of an array its tensor."""
     if isinstance(value, (tuple, list)) and value and not isinstance(value[0], (tuple, list, bool, int)):

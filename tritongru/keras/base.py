@@ -16,7 +16,16 @@ from .. import activations
 from ..call.arguments import LayerNorm
 from ..call.errors import check_heads, check_norm_name, check_units
 from . import constraints, initializers, regularizers
-from .arguments import HALF_POLICIES, check_implementation, clamp_rate, parse_dtype, take_options, to_tensor
+from .arguments import (
+    HALF_POLICIES,
+    as_loss,
+    as_weight,
+    check_implementation,
+    clamp_rate,
+    parse_dtype,
+    take_options,
+    to_tensor,
+)
 from .dropout import DropoutMasks
 from .listing import WeightedLayer
 
@@ -218,8 +227,8 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
             regularizer = getattr(self, name.replace("_kernel", "") + "_regularizer")
             if regularizer is not None:
                 parts = parameter.unbind(0) if parameter.dim() == 3 else (parameter,)
-                term = sum(regularizer(part) for part in parts)
-                terms.append(torch.as_tensor(term, dtype=parameter.dtype, device=parameter.device))
+                found = [as_loss(regularizer(part), f"regularizer of `{name}`") for part in parts]
+                terms.append(torch.as_tensor(sum(found), dtype=parameter.dtype, device=parameter.device))
         return terms
 
     @torch.no_grad()
@@ -228,8 +237,9 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
         for name, parameter in self._named_weights():
             constraint = getattr(self, name.replace("_kernel", "") + "_constraint")
             if constraint is not None:
-                heads = parameter.unbind(0) if parameter.dim() == 3 else None
-                self._write(name, constraint(parameter) if heads is None else torch.stack([*map(constraint, heads)]))
+                heads = parameter.unbind(0) if parameter.dim() == 3 else (parameter,)
+                values = [as_weight(constraint(head), head, name) for head in heads]
+                self._write(name, torch.stack(values) if parameter.dim() == 3 else values[0])
 
     def get_config(self) -> dict:
         """Return the constructor's arguments in Keras's names and forms.

@@ -82,6 +82,11 @@ class Bidirectional(WeightedLayer, torch.nn.Module):
                     f"Forward layer and backward layer are expected to have the same value for `{name}`, "
                     f"got {values[0]} and {values[1]}"
                 )
+        if self.merge_mode in ("sum", "mul", "ave") and forward.units != backward.units:
+            raise ValueError(
+                f"`merge_mode`={self.merge_mode!r} merges outputs of equal size: the forward layer has "
+                f"units={forward.units}, the backward layer units={backward.units}"
+            )
 
     def forward(self, inputs, mask=None, training=None, initial_state=None, resets=None):
         """Run both layers.
@@ -235,11 +240,11 @@ class Bidirectional(WeightedLayer, torch.nn.Module):
 
     def compute_output_shape(self, input_shape):
         """Return the shape of each output for an input shape: one tuple, or a list."""
-        shape = self.forward_layer.compute_output_shape(input_shape)
-        output, *state = shape if self.return_state else [shape]
+        shapes = [layer.compute_output_shape(input_shape) for layer in self._parts]
+        (output, *state), (other, *last) = (shape if self.return_state else [shape] for shape in shapes)
         if self.merge_mode == "concat":
-            output = (*output[:-1], 2 * output[-1])
-        outputs = ([output, output] if self.merge_mode is None else [output]) + state * 2
+            output = (*output[:-1], output[-1] + other[-1])
+        outputs = ([output, other] if self.merge_mode is None else [output]) + state + last
         return outputs if len(outputs) > 1 else outputs[0]
 
     def get_config(self) -> dict:

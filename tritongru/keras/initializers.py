@@ -258,13 +258,16 @@ def draw(init: Callable[..., Any] | None, shape: tuple[int, ...], dtype: torch.d
     None stands for `GlorotUniform`, as in Keras.
 
     Raises:
-        ValueError: it gives another shape.
+        ValueError: it gives another shape. TypeError: it gives no numbers.
     """
     init = GlorotUniform() if init is None else init
     if isinstance(init, Initializer):
         return init(shape, dtype=dtype, device=device)
     value = init(shape, dtype=dtype)
-    value = torch.as_tensor(value if isinstance(value, Tensor) else np.asarray(value), dtype=dtype, device=device)
+    try:
+        value = torch.as_tensor(value if isinstance(value, Tensor) else np.asarray(value), dtype=dtype, device=device)
+    except (TypeError, ValueError):
+        raise TypeError(f"The initializer {init!r} gave {type(value).__name__} for a weight of shape {shape}") from None
     if value.shape != shape:
         raise ValueError(f"The initializer {init!r} gave shape {tuple(value.shape)} for a weight of shape {shape}")
     return value

@@ -12,7 +12,7 @@ from ..call.tensors import check_gradient_clip
 from ..call.zoneout import check_zoneout_rate, draw_zoneout
 from ..dispatch import Decision
 from . import jagged, regularizers
-from .arguments import as_steps, split_inputs
+from .arguments import as_loss, as_steps, split_inputs
 from .state import KeptState
 from .step import LastStep
 
@@ -165,9 +165,10 @@ class GRU(KeptState):
         """Return what `forward` returns, and keep what the layer keeps of a call."""
         output = self._select(outputs, state, arguments, rows)
         if self.activity_regularizer is not None:
+            values = (output, state) if self.return_state else (output,)
+            terms = [self.activity_regularizer(y.values() if jagged.is_jagged(y) else y) for y in values]
             self._activity_losses = [
-                self.activity_regularizer(value.values() if jagged.is_jagged(value) else value) / value.shape[0]
-                for value in ((output, state) if self.return_state else (output,))
+                as_loss(term, "`activity_regularizer`") / y.shape[0] for term, y in zip(terms, values, strict=True)
             ]
         # Last, when nothing of the call can fail any more.
         if self.stateful:

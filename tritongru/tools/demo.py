@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from ..keras import GRU
 from . import options
+from .files import prepare_place, replace_file
 from .info import info
 from .oracle.compare import compare, has_failed, print_rows
 from .show import show_progress
@@ -145,11 +147,7 @@ def save_figure(runs: list[Run], speaker: Tensor, path: Path) -> str:
     right.set(title=f"Test confusion, {len(runs)} seeds", xlabel="predicted speaker", ylabel="speaker")
     right.set_xticks(range(SPEAKERS), names)
     right.set_yticks(range(SPEAKERS), names)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside its place and moved there whole: a reader never sees half a picture.
-    unfinished = path.with_name(f".{path.name}.part")
-    figure.savefig(unfinished, format="png", dpi=120)
-    unfinished.replace(path)
+    replace_file(path, lambda unfinished: figure.savefig(unfinished, format="png", dpi=120))
     return f"figure: {path}"
 
 
@@ -168,7 +166,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Train, report, draw, compare; 1 if a backend is outside the tolerance."""
+    """Train, report, draw, compare; 1 if a backend is outside the tolerance, 2 if the figure cannot be written."""
+    try:
+        prepare_place(args.output)
+    except OSError as error:
+        print(f"demo: --output {args.output} cannot be written: {error}", file=sys.stderr)
+        return 2
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     print(info(), flush=True)
     data, test = load(device)

@@ -43,6 +43,17 @@ def replace_file(path: str | os.PathLike, content: str | bytes | Callable[[Path]
         raise
 
 
+def prepare_place(path: str | os.PathLike) -> None:
+    """Make the folder of a file that is to be written later; OSError where `replace_file` could not write it now."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} is a folder")
+    # What the rights say is not all: a file system may be read-only, or full.
+    with tempfile.TemporaryFile(dir=target.parent):
+        pass
+
+
 @contextlib.contextmanager
 def hold_lock(path: str | os.PathLike, timeout: float = 60.0) -> Iterator[None]:
     """Keep other processes that ask for the lock of `path` waiting for the length of the block.

@@ -38,7 +38,7 @@ def bind(a: Inputs, variant: Variant, gradients: bool) -> BoundScan | BoundShort
     Args:
         gradients: whether `run_backward` will be called.
     """
-    return BoundShort(a, variant) if not gradients and is_short(a, variant) else BoundScan(a, variant, gradients)
+    return BoundShort(a, variant) if not gradients and is_short(a) else BoundScan(a, variant, gradients)
 
 
 class Plans:

@@ -16,6 +16,7 @@ from ...activations import TABLE
 from ...call.problem import Inputs, Variant
 from .kernels import short as at
 from .kernels.short import short
+from .problem import with_rows
 
 # Where reading the weights as they lie was faster than packing them first, one thread each, on an AMD EPYC with
 # AVX-512; with AVX2 up to 16 steps and 64 rows were tried. Rows are those of all steps together.
@@ -29,7 +30,7 @@ MOST_GROUPED_STATES, MOST_APART, APART_UNITS = 16384, 16, 64
 LITTLE_WORK = 8_000_000
 
 
-def is_short(a: Inputs, variant: Variant) -> bool:
+def is_short(a: Inputs) -> bool:
     """Return whether `run_short` runs a call: the GRU without masks, resets, dropout and norms, few steps and rows."""
     x = a.x
     plain = a.w is not None and a.mask is None and a.resets is None and a.drop is None and a.keep is None
@@ -51,7 +52,7 @@ def is_short(a: Inputs, variant: Variant) -> bool:
 
 def run_short(a: Inputs, variant: Variant) -> tuple[Tensor, Tensor]:
     """Return out (T,B,U) at the input's time index, and the last state (B,U); see `is_short`."""
-    a = a._replace(**{name: _with_rows(getattr(a, name)) for name in ("x", "bias_x", "bias_h", "h0")})
+    a = a._replace(**{name: with_rows(getattr(a, name), a.x.dtype) for name in ("x", "bias_x", "bias_h", "h0")})
     addresses = [0 if t is None else t.data_ptr() for t in a[:6]]
     return BoundShort(a, variant).run(a.x, addresses)[:2]
 
@@ -97,10 +98,6 @@ class BoundShort:
 
 
 ADDRESSES = at.LAST + 1  # they come first
-
-
-def _with_rows(value):
-    return value if value is None or value.stride(-1) == 1 else value.contiguous()
 
 
 KERNEL_ID = {name: entry.kernel_id for name, entry in TABLE.items()}

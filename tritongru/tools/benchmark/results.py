@@ -104,7 +104,7 @@ def append_results(path: str | os.PathLike, rows: Sequence[Result]) -> None:
         OSError: the file could not be written; it is as it was.
     """
     with hold_lock(path):
-        old = Path(path).read_text(encoding="utf-8") if Path(path).exists() else ""
+        old = _read_text(path) if Path(path).exists() else ""
         if old:
             _check_header(path, old)
         text = io.StringIO(newline="")
@@ -122,7 +122,7 @@ def read_results(path: str | os.PathLike) -> list[Result]:
     Raises:
         ValueError: it is not such a table; the message names the file and the line.
     """
-    text = Path(path).read_text(encoding="utf-8")
+    text = _read_text(path)
     _check_header(path, text)
     rows = []
     for number, cells in enumerate(csv.DictReader(io.StringIO(text)), start=2):
@@ -134,6 +134,13 @@ def read_results(path: str | os.PathLike) -> list[Result]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     return rows
+
+
+def _read_text(path: str | os.PathLike) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a table of the benchmark: {error}") from None
 
 
 def latest_cells(rows: Iterable[Result]) -> list[Cell]:

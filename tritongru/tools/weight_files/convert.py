@@ -17,10 +17,10 @@ from torch import nn
 
 from ...keras import GRU, Bidirectional
 from ...layouts import keras_to_torch, torch_to_keras
+from . import keras_write
 from .entries import select_entry, select_layers
 from .keras_read import read_entries
-from .keras_write import write_entries
-from .layers import build_layer, describe_layers, fill_layer
+from .layers import build_layer, describe_layers, fill_layer, in_keras_terms
 from .state_files import READ_SUFFIXES, SUFFIXES, keras_tensors, read_states, write_states
 from .untrusted import naming
 
@@ -77,6 +77,8 @@ def from_torch(module: nn.RNNBase, **options: Any) -> GRU | Bidirectional | list
 def to_torch(layers: GRU | Bidirectional | Sequence[GRU | Bidirectional]) -> nn.GRU:
     """Return one layer, or a stack of layers of equal size, as a `torch.nn.GRU` with copies of the weights.
 
+    What changes the training alone is left out with a warning: dropout, recurrent dropout, a bound of the gradient.
+
     Args:
         layers: built layers, first to last; `time_major=False` is `batch_first=True`.
 
@@ -85,6 +87,16 @@ def to_torch(layers: GRU | Bidirectional | Sequence[GRU | Bidirectional]) -> nn.
             `go_backwards=True`, zoneout, a norm, heads, sizes that do not stack), or one that is not built.
         TypeError: something that is not such a layer.
     """
+    module = _to_torch(layers)
+    for layer in layers if isinstance(layers, Sequence) else [layers]:
+        for half in _directions(layer):
+            for name, off in (("dropout", 0), ("recurrent_dropout", 0), ("gradient_clip", None)):
+                if (value := getattr(half, name)) != off:
+                    warnings.warn(f"`{name}={value}` of {half.name} is left out: torch.nn.GRU has none", stacklevel=2)
+    return module
+
+
+def _to_torch(layers: GRU | Bidirectional | Sequence[GRU | Bidirectional]) -> nn.GRU:
     stack = list(layers) if isinstance(layers, Sequence) else [layers]
     if not stack:
         raise ValueError("`layers` is empty")
@@ -176,10 +188,13 @@ def load_keras(path: str | Path, layer: str | GRU | Bidirectional | None = None)
 def save_keras(layer: GRU | Bidirectional | Sequence[GRU | Bidirectional], path: str | Path) -> None:
     """Save a built layer, or a stack of them, as a Keras Sequential model: `.h5`, `.weights.h5` or `.keras`.
 
+    A `gradient_clip` is left out, with a warning where the file holds configurations.
+
     Raises:
         ValueError: another suffix, a layer that is not built, or a configuration that the format cannot hold.
     """
-    write_entries(path, describe_layers(layer))
+    has_configs = not Path(path).name.endswith(".weights.h5")
+    keras_write.write_entries(path, [in_keras_terms(entry, has_configs) for entry in describe_layers(layer)])
 
 
 def load_layers(path: str | Path, layer: str | None = None) -> list[GRU | Bidirectional]:
@@ -212,6 +227,9 @@ def save_layers(
             "keras" (`tritongru.GRU`'s names, with the configuration in safetensors' metadata, the default there).
     """
     suffix = Path(path).suffix
+    written = (*SUFFIXES, *keras_write.SUFFIXES)
+    if suffix not in written:
+        raise ValueError(f"{path}: the suffix {suffix!r} names no format that is written: {', '.join(written)}")
     if layout not in (None, "torch", "keras"):
         raise ValueError(f"`layout` must be 'torch' or 'keras', got {layout!r}")
     if suffix not in SUFFIXES:
@@ -219,10 +237,12 @@ def save_layers(
             raise ValueError(f"`layout={layout!r}` does not apply to {suffix!r}: only to {', '.join(SUFFIXES)}")
         save_keras(layers, path)
     elif (layout or ("keras" if suffix == ".safetensors" else "torch")) == "torch":
-        write_states(path, to_torch(layers).state_dict())
+        write_states(path, _to_torch(layers).state_dict())
     else:
         stack = list(layers) if isinstance(layers, Sequence) else [layers]
         entries = describe_layers(stack)
+        if suffix != ".safetensors":  # which holds configurations
+            entries = [in_keras_terms(entry, warns=False) for entry in entries]
         names = [entry.name if i == 0 else f"{entry.name}_{i}" for i, entry in enumerate(entries)]
         names = names if len(stack) > 1 else [""]
         configs = {name: entry.config for name, entry in zip(names, entries, strict=True)}

@@ -25,6 +25,7 @@ from .entries import StoredLayer, half_configs
 # What a reader takes the configs to mean: `hard_sigmoid` changed its formula in Keras 3.
 H5_VERSION = "2.9.0"
 ZIP_VERSION = "3.0.0"
+SUFFIXES = (".keras", ".weights.h5", ".h5", ".hdf5")
 
 
 def write_entries(path: str | Path, entries: Sequence[StoredLayer]) -> None:
@@ -43,7 +44,7 @@ def write_entries(path: str | Path, entries: Sequence[StoredLayer]) -> None:
     elif path.suffix in (".h5", ".hdf5"):
         replace_file(path, _legacy_bytes(entries))
     else:
-        raise ValueError(f"{path}: the suffix {path.suffix!r} names no Keras format: .keras, .weights.h5, .h5, .hdf5")
+        raise ValueError(f"{path}: the suffix {path.suffix!r} names no Keras format: {', '.join(SUFFIXES)}")
 
 
 def _with_unique_names(entries: Sequence[StoredLayer]) -> list[StoredLayer]:
@@ -124,7 +125,7 @@ def _legacy_bytes(entries: Sequence[StoredLayer]) -> bytes:
             group = weights.create_group(entry.name)
             weights_of = {}
             for half in _halves(entry):
-                place = entry.name if entry.halves is None else f"{entry.name}/{half.name}"
+                place = entry.name if entry.halves is None else f"{entry.name}/{half.name.replace('/', '_')}"
                 for kind, array in zip(("kernel", "recurrent_kernel", "bias"), half.arrays, strict=False):
                     weights_of[f"{place}/gru_cell/{kind}:0"] = array
             group.attrs["weight_names"] = np.array([name.encode() for name in weights_of])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +18,10 @@ from .keras_old import default_reset_after
 _PARAMETERS = inspect.signature(GRU.__init__).parameters
 _NOT_CONFIG = {"self", "units", "input_size", "backend", "device", "dtype", "options"}
 _FROM_CONFIG = {*_PARAMETERS, "name", "trainable"} - _NOT_CONFIG
-_OURS = ("batch_input_shape", "backend", "gradient_clip")
+# `backend` is a choice of the machine that runs a layer, not of the layer.
+_LEFT_OUT = ("batch_input_shape", "backend")
+# What Keras has not. The norms and heads have weights of other shapes too, which no file holds here.
+_OURS = ("zoneout", "gradient_clip")
 
 
 def build_layer(entry: StoredLayer) -> GRU | Bidirectional:
@@ -115,12 +120,13 @@ def describe_layer(layer: Any) -> StoredLayer:
     if not layer.built:
         raise ValueError(f"the layer {layer.name} is not built: it has no weights yet")
     if isinstance(layer, GRU) and layer.heads > 1:
-        raise ValueError(f"the layer {layer.name} has heads={layer.heads}, which no file of Keras can hold")
-    if isinstance(layer, GRU) and layer.layer_norm:
-        raise ValueError(f"the layer {layer.name} has layer_norm={layer.layer_norm!r}, which no file of Keras can hold")
-    if isinstance(layer, GRU) and layer.zoneout:
         raise ValueError(
-            f"the layer {layer.name} has zoneout={layer.zoneout}, which no file of Keras can hold: set it to 0 first"
+            f"the layer {layer.name} has heads={layer.heads}, which no file can hold here: save its state_dict"
+        )
+    if isinstance(layer, GRU) and layer.layer_norm:
+        raise ValueError(
+            f"the layer {layer.name} has layer_norm={layer.layer_norm!r}, which no file can hold here: "
+            "save its state_dict"
         )
     if isinstance(layer, GRU):
         return StoredLayer(layer.name, layer.get_weights(), _clean(layer.get_config()))
@@ -137,8 +143,42 @@ def describe_layers(layers: GRU | Bidirectional | Sequence[GRU | Bidirectional])
     return [describe_layer(layer) for layer in (layers if isinstance(layers, Sequence) else [layers])]
 
 
+def in_keras_terms(entry: StoredLayer, warns: bool) -> StoredLayer:
+    """Return an entry with a configuration that Keras reads.
+
+    Args:
+        warns: whether to warn of what is left out because it changes the training alone.
+
+    Raises:
+        ValueError: it has what Keras cannot compute.
+    """
+    for half in entry.halves or (entry,):
+        if half.config.get("zoneout"):
+            raise ValueError(
+                f"the layer {half.name} has zoneout={half.config['zoneout']}, which no file of Keras can hold, "
+                "nor one of weights alone: set it to 0 first, or save as .safetensors"
+            )
+        if warns and "gradient_clip" in half.config:
+            warnings.warn(
+                f"`gradient_clip={half.config['gradient_clip']}` of the layer {half.name} is left out: no file of "
+                "Keras can hold it, and it changes the training alone",
+                stacklevel=3,
+            )
+    return _without(entry, _OURS)
+
+
+def _without(entry: StoredLayer, names: Sequence[str]) -> StoredLayer:
+    config = {key: value for key, value in entry.config.items() if key not in names}
+    for key in ("layer", "backward_layer"):
+        if key in config:
+            inner = {name: value for name, value in config[key]["config"].items() if name not in names}
+            config[key] = {**config[key], "config": inner}
+    halves = entry.halves and tuple(_without(half, names) for half in entry.halves)
+    return dataclasses.replace(entry, config=config, halves=halves)
+
+
 def _clean(config: dict[str, Any]) -> dict[str, Any]:
-    config = {key: value for key, value in config.items() if key not in _OURS}
+    config = {key: value for key, value in config.items() if key not in _LEFT_OUT}
     if isinstance(config["dtype"], dict):
         config["dtype"] = config["dtype"]["config"]["name"]
     return config
