@@ -61,6 +61,7 @@ REASONS_AGAINST: dict[str, Callable[[Signature], list[str]]] = {
 # Where the backend can run several scans of one call at once, and whether it does so for a call.
 RUNS_AT_ONCE: dict[str, Callable[[Signature], bool]] = {
     "triton": triton.runs_at_once,
+    "eager": eager.runs_at_once,
     "numba": numba.runs_at_once,
 }
 
