@@ -16,8 +16,14 @@ from ..gradients import Saved
 from .backward import Reverse
 from .forward import make_gates, make_projection, rebuild
 from .layout import Steps, compute_dtype, entering_states, gate_width, view_gates, view_parts
-from .short import MOST_STEPS
 from .sums import Sums
+
+# The sizes of one member with which one scan was faster, there and back (bench/members.py, AMD EPYC with AVX2). With more
+# rows the arithmetic takes so long that what an operation costs beside it does not count: two members save half of that,
+# many members nearly all. Few steps do not pay for an operator and the copies.
+LEAST_STEPS = 32
+ROWS_A_MEMBER, MOST_ROWS = 2, 16
+MOST_UNITS = 256
 
 
 def are_one_scan(members: Sequence[Inputs], variants: Sequence[Variant]) -> bool:
@@ -29,7 +35,8 @@ def are_one_scan(members: Sequence[Inputs], variants: Sequence[Variant]) -> bool
 
 def is_faster(count: int, time: int, batch: int, units: int) -> bool:
     """Return whether so many members are expected to be faster as one scan than one after another."""
-    return time > MOST_STEPS and batch > 0
+    rows = min(ROWS_A_MEMBER * count, MOST_ROWS)
+    return count > 1 and time >= LEAST_STEPS and 0 < batch <= rows and units <= MOST_UNITS
 
 
 class Lanes:
@@ -138,8 +145,8 @@ def run_members_backward(
         reverse.walk(chunk, begin, end, None)
         r = gates.r.unflatten(0, (K, M))
         for m, _, first, last in lanes.each(begin, end):
-            d, r_rows = (lanes.turn(m, part[:, m]).flatten(0, 1) for part in (factors, r))
-            sums[m].add(d, entering[m], r_rows, first, last)
+            rows = [lanes.turn(m, part[:, m]).flatten(0, 1) for part in (factors, r)]
+            sums[m].add(rows[0], entering[m], rows[1], first, last)
     d_h0 = reverse.finish()
     return [
         total.finish()._replace(h0=d.to(a.h0.dtype, copy=True) if want.h0 else None)
