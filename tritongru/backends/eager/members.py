@@ -18,9 +18,9 @@ from .forward import make_gates, make_projection, rebuild
 from .layout import Steps, compute_dtype, entering_states, gate_width, view_gates, view_parts
 from .sums import Sums
 
-# The sizes of one member with which one scan was faster, there and back (bench/members.py, AMD EPYC with AVX2). With more
-# rows the arithmetic takes so long that what an operation costs beside it does not count: two members save half of that,
-# many members nearly all. Few steps do not pay for an operator and the copies.
+# The sizes of one member with which one scan was faster, there and back (bench/members.py, AMD EPYC with AVX2). With
+# more rows the arithmetic takes so long that what an operation costs beside it does not count: two members save half of
+# that, many members nearly all. Few steps do not pay for an operator and the copies.
 LEAST_STEPS = 32
 ROWS_A_MEMBER, MOST_ROWS = 2, 16
 MOST_UNITS = 256
