@@ -33,6 +33,7 @@ def runs(monkeypatch) -> Iterator[list[str]]:
         found.append("backward")
         return backward(*arguments)
 
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(members, "LEAST_STEPS", 9)
     monkeypatch.setattr(members, "run_members_forward", run_forward)
     monkeypatch.setattr(members, "run_members_backward", run_backward)
@@ -240,7 +241,7 @@ def test_a_member_knows_nothing_of_the_others(runs) -> None:
             assert torch.equal(rows(clean), rows(other)) and other[0].isnan().any()
 
 
-def test_sizes(runs) -> None:
+def test_sizes(runs, monkeypatch) -> None:
     """Large members, few steps and no rows run one after another."""
     for T, B, U, many in ((9, 4, 5, 2), (8, 4, 5, 1), (12, 0, 5, 1), (9, 5, 5, 1), (9, 1, 257, 1)):
         layer = compat.GRU(3, U, bidirectional=True, backend="eager")
@@ -248,3 +249,7 @@ def test_sizes(runs) -> None:
         assert layer.last_decision.members == many and len(runs) == many - 1
         runs.clear()
     assert members.is_faster(8, 9, 16, 32) and not members.is_faster(16, 9, 17, 32)
+    layer, x = compat.GRU(3, 5, bidirectional=True, backend="eager"), torch.randn(9, 4, 3)
+    for threads, two, eight in ((1, 2, True), (2, 1, True), (3, 1, False)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert layer.explain(x).members == two and members.is_faster(8, 9, 4, 5) == eight

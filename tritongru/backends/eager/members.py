@@ -24,6 +24,9 @@ from .sums import Sums
 LEAST_STEPS = 32
 ROWS_A_MEMBER, MOST_ROWS = 2, 16
 MOST_UNITS = 256
+# Two threads wait for each other in each product of many matrices, however small; a small product of one matrix is one
+# thread's. Few members lose by that as soon as another program holds a core; more threads were not timed.
+MANY = 8
 
 
 def are_one_scan(members: Sequence[Inputs], variants: Sequence[Variant]) -> bool:
@@ -35,8 +38,10 @@ def are_one_scan(members: Sequence[Inputs], variants: Sequence[Variant]) -> bool
 
 def is_faster(count: int, time: int, batch: int, units: int) -> bool:
     """Return whether so many members are expected to be faster as one scan than one after another."""
+    if count < 2 or torch.get_num_threads() > (2 if count >= MANY else 1):
+        return False
     rows = min(ROWS_A_MEMBER * count, MOST_ROWS)
-    return count > 1 and time >= LEAST_STEPS and 0 < batch <= rows and units <= MOST_UNITS
+    return time >= LEAST_STEPS and 0 < batch <= rows and units <= MOST_UNITS
 
 
 class Lanes:
