@@ -137,6 +137,7 @@ def main() -> None:
     """Measure every case and add the rows to the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", choices=list(CASES), default="numba", help="which backend's members")
+    parser.add_argument("--what", nargs="+", choices=list(WHAT), default=list(WHAT), help="which kinds of members")
     parser.add_argument("--csv", type=Path, help="the table the rows are added to")
     parser.add_argument("--threads", type=int, default=2, help="of torch and of numba's scan")
     parser.add_argument("--repeats", type=int, default=5, help="calls of which the median is taken, five times")
@@ -148,7 +149,7 @@ def main() -> None:
         fields[fields.index("members")] = "what"
         fields[fields.index("mode")] = "members"
         fields[fields.index("B") : fields.index("U")] = ["mode", "B", "T", "I"]
-    for case in CASES[options.backend]:
+    for case in (case for case in CASES[options.backend] if case.what in options.what):
         for training in (False, True):
             at_once, apart = measure(make_call(case, options.backend, training), options.backend, options.repeats)
             values = where | case._asdict() | {
