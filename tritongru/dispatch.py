@@ -10,6 +10,8 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from . import environment, faults
 from .backends import aten, eager, numba
 from .backends.operators import WHOLE
@@ -61,6 +63,7 @@ REASONS_AGAINST: dict[str, Callable[[Signature], list[str]]] = {
 # Where the backend can run several scans of one call at once, and whether it does so for a call.
 RUNS_AT_ONCE: dict[str, Callable[[Signature], bool]] = {
     "triton": triton.runs_at_once,
+    "eager": eager.runs_at_once,
     "numba": numba.runs_at_once,
 }
 
@@ -79,7 +82,9 @@ def decide(signature: Signature, backend: str = "auto") -> Decision:
         check_backend(backend)
     if signature.tracing:  # what is kept would not be traced
         return _decide(signature, backend)
-    return _decide_once(signature, backend, environment.changes())
+    # Whether scans run at once may depend on the number of threads.
+    threads = torch.get_num_threads() if signature.members > 1 else 1
+    return _decide_once(signature, backend, environment.changes(), threads)
 
 
 def may_run_at_once(decision: Decision, signature: Signature) -> bool:
@@ -97,7 +102,7 @@ def explain(signature: Signature, backend: str = "auto") -> Decision:
 
 
 @functools.lru_cache(maxsize=MOST_DECISIONS)
-def _decide_once(signature: Signature, backend: str, changes: int) -> Decision:
+def _decide_once(signature: Signature, backend: str, changes: int, threads: int) -> Decision:
     return _decide(signature, backend)
 
 

@@ -18,6 +18,7 @@ EAGER = "call/test_eager.py -k grid"
 SHAPES = "call/test_eager.py -k shapes_and_dtypes"
 LENGTHS = "torch/test_compat.py -k lengths_equal"
 PACKING = "call/test_packing.py"
+ONE_SCAN = "call/test_eager_members.py -k one_scan_is"
 NORM = "call/test_layer_norm.py -k equals_the_oracle"
 NUMBA_NORM = "numba_backend/test_numba_norms.py -k grid"
 REPEATS = "numba_backend/test_numba_repeats.py"
@@ -65,8 +66,8 @@ MUTANTS = [
     Mutant("backends/eager/forward.py", "torch.where(mask[t, :, None], new, h", "torch.where(mask[t, :, None], new, new", EAGER),
     Mutant("backends/eager/forward.py", "torch.lerp(n, h, z", "torch.lerp(h, n, z", EAGER),
     Mutant("backends/eager/forward.py", "torch.cat((early[: 2 * U], torch.zeros_like(bias_n)))", "early", EAGER),
-    Mutant("backends/eager/forward.py", "f(n.addmm_(r * h_n, u_n))", "f(n.addmm_(r * h, u_n))", EAGER),
-    Mutant("backends/eager/forward.py", "gh_n.addmm_(drop_rows(h, d_n), u_n)", "gh_n.addmm_(drop_rows(h, d_z), u_n)", EAGER),
+    Mutant("backends/eager/forward.py", "f(add(n, r * h_n, u_n))", "f(add(n, r * h, u_n))", EAGER),
+    Mutant("backends/eager/forward.py", "add(gh_n, drop_rows(h, d_n), u_n)", "add(gh_n, drop_rows(h, d_z), u_n)", EAGER),
     Mutant("backends/eager/forward.py", "after.masked_fill(~mask[..., None], 0.0)", "after", EAGER),
     Mutant("backends/eager/forward.py", "found.masked_fill(found == T, -1)", "found", EAGER),
     Mutant("backends/eager/layout.py", "leaving[size:now] = rows[size:]", "pass", PACKING),
@@ -268,6 +269,10 @@ MUTANTS = [
     Mutant("backends/members.py", "variant._replace(reverse=backwards) for", "variant for", "call/test_members.py"),
     Mutant("backends/members.py", "return len(kinds) == 1", "return True", "call/test_members.py"),
     Mutant("backends/members.py", "if is_whole else (M, width, T, B, U)", "if not is_whole else (M, width, T, B, U)", "call/test_members.py -k opcheck"),
+    Mutant("backends/eager/members.py", "value.flip(0) if self.backwards[m] else value", "value", ONE_SCAN),
+    Mutant("backends/eager/members.py", "(self.T - end, self.T - begin) if", "(begin, end) if", ONE_SCAN),
+    Mutant("backends/eager/members.py", "torch.stack([a.drop for a in members], dim=1)", "torch.stack([a.drop for a in members[:1] * self.M], dim=1)", ONE_SCAN),
+    Mutant("backends/eager/members.py", "a.mask is None and a.resets is None and", "a.mask is None and", "call/test_eager_members.py -k not_one_scan"),
     Mutant("backends/numba/members.py", "value[m].data_ptr()", "value[0].data_ptr()", "call/test_members.py"),
     Mutant("backends/numba/threads.py", "        while left:\n", "        while left and threading.get_ident() != caller:\n", "numba_backend/test_numba_processes.py"),
     Mutant("backends/numba/threads.py", "and not _is_forked", "", "numba_backend/test_numba_processes.py -k fork"),

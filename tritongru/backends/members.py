@@ -1,8 +1,8 @@
 """Members: scans that differ in their tensors and direction alone, as two `torch.library` operators over all of them.
 
 Two directions of a layer, several heads, an ensemble: on the resident Triton kernels they are one launch, in numba they
-share the threads, elsewhere they run one after another. What a member gives is what `tritongru::scan` gives; results
-are stacked, the member first.
+share the threads, in eager small ones are one scan, elsewhere they run one after another. What a member gives is what
+`tritongru::scan` gives; results are stacked, the member first.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..call.problem import Inputs, Variant
 from . import gradients, mapping
+from .eager import members as eager
 from .gradients import SAVE_GATES, SAVE_NOTHING, Saved, Setting
 from .operators import LIBRARY, SAVED, SETTING, VARIANT, WHOLE, define, forward, laid_out_as, split
 from .precision import product_precision
@@ -71,6 +72,8 @@ def run_members_directly(
             return triton.run_members_forward(members, variants, save_gates, setting)
         if setting.backend == "numba":
             return _numba().run_members_forward(members, variants, save_gates)
+        if setting.backend == "eager" and eager.are_one_scan(members, variants):
+            return eager.run_members_forward(members, variants, save_gates)
     runs = [forward(a, v, setting) for a, v in zip(members, variants, strict=True)]
     return tuple(map(torch.stack, zip(*runs, strict=True)))  # type: ignore[return-value]
 
@@ -133,6 +136,8 @@ def _run_backward(members, variants, setting: Setting, saved: Saved, d_out, d_la
     with product_precision(members[0].x, setting.precision):
         if setting.backend in ON_KERNELS:
             return triton.run_members_backward(members, variants, setting, saved, d_out, d_last, wanted)
+        if setting.backend == "eager" and eager.are_one_scan(members, variants):
+            return eager.run_members_backward(members, variants, saved, d_out, d_last, wanted)
         count = len(members)
         each = [Saved(*values) for values in zip(*saved, strict=True)]
         d_outs, d_lasts = of_members(d_out, count), of_members(d_last, count)

@@ -7,12 +7,21 @@ where a kernel fails.
 
 from ...call.check import Signature
 from ..reasons import reasons_against_activations, reasons_against_transforms
+from . import members
 from .backward import run_backward
 from .forward import run_forward
 
-__all__ = ["reasons_against", "run_backward", "run_forward"]
+__all__ = ["reasons_against", "run_backward", "run_forward", "runs_at_once"]
 
 
 def reasons_against(s: Signature) -> list[str]:
     """It needs derivatives that are functions of the output."""
     return reasons_against_transforms(s) + reasons_against_activations(s, "derivative")
+
+
+def runs_at_once(s: Signature) -> bool:
+    """Return whether several scans of a call run as one: plain ones on a CPU, where that is faster."""
+    if s.device != "cpu" or s.shape is None or s.variant.layer_norm is not None:
+        return False
+    plain = not (s.has_mask or s.has_resets or s.has_zoneout)
+    return plain and members.is_faster(s.members, s.shape.time, s.shape.batch, s.units)

@@ -24,6 +24,7 @@ from .layout import (
     entering_rows,
     entering_states,
     gate_width,
+    product_adder,
     pull_back,
     resize,
     split_drop,
@@ -251,26 +252,26 @@ def make_step(
     Returns:
         `select`, which takes from a `Chunk` the parts that are needed; `step`, which takes dh, the gradient of the
         previous step's output or None, and those parts. It multiplies the factors by dh, in place, and returns the
-        gradient of the state that leaves the previous step.
+        gradient of the state that leaves the previous step. Of members as `forward.make_gates`.
     """
-    ut_z, ut_r, ut_n = (part.t() for part in split_gates(u.to(dtype), variant))
+    ut_z, ut_r, ut_n = (part.mT for part in split_gates(u.to(dtype), variant))
     d_z, d_r, d_n = (m if m is None else m.to(dtype) for m in split_drop(drop, variant))
-    ut_packed = torch.cat((ut_n, *((ut_r, ut_z) if variant.reset_gate_first else (ut_z, ut_r))))
-    U = u.shape[0]
-    ut_n, ut_zr = ut_packed[:U], ut_packed[U:]
+    ut_packed = torch.cat((ut_n, *((ut_r, ut_z) if variant.reset_gate_first else (ut_z, ut_r))), dim=-2)
+    U, add = u.shape[-2], product_adder(u)
+    ut_n, ut_zr = ut_packed[..., :U, :], ut_packed[..., U:, :]
     one_mask = drop is None or drop.shape[0] == 1
 
     def through_mixture(dh: Tensor, d_before: Tensor | None, z: Tensor) -> Tensor:
         return dh * z if d_before is None else torch.addcmul(d_before, dh, z)
 
     def after(dh: Tensor, d_before: Tensor | None, z: Tensor, blocks: Tensor, d_recurrent: Tensor) -> Tensor:
-        blocks.mul_(dh.unsqueeze(1))
-        return through_mixture(dh, d_before, z).addmm_(d_recurrent, ut_packed)
+        blocks.mul_(dh.unsqueeze(-2))
+        return add(through_mixture(dh, d_before, z), d_recurrent, ut_packed)
 
     def after_dropped(
         dh: Tensor, d_before: Tensor | None, z: Tensor, blocks: Tensor, d_recurrent: Tensor, da_z, da_r, dgh_n
     ) -> Tensor:
-        blocks.mul_(dh.unsqueeze(1))
+        blocks.mul_(dh.unsqueeze(-2))
         total = through_mixture(dh, d_before, z)
         if one_mask:
             return total.addcmul_(d_recurrent @ ut_packed, d_z)
@@ -283,7 +284,7 @@ def make_step(
         da_r.mul_(ds)
         total = through_mixture(dh, d_before, z).addcmul_(ds, r)
         if drop is None:
-            return total.addmm_(da_zr, ut_zr)
+            return add(total, da_zr, ut_zr)
         if one_mask:
             return total.addcmul_(da_zr @ ut_zr, d_z)
         return total.addcmul_(da_z @ ut_z, d_z).addcmul_(da_r @ ut_r, d_r)

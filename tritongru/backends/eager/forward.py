@@ -20,6 +20,7 @@ from .layout import (
     drop_rows,
     gate_width,
     in_place,
+    product_adder,
     resize,
     split_drop,
     split_gates,
@@ -177,7 +178,8 @@ def make_gates(
 ) -> tuple[Callable[[Gates], tuple[Tensor, ...]], Callable[..., None]]:
     """Return how to turn the projections of some rows into their gates, in place, given their states.
 
-    Rows are those of one step, or of many steps at once where the states are known.
+    Rows are those of one step, or of many steps at once where the states are known. With weights of members (M,U,3U),
+    masks (1 or 3,M,B,U) and states (M,B,U) it is a step of all of them.
 
     Returns:
         `select`, which takes from `Gates` the parts that are needed, n and z first; `compute`, which takes the states
@@ -188,34 +190,34 @@ def make_gates(
     d_z, d_r, d_n = (m if m is None else m.to(dtype) for m in split_drop(drop, variant))
     one_mask = drop is None or drop.shape[0] == 1
     # Row-major weights: products with few rows run up to twice as fast as with torch's transposed ones.
-    u_packed = torch.cat((u_n, *((u_r, u_z) if variant.reset_gate_first else (u_z, u_r))), dim=1)
-    U = u.shape[0]
-    u_n, u_zr = u_packed[:, :U], u_packed[:, U:]
+    u_packed = torch.cat((u_n, *((u_r, u_z) if variant.reset_gate_first else (u_z, u_r))), dim=-1)
+    U, add = u.shape[-2], product_adder(u)
+    u_n, u_zr = u_packed[..., :U], u_packed[..., U:]
 
     def after(h: Tensor, n: Tensor, z: Tensor, r: Tensor, zr: Tensor, gh_n: Tensor, recurrent: Tensor) -> None:
-        recurrent.addmm_(h, u_packed)
+        add(recurrent, h, u_packed)
         g(zr)
         f(n.addcmul_(r, gh_n))
 
     def after_dropped(h: Tensor, n: Tensor, z: Tensor, r: Tensor, zr: Tensor, gh_n: Tensor, recurrent: Tensor) -> None:
         if one_mask:
-            recurrent.addmm_(drop_rows(h, d_z), u_packed)
+            add(recurrent, drop_rows(h, d_z), u_packed)
         else:
-            z.addmm_(drop_rows(h, d_z), u_z)
-            r.addmm_(drop_rows(h, d_r), u_r)
-            gh_n.addmm_(drop_rows(h, d_n), u_n)
+            add(z, drop_rows(h, d_z), u_z)
+            add(r, drop_rows(h, d_r), u_r)
+            add(gh_n, drop_rows(h, d_n), u_n)
         g(zr)
         f(n.addcmul_(r, gh_n))
 
     def before(h: Tensor, n: Tensor, z: Tensor, r: Tensor, zr: Tensor) -> None:
         h_n = drop_rows(h, d_n)
         if one_mask:
-            zr.addmm_(h_n, u_zr)
+            add(zr, h_n, u_zr)
         else:
-            z.addmm_(drop_rows(h, d_z), u_z)
-            r.addmm_(drop_rows(h, d_r), u_r)
+            add(z, drop_rows(h, d_z), u_z)
+            add(r, drop_rows(h, d_r), u_r)
         g(zr)
-        f(n.addmm_(r * h_n, u_n))
+        f(add(n, r * h_n, u_n))
 
     if not variant.reset_after:
         return lambda gates: (gates.n, gates.z, gates.r, gates.zr), before

@@ -51,13 +51,16 @@ def gate_width(variant: Variant) -> int:
 
 def view_gates(packed: Tensor, variant: Variant) -> Gates:
     """Return the parts of the last axis of `packed` (.., 4U or 3U)."""
-    width = gate_width(variant)
-    U = packed.shape[-1] // width
-    *gh_n, first, second, n = packed.chunk(width, dim=-1)
+    U = packed.shape[-1] // gate_width(variant)
+    return view_parts(packed[..., :-U], packed[..., -U:], packed[..., -3 * U :], variant)
+
+
+def view_parts(recurrent: Tensor, n: Tensor, projected: Tensor, variant: Variant) -> Gates:
+    """Return the parts of the last axis of the blocks that `h R` is added to, with the last block `n` beside them."""
+    *gh_n, first, second = recurrent.chunk(gate_width(variant) - 1, dim=-1)
     z, r = (second, first) if variant.reset_gate_first else (first, second)
-    zr = packed[..., -3 * U : -U]
-    recurrent = packed[..., : 3 * U] if variant.reset_after else zr
-    return Gates(recurrent, packed[..., -3 * U :], zr, z, r, n, gh_n[0] if gh_n else None)
+    zr = recurrent[..., -2 * n.shape[-1] :]
+    return Gates(recurrent, projected, zr, z, r, n, gh_n[0] if gh_n else None)
 
 
 class Steps:
@@ -182,6 +185,11 @@ def product_like(left: Tensor, right: Tensor, weight: Tensor) -> Tensor:
     if weight.stride(0) == 1 and weight.stride(1) != 1:
         return (right.t() @ left).t()
     return left.t() @ right
+
+
+def product_adder(weights: Tensor) -> Callable[..., Tensor]:
+    """Return how to add a product in place, (sums, rows, weights): of members, where they have an axis, of each."""
+    return torch.Tensor.addmm_ if weights.dim() == 2 else torch.Tensor.baddbmm_
 
 
 def in_place(name: str) -> Callable[[Tensor], Tensor]:
