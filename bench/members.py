@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,14 +69,14 @@ CASES = {
 }  # fmt: skip
 
 
-def directions(case: Case, backend: str, training: bool) -> Callable[[], Callable]:
+def directions(case: Case, backend: str, training: bool) -> Callable[[], Tensor]:
     """Return the forward pass of a bidirectional layer."""
     layer = compat.GRU(case.I, case.U, bidirectional=True, backend=backend)
     x = torch.randn(case.T, case.B, case.I)
     return lambda: layer(x)[0]
 
 
-def heads(case: Case, backend: str, training: bool) -> Callable[[], Callable]:
+def heads(case: Case, backend: str, training: bool) -> Callable[[], Tensor]:
     """Return a call of several heads."""
     x, kernel, width = torch.randn(case.B, case.T, case.I), torch.randn(case.I, 3 * case.U), case.U // case.members
     recurrent = torch.randn(case.members, width, 3 * width) / width**0.5
@@ -83,7 +84,7 @@ def heads(case: Case, backend: str, training: bool) -> Callable[[], Callable]:
     return lambda: gru(x, kernel, recurrent, backend=backend)[0]
 
 
-def ensemble(case: Case, backend: str, training: bool) -> Callable[[], Callable]:
+def ensemble(case: Case, backend: str, training: bool) -> Callable[[], Tensor]:
     """Return a map over layers with weights of their own."""
     layers = [compat.GRU(case.I, case.U, backend=backend) for _ in range(case.members)]
     weights, x = stack_module_state(layers)[0], torch.randn(case.T, case.B, case.I)

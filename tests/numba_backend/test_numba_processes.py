@@ -75,6 +75,7 @@ def test_inside_data_workers(monkeypatch, start: str) -> None:
     monkeypatch.setattr(threads, "LEAST_WORK", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     here = torch.stack([Encoded()[row] for row in range(4)])
+    assert threads._pool is not None or threads.find_team() is not None
     workers = DataLoader(Encoded(), 2, num_workers=2, multiprocessing_context=start, timeout=240)
     torch.testing.assert_close(torch.cat(list(workers)), here, rtol=0, atol=1e-5)
 
@@ -163,6 +164,7 @@ def test_a_failing_part_does_not_leave_others_running(monkeypatch, team) -> None
         ended.append(part)
 
     monkeypatch.setattr(threads, "find_team", lambda: team)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     for failing in (0, 2):
         ended.clear()
         with pytest.raises(ValueError, match=f"part {failing}"):
@@ -179,13 +181,15 @@ def test_parts_are_shared_by_at_most_so_many_threads(monkeypatch, team) -> None:
         seen.append((part, threading.get_ident()))
         together.wait(20)
 
-    threads.run_parts(work, range(6), 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    threads.run_parts(work, range(6))
     assert sorted(part for part, _ in seen) == list(range(6)) and len({thread for _, thread in seen}) == 2
     assert dict(seen)[0] == threading.get_ident()
 
 
 def test_without_other_threads_the_caller_does_it_all(monkeypatch) -> None:
     monkeypatch.setattr(threads, "find_team", lambda: lambda work, count: work())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     seen: list = []
     threads.run_parts(seen.append, range(4))
     assert seen == [0, 1, 2, 3]
@@ -197,7 +201,6 @@ def test_torch_s_own_threads_are_taken() -> None:
     assert "parallel backend: OpenMP" in torch.__config__.parallel_info()
     team, seen = threads.find_team(), set()
     assert team is not None
-    torch.set_num_threads(2)
     product = torch.ones(400, 400)
     count = len(os.listdir("/proc/self/task"))
     for _ in range(3):

@@ -121,6 +121,7 @@ def test_a_call_that_fails_lets_the_others_end(monkeypatch, team) -> None:
         return (ctypes.c_int64 * 24).from_address(int(part[at.MEETING]))
 
     monkeypatch.setattr(threads, "find_team", lambda: team)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     parts = [problem.make_plan(dict(SHARE=share, SHARES=2)) for share in range(2)]
     with pytest.raises(ValueError, match="the first"):
         sharing.run_sharing(function, parts)
@@ -133,6 +134,7 @@ def test_a_thread_that_comes_too_late_does_nothing() -> None:
     with pytest.MonkeyPatch.context() as patch:
         # The caller takes the first part, and then what is left.
         patch.setattr(threads, "find_team", lambda: lambda work, count: work())
+        patch.setattr(torch, "get_num_threads", lambda: 3)
         sharing.run_sharing(lambda part: begun.append(int(part[at.SHARE])), parts)
     assert begun == [0]
 
@@ -145,6 +147,7 @@ def test_late_threads_are_left_out_for_a_while(monkeypatch) -> None:
         begun.append(int(part[at.SHARE]))  # and no step is shared
         time.sleep(0.05)
 
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     for _ in range(3):
         parts = [problem.make_plan(dict(STEPS=100, SHARE=share, SHARES=2)) for share in range(2)]
         sharing.run_sharing(function, parts)

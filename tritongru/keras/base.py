@@ -226,8 +226,7 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
         for name, parameter in self._named_weights():
             regularizer = getattr(self, name.replace("_kernel", "") + "_regularizer")
             if regularizer is not None:
-                parts = parameter.unbind(0) if parameter.dim() == 3 else (parameter,)
-                found = [as_loss(regularizer(part), f"regularizer of `{name}`") for part in parts]
+                found = [as_loss(regularizer(head), f"regularizer of `{name}`") for head in _heads_of(parameter)]
                 terms.append(torch.as_tensor(sum(found), dtype=parameter.dtype, device=parameter.device))
         return terms
 
@@ -237,8 +236,7 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
         for name, parameter in self._named_weights():
             constraint = getattr(self, name.replace("_kernel", "") + "_constraint")
             if constraint is not None:
-                heads = parameter.unbind(0) if parameter.dim() == 3 else (parameter,)
-                values = [as_weight(constraint(head), head, name) for head in heads]
+                values = [as_weight(constraint(head), head, name) for head in _heads_of(parameter)]
                 self._write(name, torch.stack(values) if parameter.dim() == 3 else values[0])
 
     def get_config(self) -> dict:
@@ -309,3 +307,8 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
     def extra_repr(self) -> str:
         """The sizes, for `repr`."""
         return f"{self.input_size}, {self.units}, reset_after={self.reset_after}"
+
+
+def _heads_of(weight: Tensor) -> tuple[Tensor, ...]:
+    """Return each head of a weight with an axis of them, else the weight alone."""
+    return weight.unbind(0) if weight.dim() == 3 else (weight,)

@@ -139,11 +139,10 @@ def choose(units: int, batch: int, itemsize: int, device: Device, has_dropout: b
 
 def choose_single(units: int, itemsize: int, device: Device) -> LaunchConfig | None:
     """Return the configuration where one program holds all units of a row; None where it cannot, or spills."""
-    whole = next_power_of_two(units)
+    single = _program_of_all(units)
     # Rows that are not 16-byte aligned are loaded element by element, and big blocks of their addresses spill.
     aligned = units % 16 == 0
-    single = LaunchConfig(SINGLE, 16, whole, whole, 4 if whole <= 64 else 8)
-    fits = bytes_of_one_program(units, itemsize) <= weight_budget(device) and (aligned or whole <= 64)
+    fits = single.weight_bytes(units, itemsize) <= weight_budget(device) and (aligned or single.block_h <= 64)
     return single if fits else None
 
 
@@ -157,7 +156,12 @@ def choose_with_norm(units: int, itemsize: int, device: Device) -> LaunchConfig 
 
 def bytes_of_one_program(units: int, itemsize: int) -> int:
     """Return the bytes of recurrent weights that a program with all units of a row keeps."""
-    return 3 * next_power_of_two(units) ** 2 * itemsize
+    return _program_of_all(units).weight_bytes(units, itemsize)
+
+
+def _program_of_all(units: int) -> LaunchConfig:
+    whole = next_power_of_two(units)
+    return LaunchConfig(SINGLE, 16, whole, whole, 4 if whole <= 64 else 8)
 
 
 def norm_width(units: int) -> int:

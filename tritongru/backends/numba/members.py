@@ -40,7 +40,7 @@ def run_members_forward(
         for name, value in (("OUT", out), ("LAST", last), ("STATES", states), ("GATES", gates)):
             problem.fields[name] = value[m].data_ptr() if value.dim() > 1 else 0
         parts += problem.plan_scan(0, T)
-    run_parts(scan.for_dtype(problems[0].dtype), parts, torch.get_num_threads())
+    run_parts(scan.for_dtype(problems[0].dtype), parts)
     for problem in problems:
         problem.release()
     if given == a.x.dtype:
@@ -54,7 +54,7 @@ def _run_short_members(members: Sequence[Inputs], variants: Sequence[Variant]) -
     def run(m: int) -> None:
         results[m] = run_short(members[m], variants[m])
 
-    run_parts(run, range(len(members)), torch.get_num_threads())
+    run_parts(run, range(len(members)))
     out, last = map(torch.stack, zip(*results, strict=True))
     return out, last, out.new_empty(0), out.new_empty(0)
 
@@ -72,5 +72,5 @@ def run_members_backward(
     reverses = [plan_reverse(*one, members=len(members)) for one in each]
     # Of the same shape, so in as many chunks.
     for chunks in zip(*(reverse.walk() for reverse in reverses), strict=True):
-        run_parts(chunks[0][0], [part for _, parts in chunks for part in parts], torch.get_num_threads())
+        run_parts(chunks[0][0], [part for _, parts in chunks for part in parts])
     return [reverse.gradients(a.x.dtype) for reverse, a in zip(reverses, members, strict=True)]

@@ -39,17 +39,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_note_fork)
 
 
-def run_parts(function: Callable[[Any], object], parts: Sequence[Any], most: int | None = None) -> None:
-    """Call `function` with each part, the first in this thread; return when all are done.
+def run_parts(function: Callable[[Any], object], parts: Sequence[Any]) -> None:
+    """Call `function` with each part, the first in this thread; return when none is running any more.
 
     Where other threads do not come, this one does it all.
 
-    Args:
-        most: threads, this one among them; None: one for each part.
-
     Raises:
-        What `function` raised first. The other parts have been run.
+        What `function` raised first.
     """
+    if len(parts) < 2 or (count := min(len(parts), torch.get_num_threads())) < 2:
+        for part in parts:
+            function(part)
+        return
     caller, left, errors = threading.get_ident(), deque(parts[1:]), []
 
     def run(part: Any) -> None:
@@ -68,11 +69,6 @@ def run_parts(function: Callable[[Any], object], parts: Sequence[Any], most: int
                 return
             run(part)
 
-    count = len(parts) if most is None else min(len(parts), most)
-    if count < 2:
-        for part in parts:
-            function(part)
-        return
     if (team := find_team()) is not None and not _is_forked:
         team(work, count)
     else:

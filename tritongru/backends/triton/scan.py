@@ -86,7 +86,7 @@ def scan_forward(
     counted: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run the recurrence; arguments and results as `eager.scan_forward`; counted: as of `Constants`."""
-    if norm is not None and (widths := Widths.of(u.shape[0], norm)).differ:
+    if norm is not None and (widths := Widths.of(u.shape[0])).differ:
         widen = widths.widen
         results = scan_forward(
             widen(gx), widths.widen_weights(u), widen(bias_n), widen(h0), mask, resets, widen(fresh), widen(drop),
@@ -181,7 +181,7 @@ def scan_backward(
     counted: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run the reverse scan; arguments and results as `eager.scan_backward`; counted: as of `Constants`."""
-    if norm is not None and (widths := Widths.of(u.shape[0], norm)).differ:
+    if norm is not None and (widths := Widths.of(u.shape[0])).differ:
         widen = widths.widen
         results = scan_backward(
             widen(d_out), widen(d_last), widen(gates), widen(entering), widths.widen_weights(u), mask, resets,

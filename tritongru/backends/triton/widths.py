@@ -26,9 +26,9 @@ class Widths:
     width: int
 
     @classmethod
-    def of(cls, units: int, norm: Norm | None) -> Widths:
-        """Return the widths for a call with `norm`; without one both are the same."""
-        return cls(units, units if norm is None else norm_width(units))
+    def of(cls, units: int) -> Widths:
+        """Return the widths for a call with a norm."""
+        return cls(units, norm_width(units))
 
     @property
     def differ(self) -> bool:
