@@ -19,7 +19,7 @@ from .kernels import fields as at
 from .kernels.packing import pack
 from .kernels.reverse import reverse_scan
 from .kernels.scan import scan
-from .problem import LINE, Problem, how_to_scan, round_up, with_rows
+from .problem import LINE, Problem, how_to_scan, round_up, run_packing, with_rows
 from .short import BoundShort, is_short
 from .spare import borrow, give_back
 from .sums import FewRows, is_few, sum_plainly
@@ -59,12 +59,12 @@ class Plans:
                 self._sources[given, place] = number
                 self._offsets[given, place] -= begins[number - 1] if number <= 2 else self._offsets[given, place]
         self._kept = problem.kept  # what the other addresses point into, as the bound of gradients
-        self._packed = round_up(problem.packed_bytes, LINE)
-        self.bytes = self._packed + problem.scratch.numel()
+        self.packed = round_up(problem.packed_bytes, LINE)
+        self.bytes = self.packed + problem.scratch.numel()
 
     def at(self, memory: int, *tensors: int) -> np.ndarray:
         """Return the plans (parts, fields) with `bytes` of memory at an address, and tensors at theirs; 0 for none."""
-        return self._offsets + np.array((0, memory, memory + self._packed, *tensors))[self._sources]
+        return self._offsets + np.array((0, memory, memory + self.packed, *tensors))[self._sources]
 
 
 class BoundScan:
@@ -123,7 +123,7 @@ class BoundScan:
             memory.data_ptr(), *inputs, out.data_ptr(), last.data_ptr(), 0 if gates is None else gates.data_ptr()
         )
         if self._packs:
-            self._pack(plans[0])
+            run_packing(self._pack, plans[0], self._forward.packed)
         self._run_scan(self._scan, plans)
         give_back(memory)
         return out, last, gates
@@ -140,7 +140,7 @@ class BoundScan:
         plans = self._backward.at(memory.data_ptr(), *(0 if t is None else t.data_ptr() for t in tensors))
         if d_out is not None:
             plans[:, at.D_OUT_STEP], plans[:, at.D_OUT_ROW] = d_out.stride()[:2]
-        self._pack(plans[0])
+        run_packing(self._pack, plans[0], self._backward.packed)
         run_parts(self._reverse_scan, plans)
         give_back(memory)
         if self._few is not None:

@@ -60,6 +60,9 @@ def _of_units(keep: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         return with_rows(keep, dtype)
     return keep[0, 0].to(dtype).contiguous().expand(keep.shape)
 
+# Bytes of weights that one thread packs in a tenth of a millisecond or more: another begins within some ten microseconds.
+PACKED_ALONE = 1 << 20
+
 
 class Problem:
     """One scan, of so many members that run at once: its inputs (see `in_compute_dtype`) and the fields of its plan.
@@ -144,7 +147,7 @@ class Problem:
             self.fields[name] = start
             start += size * self.dtype.itemsize
         if not self.fields.get("SHARES"):  # each thread packs what it reads
-            pack.for_dtype(self.dtype)(make_plan(self.fields))
+            run_packing(pack.for_dtype(self.dtype), make_plan(self.fields), self.packed_bytes)
 
     def release(self) -> None:
         """Give the memory of the packed weights to the next call: all parts have been run."""
@@ -209,6 +212,17 @@ class Problem:
             )  # fmt: skip
 
         return self.make_parts(scratch, chunk)
+
+
+def run_packing(kernel: Callable[[np.ndarray], None], plan: np.ndarray, size: int) -> None:
+    """Pack so many bytes of weights, each thread some of the panels."""
+    count = min(torch.get_num_threads(), size // PACKED_ALONE)
+    if count < 2:
+        kernel(plan)
+        return
+    plans = np.tile(plan, (count, 1))
+    plans[:, at.PACKER], plans[:, at.PACKERS] = range(count), count
+    run_parts(kernel, plans)  # type: ignore[arg-type]
 
 
 def how_to_scan(parts: Sequence[np.ndarray]) -> tuple[Kernel, Callable[[Any, Any], None]]:

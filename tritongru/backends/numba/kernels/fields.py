@@ -13,6 +13,7 @@ inside, the gates' order is z, r, n.
     W_GIVEN, W_ROW, W_COLUMN, U_GIVEN, U_ROW, U_COLUMN, BIAS_X, BIAS_H,
     # Packed: (I,3P) and (U,3P), or (3P,N) with rows in the order n, z, r; (3P,), and (P,) inside the reset product.
     W, RECURRENT, TRANSPOSED, BIAS, BIAS_N,
+    PACKER, PACKERS,  # of threads that pack: which of how many, 0 of 0 for one
     X, X_STEP, X_ROW,  # (T,B,I), or (T,B,3U) where there is no W
     H0, H0_ROW,  # (B,U)
     MASK, RESETS,  # (T,B) bytes
@@ -37,6 +38,6 @@ inside, the gates' order is z, r, n.
     CHUNK,  # steps projected at a time
     # Its scratch: numbers of R rows each, then int64 by row and by group, and bytes by step and group.
     H, ENTERING, PROJECTED, SUMS, SHOWN, KEPT, PLACED, GROUPS, LIVE, FLAGS,
-) = range(85)  # fmt: skip
+) = range(87)  # fmt: skip
 
 NAMES = tuple(name for name in list(globals()) if name.isupper())

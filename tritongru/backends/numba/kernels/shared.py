@@ -27,7 +27,7 @@ from .meeting import (
     wait_for_beginning,
     wait_for_others,
 )
-from .packing import pack_units
+from .packing import pack_all_biases, pack_gates
 from .products import tile_1, tile_4
 from .rows import get, put
 from .vectors import fma, lanes, load, pointer
@@ -97,7 +97,8 @@ def shared_part(plan, like):
     C = 3 * lanes(like)
     mine, next_one = first_unit(plan, me, C), first_unit(plan, me + 1, C)
     begin = 0
-    pack_units(plan, mine, next_one, like)
+    pack_gates(plan, 3, mine // C, next_one // C, like)
+    pack_all_biases(plan, like)
     if me > 0:
         publish(meeting, (1 + me) * LINE + PRESENT, 1)
         begin = wait_for_beginning(meeting)
@@ -135,7 +136,7 @@ def shared_part(plan, like):
             if is_shared:
                 alone_until, pause = s + 1 + pause, 2 * pause
             if not has_packed:
-                pack_units(plan, next_one, P, like)
+                pack_gates(plan, 3, next_one // C, P // C, like)
                 has_packed = True
             if not has_all:
                 project_units(plan, x, w, gx, next_one, P, s0, s1)

@@ -83,6 +83,43 @@ def store(typing, start, index, value):
 
 
 @intrinsic
+def store_turned(typing, target, o, next_row, source, i, next_column):
+    """Write a square of as many numbers as a vector has each way: column j is read from i + j next_column on."""
+    kind = Vector(source.dtype)
+
+    def make(context, builder, signature, arguments):
+        target, o, next_row, source, i, next_column = arguments
+        count = kind.lanes
+
+        def place(start, index, step, number):
+            index = builder.add(index, builder.mul(step, ir.Constant(step.type, number)))
+            return _place(context, builder, kind, start, index)
+
+        align = kind.element.bitwidth // 8
+        rows = [builder.load(place(source, i, next_column, lane), align=align) for lane in range(count)]
+        # Squares of twice the size in each turn: of two rows the halves that lie across from each other change places.
+        distance = 1
+        while distance < count:
+            stays = [lane & distance == 0 for lane in range(count)]
+            upper = [lane if stay else count + lane - distance for lane, stay in enumerate(stays)]
+            lower = [lane + distance if stay else count + lane for lane, stay in enumerate(stays)]
+            for first in (lane for lane, stay in enumerate(stays) if stay):
+                pair = rows[first], rows[first + distance]
+                rows[first], rows[first + distance] = (_shuffle(builder, *pair, order) for order in (upper, lower))
+            distance *= 2
+        for row, value in enumerate(rows):
+            builder.store(value, place(target, o, next_row, row), align=align)
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64, types.int64, source, types.int64, types.int64), make
+
+
+def _shuffle(builder, a, b, order: list[int]):
+    """The numbers of a, then b, at the places `order`."""
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(order)), order))
+
+
+@intrinsic
 def load_first(typing, start, index, count):
     """The vector of `count` numbers from `index` on, and zeros: for the end of a row, beyond which nothing is read."""
     kind = Vector(start.dtype)
@@ -210,11 +247,7 @@ def add_pairs(typing, a, b):
     """The sums of neighbours: those of a, then those of b. Of 2^n vectors, n times, it leaves the sum of each."""
 
     def make(context, builder, signature, arguments):
-        kind = ir.VectorType(ir.IntType(32), a.lanes)
-        even, odd = (
-            builder.shuffle_vector(*arguments, ir.Constant(kind, list(range(first, 2 * a.lanes, 2))))
-            for first in (0, 1)
-        )
+        even, odd = (_shuffle(builder, *arguments, list(range(first, 2 * a.lanes, 2))) for first in (0, 1))
         return builder.fadd(even, odd)
 
     return a(a, b), make
