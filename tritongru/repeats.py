@@ -8,6 +8,7 @@ change of one takes effect at once, whichever way it was made.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -131,35 +132,45 @@ class Repeat:
         self._is_torch, self._is_time_major = a.layout == "torch", a.time_major
         with torch.inference_mode(False):  # later calls may be outside of it
             self.zeros = torch.zeros(inputs.h0.shape, dtype=s.dtype)
+        self._strides = [t.stride() for t in self._tensors(a)]
+        self._shape = inputs.x.shape
         # How far the second bias is behind the first, where both are one tensor.
         self._second = 0
         if isinstance(a.bias, Tensor) and a.bias.dim() == 2:
             self._second = a.bias.stride(0) * a.bias.element_size()
-        self._strides = [None if t is None else t.stride() for t in inputs]
         self.bound: Any = None
         self.is_short = False
         if decision.backend == "numba":
             numba = importlib.import_module("tritongru.backends.numba.bound")  # imports numba
-            self.bound = numba.bind(inputs, s.variant, self._records)
+            self.bound = numba.bind(inputs, s.variant, self._records, self._is_torch)
             self.is_short = isinstance(self.bound, numba.BoundShort)
 
     def run(self, a: Arguments) -> tuple[Tensor, Tensor, Decision]:
         """Run a call of this kind; results of `functional.run`."""
-        h0 = self.zeros if a.initial_state is None else a.initial_state
-        biases = () if a.bias is None else (a.bias,) if isinstance(a.bias, Tensor) else a.bias
+        tensors = self._tensors(a)
         if self._records:
-            out, last = Recorded.apply(self, a.x, a.kernel, a.recurrent_kernel, h0, *biases)  # type: ignore[misc]
+            out, last = Recorded.apply(self, *tensors)  # type: ignore[misc]
         elif self.bound is None:
-            out, last = short.run_short(self.inputs(a.x, a.kernel, a.recurrent_kernel, h0, *biases), self.variant)
+            out, last = short.run_short(self.inputs(*tensors), self.variant)
         else:
-            out, last, _ = self.scan(a.x, a.kernel, a.recurrent_kernel, h0, *biases)
+            out, last, _ = self.scan(*tensors)
         return (out if self._is_time_major else out.transpose(0, 1)), last, self.decision
 
-    def scan(self, x: Tensor, kernel, recurrent: Tensor, h0: Tensor, *biases: Tensor) -> tuple[Tensor, Tensor, Any]:
+    def _tensors(self, a: Arguments) -> tuple[Any, ...]:
+        """Return x, the weights, h0 and the biases as the caller has them."""
+        h0 = self.zeros if a.initial_state is None else a.initial_state
+        biases = () if a.bias is None else (a.bias,) if isinstance(a.bias, Tensor) else a.bias
+        return a.x, a.kernel, a.recurrent_kernel, h0, *biases
+
+    def scan(self, *tensors: Tensor) -> tuple[Tensor, Tensor, Any]:
         """Return out (T,B,U), the last state (B,U) and, with gradients, the gates, of the caller's tensors."""
+        return self.bound.run(tensors[0], self._addresses(*tensors))
+
+    def _addresses(self, x: Tensor, kernel: Tensor, recurrent: Tensor, h0: Tensor, *biases: Tensor) -> tuple[int, ...]:
+        """Return the addresses of `bound.INPUTS`."""
         first = biases[0].data_ptr() if biases else 0
         second = biases[1].data_ptr() if len(biases) == 2 else first + self._second if self._second else 0
-        return self.bound.run(x, (x.data_ptr(), kernel.data_ptr(), first, recurrent.data_ptr(), second, h0.data_ptr()))
+        return x.data_ptr(), kernel.data_ptr(), first, recurrent.data_ptr(), second, h0.data_ptr()
 
     def inputs(self, x: Tensor, kernel, recurrent: Tensor, h0: Tensor, *biases: Tensor) -> Inputs:
         """Return the canonical form of tensors as the caller has them."""
@@ -180,13 +191,43 @@ class Repeat:
             bias_x = torch.stack((bias_x, bias_h))
         return [x, w, u, h0, *(bias_x, bias_h)[:biases]]
 
-    def gradients(self, a: Inputs, saved: Saved, d_out, d_last, wanted: Inputs) -> Inputs:
-        """Return the wanted gradients of canonical inputs, None for the others."""
+    def gradients(self, tensors: Sequence[Tensor], out: Tensor, gates: Tensor, d_out, d_last, needs) -> list[Any]:
+        """Return the gradients of the caller's tensors as they have them, None for those that nobody `needs`."""
         # What hooks on saved tensors give back need not lie as it did.
-        alike = [None if t is None else t.stride() for t in a] == self._strides
-        if alike and not torch.is_grad_enabled() and is_plain_gradient(a, saved, d_out, d_last):
-            return self.bound.run_backward(a, saved, d_out, d_last, wanted)
-        return differentiate(a, self.variant, self._setting, saved, d_out, d_last, wanted)
+        alike = [t.stride() for t in tensors] == self._strides
+        plain = alike and not torch.is_grad_enabled() and is_plain_gradient((*tensors, out, gates), d_out, d_last)
+        if plain and self.bound.few is not None:
+            return self._few_gradients(tensors, out, gates, d_out, d_last, needs)
+        a = self.inputs(*tensors)
+        x, kernel, recurrent, h0, *biases = needs
+        wanted = Inputs(*[False] * len(a))._replace(  # type: ignore[arg-type]
+            x=x, w=kernel, u=recurrent, h0=h0,
+            bias_x=a.bias_x is not None and biases[0], bias_h=a.bias_h is not None and biases[-1],
+        )  # fmt: skip
+        saved = Saved(out, out.new_empty(0), gates)
+        if plain:
+            found = self.bound.run_backward(a, saved, d_out, d_last, wanted)
+        else:
+            found = differentiate(a, self.variant, self._setting, saved, d_out, d_last, wanted)
+        return self.as_given(found, len(biases))
+
+    def _few_gradients(self, tensors: Sequence[Tensor], out: Tensor, gates: Tensor, d_out, d_last, needs) -> list[Any]:
+        found = [t.new_empty(t.shape) if need else None for t, need in zip(tensors, needs, strict=True)]
+        if needs[0] and not self._is_time_major:
+            found[0] = out.new_empty(self._shape)
+        d_x, d_kernel, d_recurrent, d_h0, *d_biases = (0 if t is None else t.data_ptr() for t in found)
+        first, second = d_biases[0] if d_biases else 0, 0
+        if len(d_biases) == 2:
+            second = d_biases[1]
+        elif self._second and first:  # contiguous, whatever the bias is
+            second = first + out.element_size() * found[4].shape[1]
+        self.bound.few.run(
+            self._addresses(*tensors), (out.data_ptr(), gates.data_ptr()), d_out, d_last,
+            d_x, d_kernel, first, d_recurrent, second, d_h0,
+        )  # fmt: skip
+        if needs[0] and not self._is_time_major:
+            found[0] = found[0].transpose(0, 1)
+        return found
 
 
 class Recorded(torch.autograd.Function):
@@ -204,14 +245,5 @@ class Recorded(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_out, d_last):  # type: ignore[override]
         """Return the gradients of the tensors, as their owner has them."""
-        repeat: Repeat = ctx.repeat
         *tensors, out, gates = ctx.saved_tensors
-        a = repeat.inputs(*tensors)
-        _, x, kernel, recurrent, h0, *biases = ctx.needs_input_grad
-        wanted = Inputs(*[False] * len(a))._replace(  # type: ignore[arg-type]
-            x=x, w=kernel, u=recurrent, h0=h0,
-            bias_x=a.bias_x is not None and biases[0], bias_h=a.bias_h is not None and biases[-1],
-        )  # fmt: skip
-        saved = Saved(out, out.new_empty(0), gates)
-        found = repeat.gradients(a, saved, d_out, d_last, wanted)
-        return None, *repeat.as_given(found, len(biases))
+        return None, *ctx.repeat.gradients(tensors, out, gates, d_out, d_last, ctx.needs_input_grad[1:])

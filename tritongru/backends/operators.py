@@ -69,7 +69,7 @@ def is_watched(tensors: Sequence[Tensor | None]) -> bool:
         return True
     if torch._ops._len_torch_dispatch_stack_pre_dispatch():
         return True
-    return not _PLAIN.issuperset(map(type, tensors)) or any(t is not None and t.is_neg() for t in tensors)
+    return not _PLAIN.issuperset(map(type, tensors)) or any([t.is_neg() for t in tensors if t is not None])
 
 
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
@@ -171,15 +171,15 @@ def differentiate(a: Inputs, variant: Variant, setting: Setting, saved: Saved, d
     """Return the wanted gradients of a scan's inputs, as a graph where autograd records one, None for the others."""
     if torch.is_grad_enabled():
         return gradients.differentiable_gradients(variant, a, wanted, d_out, d_last)
-    is_past = setting.backend in WHOLE and is_plain_gradient(a, saved, d_out, d_last)
+    is_past = setting.backend in WHOLE and is_plain_gradient((*a, *saved), d_out, d_last)
     run = scan_backward if is_past else torch.ops.tritongru.scan_backward.default
     found = run(*a, *variant, *setting, *saved, d_out, d_last, list(wanted))
     return Inputs(*(gradient if want else None for gradient, want in zip(found, wanted, strict=True)))  # type: ignore[arg-type]
 
 
-def is_plain_gradient(a: Inputs, saved: Saved, d_out: Tensor | None, d_last: Tensor | None) -> bool:
-    """Return whether the tensors of a backward pass are plain ones of a CPU, which nothing looks at."""
-    if not a.x.is_cpu or is_watched((*a, *saved, d_out, d_last)):
+def is_plain_gradient(given: Sequence[Tensor | None], d_out: Tensor | None, d_last: Tensor | None) -> bool:
+    """Return whether the tensors of a backward pass, x first, are plain ones of a CPU, which nothing looks at."""
+    if not given[0].is_cpu or is_watched((*given, d_out, d_last)):  # type: ignore[union-attr]
         return False
     # autograd's own map, for many gradients at once, says so by its tensors alone.
     return not any(d is not None and is_legacy_batchedtensor(d) for d in (d_out, d_last))

@@ -32,13 +32,14 @@ OF_REVERSE = ("U_GIVEN", "H0", "STATES", "GATES", "D_OUT", "D_LAST", "D_GATES", 
 INPUTS = ("X", "W_GIVEN", "BIAS_X", "U_GIVEN", "BIAS_H", "H0")
 
 
-def bind(a: Inputs, variant: Variant, gradients: bool) -> BoundScan | BoundShort:
+def bind(a: Inputs, variant: Variant, gradients: bool, by_column: bool) -> BoundScan | BoundShort:
     """Return the plain scan of tensors like these, (T,B,I), all float32 or all float64, rows and biases contiguous.
 
     Args:
-        gradients: whether `run_backward` will be called.
+        gradients: whether `run_backward` will be called. by_column: whether `BoundFewRows` writes the gradients of w and
+            u as (3U,I) and (3U,U).
     """
-    return BoundShort(a, variant) if not gradients and is_short(a) else BoundScan(a, variant, gradients)
+    return BoundShort(a, variant) if not gradients and is_short(a) else BoundScan(a, variant, gradients, by_column)
 
 
 class Plans:
@@ -47,6 +48,9 @@ class Plans:
     Args:
         problem: planned, with its weights packed. parts: its plans. tensors: the fields that point to the beginning of
             a tensor, in the order in which `at` takes their addresses.
+
+    Attributes:
+        bytes: of memory that the plans need. packed: of them those of the weights.
     """
 
     def __init__(self, problem: Problem, parts: Sequence[np.ndarray], tensors: Sequence[str]):
@@ -67,20 +71,53 @@ class Plans:
         return self._offsets + np.array((0, memory, memory + self.packed, *tensors))[self._sources]
 
 
-class BoundScan:
-    """The plain scan of tensors with the sizes and strides of those it was made for, which nobody checks again."""
+class BoundReverse:
+    """The reverse scan of tensors with the sizes and strides of those it was made for."""
 
-    def __init__(self, a: Inputs, variant: Variant, gradients: bool):
-        """Take x (T,B,I), w, u, the biases and h0 (B,U), all float32 or all float64, rows and biases contiguous.
+    def __init__(self, a: Inputs, variant: Variant):
+        T, B = a.x.shape[:2]
+        saved = Saved(a.x.new_empty(T, B, a.u.shape[0]), a.x.new_empty(0), a.x.new_empty(0))
+        reverse = plan_reverse(a, variant, saved, None, None, Inputs(*[None] * len(Inputs._fields)))  # type: ignore[arg-type]
+        # Any address but 0: it only says that there is such a tensor.
+        reverse.problem.fields |= dict(GATES=1, D_OUT=1, D_LAST=1, D_GATES=1, BEGIN=0, END=T)
+        self._plans = Plans(reverse.problem, reverse.plan(), OF_REVERSE)
+        self._pack, self._scan = (kernel.for_dtype(reverse.problem.dtype) for kernel in (pack, reverse_scan))
+        reverse.problem.release()
+        self._dtype, self.bytes = a.x.dtype, self._plans.bytes
+
+    def run(self, memory: int, saved: Sequence[int], d_out: Tensor | None, d_last: Tensor | None, *found: int) -> None:
+        """Run the scan with `bytes` of memory at an address.
 
         Args:
-            gradients: whether `run_backward` will be called.
+            saved: the addresses of u, h0, the outputs and the gates. found: where the gradients of pre-activations
+                (T,B,4U) and that of h0 are written.
         """
-        (T, B, _), U = a.x.shape, a.u.shape[0]
+        d_out, d_last = with_rows(d_out, self._dtype), None if d_last is None else d_last.contiguous()
+        given = [0 if t is None else t.data_ptr() for t in (d_out, d_last)]
+        plans = self._plans.at(memory, *saved, *given, *found)
+        if d_out is not None:
+            plans[:, at.D_OUT_STEP], plans[:, at.D_OUT_ROW] = d_out.stride()[:2]
+        run_packing(self._pack, plans[0], self._plans.packed)
+        run_parts(self._scan, plans)  # type: ignore[arg-type]
+
+
+class BoundScan:
+    """The plain scan of tensors with the sizes and strides of those it was made for, which nobody checks again.
+
+    Attributes:
+        few: what writes the gradients where all steps have few rows, else None.
+    """
+
+    def __init__(self, a: Inputs, variant: Variant, gradients: bool, by_column: bool = False):
+        """Take x (T,B,I), w, u, the biases and h0 (B,U), all float32 or all float64, rows and biases contiguous.
+
+        Args: as `bind`.
+        """
+        (T, B, I), U = a.x.shape, a.u.shape[0]
         self.variant = variant
         self._shape, self._width = (T, B, U), gate_width(variant) * U if gradients else 0
         problem = Problem(a, variant)
-        # Any address but 0: it only says that there is such a tensor.
+        # As in the reverse scan.
         problem.fields |= dict(OUT=1, LAST=1, GATES=int(gradients))
         parts = problem.plan_scan(0, T)
         self._forward = Plans(problem, parts, (*INPUTS, "OUT", "LAST", "GATES"))
@@ -88,23 +125,13 @@ class BoundScan:
         kernel, self._run_scan = how_to_scan(parts)
         self._packs = kernel is scan
         self._pack, self._scan = pack.for_dtype(problem.dtype), kernel.for_dtype(problem.dtype)
-        self._reverse_scan = reverse_scan.for_dtype(problem.dtype)
-        self._backward: Plans | None = None
-        self._few: FewRows | None = None
+        self._reverse: BoundReverse | None = None
+        self.few: BoundFewRows | None = None
         if gradients and variant.reset_after and len(chunks_of(T, B, self._width)) == 1:
-            self._plan_backward(a)
-
-    def _plan_backward(self, a: Inputs) -> None:
-        T, B, U = self._shape
-        nothing = Inputs(*[None] * len(Inputs._fields))  # type: ignore[arg-type]
-        saved = Saved(a.x.new_empty(T, B, U), a.x.new_empty(0), a.x.new_empty(0))
-        reverse = plan_reverse(a, self.variant, saved, None, None, nothing)
-        reverse.problem.fields |= dict(GATES=1, D_OUT=1, D_LAST=1, D_GATES=1, BEGIN=0, END=T)
-        self._backward = Plans(reverse.problem, reverse.plan(), OF_REVERSE)
-        reverse.problem.release()
-        # Rows that are the same distance apart.
-        if is_few(T * B, a.x.shape[2]) and (B == 1 or T == 1 or a.x.stride(0) == B * a.x.stride(1)):
-            self._few = FewRows(a.x.flatten(0, 1), a, B, self.variant.reverse)
+            self._reverse = BoundReverse(a, variant)
+            # Rows that are the same distance apart.
+            if is_few(T * B, I) and (B == 1 or T == 1 or a.x.stride(0) == B * a.x.stride(1)):
+                self.few = BoundFewRows(self._reverse, a, variant, by_column)
 
     def run(self, x: Tensor, inputs: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run the scan.
@@ -130,21 +157,44 @@ class BoundScan:
 
     def run_backward(self, a: Inputs, saved: Saved, d_out: Tensor | None, d_last: Tensor | None, wanted: Inputs):
         """Return the gradients of the inputs `a`; arguments and results as `backward.run_backward`."""
-        if self._backward is None:
+        if self._reverse is None:
             return run_backward(a, self.variant, None, saved, d_out, d_last, wanted)
         T, B, U = self._shape
-        d_out, d_last = with_rows(d_out, a.x.dtype), None if d_last is None else d_last.contiguous()
         d, d_h0 = a.x.new_empty(T * B, self._width), a.x.new_empty(B, U)
-        memory = borrow(self._backward.bytes)
-        tensors = (a.u, a.h0, saved.out, saved.gates, d_out, d_last, d, d_h0)
-        plans = self._backward.at(memory.data_ptr(), *(0 if t is None else t.data_ptr() for t in tensors))
-        if d_out is not None:
-            plans[:, at.D_OUT_STEP], plans[:, at.D_OUT_ROW] = d_out.stride()[:2]
-        run_packing(self._pack, plans[0], self._backward.packed)
-        run_parts(self._reverse_scan, plans)
+        memory = borrow(self._reverse.bytes)
+        addresses = [t.data_ptr() for t in (a.u, a.h0, saved.out, saved.gates)]
+        self._reverse.run(memory.data_ptr(), addresses, d_out, d_last, d.data_ptr(), d_h0.data_ptr())
         give_back(memory)
-        if self._few is not None:
-            found = self._few.run(a, wanted, d, a.x, saved.out, a.h0)
-            return found._replace(h0=d_h0 if wanted.h0 else None)
         entering = entering_states(saved.out, 0, T, a.h0, None, None, self.variant).flatten(0, 1)
         return sum_plainly(a, wanted, d, entering)._replace(h0=d_h0 if wanted.h0 else None)
+
+
+class BoundFewRows:
+    """The backward pass of a `BoundScan` of few rows, with its sums."""
+
+    def __init__(self, reverse: BoundReverse, a: Inputs, variant: Variant, by_column: bool):
+        T, B = a.x.shape[:2]
+        numbers = T * B * gate_width(variant) * a.u.shape[0]
+        self._reverse = reverse
+        self._sums = FewRows(a.x.flatten(0, 1), a, B, (by_column, by_column), variant.reverse)
+        # Behind the scan's memory: the gradients of pre-activations, and that of h0 where nobody wants it.
+        self._d = round_up(reverse.bytes, LINE)
+        self._d_h0 = self._d + numbers * a.x.element_size()
+        self._bytes = self._d_h0 + a.h0.numel() * a.x.element_size()
+
+    def run(
+        self, inputs: Sequence[int], saved: Sequence[int], d_out: Tensor | None, d_last: Tensor | None, *found: int
+    ) -> None:
+        """Write the gradients, all contiguous.
+
+        Args:
+            inputs: the addresses of INPUTS. saved: of the outputs and the gates. found: where the gradients of INPUTS
+                are written, 0 where they are not wanted.
+        """
+        x, w, _, u, _, h0 = inputs
+        d_x, d_w, d_bias_x, d_u, d_bias_h, d_h0 = found
+        memory = borrow(self._bytes)
+        begin = memory.data_ptr()
+        self._reverse.run(begin, (u, h0, *saved), d_out, d_last, begin + self._d, d_h0 or begin + self._d_h0)
+        self._sums.run(begin + self._d, x, w, saved[0], h0, d_x, d_w, d_u, d_bias_x, d_bias_h)
+        give_back(memory)

@@ -57,45 +57,52 @@ def _sum_all_steps(a: Inputs, wanted: Inputs, d: Tensor, entering: Tensor) -> In
 
 def _sum_few_rows(a: Inputs, wanted: Inputs, d: Tensor, entering: Tensor) -> Inputs:
     """Return what `_sum_all_steps` does, in one call of compiled code."""
-    flat = a.x.reshape(d.shape[0], a.x.shape[-1])
-    return FewRows(flat, a, entering.shape[0]).run(a, wanted, d, flat, entering)
+    x, w, width = a.x.reshape(d.shape[0], a.x.shape[-1]), a.w, 3 * entering.shape[1]
+    d_x = x.new_empty(a.x.shape) if wanted.x else None
+    d_w = _empty_like_weights(w) if wanted.w else None  # type: ignore[arg-type]
+    d_u = _empty_like_weights(a.u) if wanted.u else None
+    d_bias_x, d_bias_h = (x.new_empty(width) if want else None for want in (wanted.bias_x, wanted.bias_h))
+    few = FewRows(x, a, entering.shape[0], by_column=(_is_by_column(w), _is_by_column(a.u)))  # type: ignore[arg-type]
+    tensors = d, x, w, entering, None, d_x, d_w, d_u, d_bias_x, d_bias_h
+    few.run(*(0 if t is None else t.data_ptr() for t in tensors))
+    return Inputs(d_x, d_w, d_bias_x, d_u, d_bias_h, None)  # type: ignore[arg-type]
+
+
+def _is_by_column(weights: Tensor) -> bool:
+    return weights.stride(0) == 1
+
+
+def _empty_like_weights(weights: Tensor) -> Tensor:
+    shape = weights.shape
+    return weights.new_empty(shape[::-1]).t() if _is_by_column(weights) else weights.new_empty(shape)
 
 
 class FewRows:
-    """`sum_plainly` of few rows, for tensors with the sizes and strides of those it was made for."""
+    """The sums of few rows, for tensors with the sizes and strides of those it was made for."""
 
-    def __init__(self, x: Tensor, a: Inputs, batch: int, reverse: bool = False):
-        """Take x (N,I), rows contiguous; of `a` the weights, and h0 (B,U) if the states come from two places."""
+    def __init__(self, x: Tensor, a: Inputs, batch: int, by_column: tuple[bool, bool], reverse: bool = False):
+        """Take x (N,I), rows contiguous; of `a` the weights, and h0 (B,U) if the states come from two places.
+
+        Args:
+            by_column: whether the gradient of w is written as (3U,I) in place of (I,3U), and that of u as (3U,U).
+        """
         (rows, inputs), units = x.shape, a.u.shape[0]
-        self._w_by_column, self._u_by_column = a.w.stride(0) == 1, a.u.stride(0) == 1  # type: ignore[union-attr]
-        self._shapes = (inputs, 3 * units), (units, 3 * units)
         self._plan = np.array((
             rows, inputs, units, 0, 0, x.stride(0), 0, *a.w.stride(), 0, 0, a.h0.stride(0), batch, reverse,  # type: ignore[union-attr]
-            0, 0, 0, 0, 0, self._w_by_column, self._u_by_column,
+            0, 0, 0, 0, 0, *by_column,
         ))  # fmt: skip
         self._run = sums.for_dtype(np.dtype(np.float64 if x.dtype == torch.float64 else np.float32))
 
-    def run(self, a: Inputs, wanted: Inputs, d: Tensor, x: Tensor, states: Tensor, h0: Tensor | None = None) -> Inputs:
-        """Return what `sum_plainly` does.
+    def run(self, *addresses: int) -> None:
+        """Write the gradients, all contiguous.
 
         Args:
-            d: (N,4U). states: (N,U) that entered the steps; where `h0` (B,U) is given, that left them.
+            addresses: of d (N,4U), x, w, and states (N,U) that entered the steps, or that left them where that of h0
+                follows; of the gradients of x, w, u, bias_x and bias_h, 0 where not wanted.
         """
-        d_x = x.new_empty(a.x.shape) if wanted.x else None
-        d_w = _empty_like_weights(x, self._shapes[0], self._w_by_column) if wanted.w else None
-        d_u = _empty_like_weights(x, self._shapes[1], self._u_by_column) if wanted.u else None
-        d_bias_x = x.new_empty(self._shapes[0][1]) if wanted.bias_x else None
-        d_bias_h = x.new_empty(self._shapes[0][1]) if wanted.bias_h else None
         plan = self._plan.copy()  # another thread may be calling
-        plan[_ADDRESSES] = [
-            0 if t is None else t.data_ptr() for t in (d, x, a.w, states, h0, d_x, d_w, d_u, d_bias_x, d_bias_h)
-        ]
+        plan[_ADDRESSES] = addresses
         self._run(plan)
-        return Inputs(d_x, d_w, d_bias_x, d_u, d_bias_h, None)  # type: ignore[arg-type]
-
-
-def _empty_like_weights(x: Tensor, shape: tuple[int, int], by_column: bool) -> Tensor:
-    return x.new_empty(shape[::-1]).t() if by_column else x.new_empty(shape)
 
 
 _ADDRESSES = [at.D, at.X, at.W, at.H, at.H0, at.D_X, at.D_W, at.D_U, at.D_BIAS_X, at.D_BIAS_H]
