@@ -36,8 +36,8 @@ def bind(a: Inputs, variant: Variant, gradients: bool, by_column: bool) -> Bound
     """Return the plain scan of tensors like these, (T,B,I), all float32 or all float64, rows and biases contiguous.
 
     Args:
-        gradients: whether `run_backward` will be called. by_column: whether `BoundFewRows` writes the gradients of w and
-            u as (3U,I) and (3U,U).
+        gradients: whether `run_backward` will be called. by_column: whether `BoundFewRows` writes the gradients of w
+            and u as (3U,I) and (3U,U).
     """
     return BoundShort(a, variant) if not gradients and is_short(a) else BoundScan(a, variant, gradients, by_column)
 

@@ -25,6 +25,8 @@ from .threads import group_size, run_parts, share_rows
 # Bytes of projected input that are kept at a time: a part of every current core's second cache.
 CHUNK = 1 << 17
 LINE = 64  # bytes of a cache line
+# Bytes of weights that take a thread a tenth of a millisecond to pack; another begins within some ten microseconds.
+PACKED_ALONE = 1 << 20
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -59,9 +61,6 @@ def _of_units(keep: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if keep is None or keep.numel() == 0 or any(keep.stride()):
         return with_rows(keep, dtype)
     return keep[0, 0].to(dtype).contiguous().expand(keep.shape)
-
-# Bytes of weights that one thread packs in a tenth of a millisecond or more: another begins within some ten microseconds.
-PACKED_ALONE = 1 << 20
 
 
 class Problem:

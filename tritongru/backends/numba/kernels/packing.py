@@ -1,7 +1,7 @@
 """Weights as the products want them: in panels (see products.py), with the gates' columns or rows padded.
 
-A call packs its weights anew. That costs about what reading them costs, and no copy can be out of date. They are read in
-the order in which they lie: some rows at a time from end to end, or columns from end to end, turned in registers.
+A call packs its weights anew. That costs about what reading them costs, and no copy can be out of date. They are read
+in the order in which they lie: some rows at a time from end to end, or columns from end to end, turned in registers.
 """
 
 from __future__ import annotations
@@ -9,26 +9,29 @@ from __future__ import annotations
 from ..compile import Kernel, helper
 from . import fields as at
 from .rows import get
-from .vectors import full, lanes, pointer, store, store_turned
+from .vectors import full, lanes, pick, pointer, store, store_turned
 
 STRIP = 16  # rows that are read together, in parts as long as a panel is wide
 
 
 @helper
 def pack_block(source, start, next_row, next_column, K, columns, target, o):
-    """Write K rows of one vector of columns, zeros beyond `columns`; rows of the target are a panel apart."""
+    """Write K rows of one vector of columns, zeros beyond `columns`; rows of the target are a panel apart.
+
+    Nothing is written that is not right: another thread may be packing the same, or already reading it (shared.py).
+    """
     L, C = lanes(source), 3 * lanes(source)
     if next_column == 1:
         for k in range(K):
             store(target, o + k * C, get(source, start + k * next_row, columns))
         return
-    turned = K // L * L if next_row == 1 and columns >= L else 0
+    zero, turned = pick(full(source, 0.0), 0), K // L * L if next_row == 1 and columns >= L else 0
     for k in range(0, turned, L):
         store_turned(target, o + k * C, C, source, start + k, next_column)
     for k in range(turned, K):
-        store(target, o + k * C, full(source, 0.0))
-        for lane in range(min(columns, L)):
-            target[o + k * C + lane] = source[start + k * next_row + lane * next_column]
+        for lane in range(L):
+            i = start + k * next_row + lane * next_column
+            target[o + k * C + lane] = source[i] if lane < columns else zero
 
 
 @helper

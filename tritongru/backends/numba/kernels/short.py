@@ -44,21 +44,23 @@ def short_part(plan, like):
     h, h_row = pointer(plan[H0], like), plan[H0_ROW]
     for s in range(steps):
         t = steps - 1 - s if plan[REVERSE] != 0 else s
-        until = width if after else 2 * units
-        multiply_unpacked(h, 0, h_row, units, u, plan[R_ROW], plan[R_COLUMN], 0, until, sums, width, rows)
-        if not after:
-            for row in range(rows):
-                for j in range(0, units, L):
-                    left, i, o = units - j, row * width + second + j, t * rows * width + row * width + second + j
-                    r = get(sums, i, left) + get(gx, o, left)
-                    if has_x:
-                        r = r + get(bias_x, second + j, left)
-                    if has_h:
-                        r = r + get(bias_h, second + j, left)
-                    put(gated, row * units + j, activate(g, r) * get(h, row * h_row + j, left), left)
+        # One place calls the product for all gates, or for two and then the third: a compiler copies it to every place.
+        for product in range(1 if after else 2):
+            factor, factor_row, begin, end = h, h_row, 0, width if after else 2 * units
+            if product == 1:
+                factor, factor_row, begin, end = gated, units, 2 * units, width
+                for row in range(rows):
+                    for j in range(0, units, L):
+                        left, i, o = units - j, row * width + second + j, t * rows * width + row * width + second + j
+                        r = get(sums, i, left) + get(gx, o, left)
+                        if has_x:
+                            r = r + get(bias_x, second + j, left)
+                        if has_h:
+                            r = r + get(bias_h, second + j, left)
+                        put(gated, row * units + j, activate(g, r) * get(h, row * h_row + j, left), left)
             multiply_unpacked(
-                gated, 0, units, units, u, plan[R_ROW], plan[R_COLUMN], 2 * units, width, sums, width, rows
-            )
+                factor, 0, factor_row, units, u, plan[R_ROW], plan[R_COLUMN], begin, end, sums, width, rows
+            )  # fmt: skip
         for row in range(rows):
             a, b, o = row * width, (t * rows + row) * width, (t * rows + row) * units
             for j in range(0, units, L):

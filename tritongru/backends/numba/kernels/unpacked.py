@@ -3,17 +3,36 @@
     columns side by side (Keras, (K,N)):   4 rows or 1 by 3 vectors, as the packed tiles with rows of W further apart;
                                            1 row by a matrix beyond the second cache, four rows of W from end to end;
                                            1 row by a vector where there are fewer columns
-    columns one by one (torch, (N,K)):     4 rows by 2 columns or 1 row by 8: eight dot products, k in vectors
+    columns one by one (torch, (N,K)):     4 rows by 2 columns or 1 row by 8: eight dot products, k in vectors;
+                                           from 8 rows on 3 vectors of columns are turned, and 4 rows multiplied by them
 
 Columns that do not fill the last group are computed with those before them once more.
 """
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..compile import helper
-from .vectors import add_pairs, fma, full, item_size, lanes, load, load_first, pick, spread, store, store_first
+from .vectors import (
+    add_pairs,
+    fma,
+    full,
+    item_size,
+    lanes,
+    load,
+    load_first,
+    pick,
+    pointer,
+    spread,
+    store,
+    store_first,
+    store_turned,
+)
 
 COLUMNS, PAIR = 8, 2  # of the dot products of one row, and of four
+# Rows from which turning columns takes less time than it saves, and how long the parts are that are turned at a time.
+TURNED_ROWS, BLOCK = 8, 256
 # Bytes of a matrix from which one row reads it in order: tiles of a few columns jump from row to row, which costs the
 # more the further away the matrix lies. On an AMD EPYC with 512 KiB of second cache.
 LARGE = 1 << 18
@@ -26,8 +45,10 @@ def multiply_unpacked(a, start, next_row, K, w, next_k, next_column, first, end,
         by_vectors(a, start, next_row, K, w, next_k, first, end, out, width, rows)
     elif next_column == 1:
         by_columns(a, start, next_row, K, w, next_k, first, end, out, width, rows)
+    elif next_k == 1 and rows >= TURNED_ROWS and end - first >= 3 * lanes(a):
+        by_turned_columns(a, start, next_row, K, w, next_column, first, end, out, width, rows)
     elif next_k == 1 and end - first >= COLUMNS:
-        by_dots(a, start, next_row, K, w, next_column, first, end, out, width, rows)
+        by_dots(a, start, next_row, K, w, next_column, first, end, out, 0, width, rows)
     else:
         for row in range(rows):
             for column in range(first, end):
@@ -159,17 +180,43 @@ def store_3(out, o, a, b, c):
 
 
 @helper
-def by_dots(a, start, next_row, K, w, next_column, first, end, out, width, rows):
+def by_turned_columns(a, start, next_row, K, w, next_column, first, end, out, width, rows):
+    """Three vectors of columns at a time, turned into rows."""
+    L, C, fours = lanes(a), 3 * lanes(a), rows // 4 * 4
+    space = np.empty(min(K, BLOCK) * C * item_size(a[0]), np.uint8)
+    panel = pointer(space.ctypes.data, a[0])
+    for c in range(first, end, C):
+        column = min(c, end - C)
+        for k in range(0, K, BLOCK):
+            count = min(K - k, BLOCK)
+            whole = count // L * L
+            for lane in range(0, C, L):
+                p = (column + lane) * next_column + k
+                for t in range(0, whole, L):
+                    store_turned(panel, t * C + lane, C, w, p + t, next_column)
+                for t in range(whole, count):
+                    for n in range(L):
+                        panel[t * C + lane + n] = w[p + t + n * next_column]
+            for row in range(0, fours, 4):
+                i, o = start + row * next_row + k, row * width + column
+                columns_4(a, i, next_row, 1, count, panel, 0, C, out, o, width, k > 0)
+    space[0] = 0  # the last use: numba frees an array after it
+    rest = start + fours * next_row
+    by_dots(a, rest, next_row, K, w, next_column, first, end, out, fours * width, width, rows - fours)
+
+
+@helper
+def by_dots(a, start, next_row, K, w, next_column, first, end, out, begin, width, rows):
     fours = rows // 4 * 4
     for c in range(first, end, PAIR):
         column = min(c, end - PAIR)
         for row in range(0, fours, 4):
             dots_4(a, start + row * next_row, next_row, K, w, column * next_column, next_column,
-                   out, row * width + column, width)  # fmt: skip
+                   out, begin + row * width + column, width)  # fmt: skip
     for c in range(first, end, COLUMNS):
         column = min(c, end - COLUMNS)
         for row in range(fours, rows):
-            o = row * width + column
+            o = begin + row * width + column
             dots_1(a, start + row * next_row, K, w, column * next_column, next_column, out, o)
 
 
