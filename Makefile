@@ -10,7 +10,7 @@ MINUTES ?= 20
 TOGETHER := --durations=10 -n auto --maxprocesses 4 --dist worksteal
 CLIENTS := .venv-clients
 QUICK := torch_geometric torchrl
-.PHONY: help demo peers fuzz fuzz-files emulate mutants soak test test-interpreted test-compiled test-bits \
+.PHONY: help demo warm peers fuzz fuzz-files emulate mutants soak test test-interpreted test-compiled test-bits \
 	test-bits-interpreted test-bits-compiled test-gpu lint wheel format clean clients clients-quick \
 	bench bench-quick bench-cpu bench-order bench-tried bench-keras3 bench-report bench-regression rehearse tune-verify
 
@@ -59,11 +59,15 @@ demo: $(VENV)/.installed
 # The interpreter is chosen when triton is imported, so its tests need processes of their own.
 test: test-interpreted test-compiled
 
-test-interpreted: $(VENV)/.installed
+# Else each process of the tests would compile the CPU's kernels for itself. Without a folder to keep them in they do.
+warm: $(VENV)/.installed
+	-$(BIN)/python -m tritongru warm --dtype float32 float64
+
+test-interpreted: warm
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TOGETHER) \
 		tests/interpreted tests/layers/test_keras_goldens.py
 
-test-compiled: $(VENV)/.installed
+test-compiled: warm
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TOGETHER)
 
 # In which order a product sums, and so its last bits, depends on the processor: NumPy's product, which is the

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from ..backends.numba import reasons_against_numba
+from .options import whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what calls compute in; half precision is computed in float32 (default: float32)",
     )
     parser.add_argument("--inference", action="store_true", help="leave out what gradients need")
+    parser.add_argument(
+        "--processes", type=whole(1, 64), help="that compile at once; default: one for each processor core"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -31,7 +35,7 @@ def main(args: argparse.Namespace) -> int:
     if (folder := cache_folder()) is None:
         print("nothing compiled: no cache folder can be written to; set TRITONGRU_CACHE to one", file=sys.stderr)
         return 1
-    for (kernel, dtype), seconds in warm(args.dtype, not args.inference).items():
+    for (kernel, dtype), seconds in warm(args.dtype, not args.inference, args.processes).items():
         print(f"{kernel:<12} {dtype}  {seconds:5.1f} s")
     print(f"kept in {folder}")
     return 0
