@@ -22,6 +22,8 @@ ONE_SCAN = "call/test_eager_members.py -k one_scan_is"
 NORM = "call/test_layer_norm.py -k equals_the_oracle"
 NUMBA_NORM = "numba_backend/test_numba_norms.py -k grid"
 REPEATS = "numba_backend/test_numba_repeats.py"
+PANELS = "numba_backend/test_numba_packing.py"
+FEW = "numba_backend/test_numba_oracle.py -k as_they_lie"
 SHARED = "numba_backend/test_numba_shared.py"
 KERNEL_NORM = "interpreted/test_norm_kernels.py -k grid"
 WIDE_NORM = "interpreted/test_norm_kernels.py -k have_a_mean"
@@ -210,10 +212,18 @@ MUTANTS = [
     Mutant("repeats.py", "        *kinds, f, g, after,", "        *kinds, g, after,", REPEATS),
     Mutant("repeats.py", " is fresh is input_drop is drop is zoneout is norm is None", " is fresh is input_drop is drop is norm is None", REPEATS),
     Mutant("repeats.py", "asks and t.requires_grad) for t", "asks) for t", REPEATS),
-    Mutant("repeats.py", "if alike and not torch.is_grad_enabled() and is_plain", "if not torch.is_grad_enabled() and is_plain", REPEATS),
-    Mutant("repeats.py", "if alike and not torch.is_grad_enabled() and is_plain", "if alike and is_plain", REPEATS),
+    Mutant("repeats.py", "plain = alike and not torch.is_grad_enabled() and", "plain = not torch.is_grad_enabled() and", REPEATS),
+    Mutant("repeats.py", "plain = alike and not torch.is_grad_enabled() and", "plain = alike and", REPEATS),
+    Mutant("repeats.py", "second = first + out.element_size() * found[4].shape[1]", "second = first", REPEATS),
+    Mutant("repeats.py", "found[0] = found[0].transpose(0, 1)", "pass", REPEATS),
     Mutant("repeats.py", "torch.stack((bias_x, bias_h))", "torch.stack((bias_h, bias_x))", REPEATS),
-    Mutant("backends/numba/bound.py", "d_out.stride()[:2]", "self._shape[1] * self._shape[2], self._shape[2]", REPEATS),
+    Mutant("backends/numba/bound.py", "d_out.stride()[:2]", "d_out.shape[1] * d_out.shape[2], d_out.shape[2]", REPEATS),
+    Mutant("backends/numba/bound.py", "d_h0 or begin + self._d_h0", "begin + self._d_h0", REPEATS),
+    Mutant("backends/numba/kernels/packing.py", "if lane < columns else zero", "if lane < columns else source[start]", PANELS),
+    Mutant("backends/numba/kernels/packing.py", "(packer + 1) * panels // packers", "packer * panels // packers + 1", PANELS),
+    Mutant("backends/numba/kernels/packing.py", "if next_row == 1 and columns >= L else 0", "if columns >= L else 0", PANELS),
+    Mutant("backends/numba/kernels/unpacked.py", "C, out, o, width, k > 0)", "C, out, o, width, False)", FEW),
+    Mutant("backends/numba/kernels/unpacked.py", "fours * width, width, rows - fours)", "0, width, rows - fours)", FEW),
     Mutant("backends/numba/bound.py", "        self._kept = problem.kept", "        kept = problem.kept", REPEATS),
     Mutant("backends/numba/kernels/sums.py", "i_other = batch * units if is_reverse else 0", "i_other = 0", REPEATS),
     Mutant("backends/numba/kernels/sums.py", "product > 2 and split > 0", "False", REPEATS),

@@ -145,3 +145,22 @@ def test_the_state_of_a_half_precision_scan_is_kept_in_float32() -> None:
     outputs, _ = gru(torch.zeros(1, T, 1).bfloat16(), *weights, torch.stack((bias, bias * 0)), backend="numba")
     end = torch.tensor(1.0).tanh() * (1 - torch.tensor(5.0).sigmoid().pow(T))
     torch.testing.assert_close(outputs[0, -1].float(), end.expand(U), rtol=4e-3, atol=0)
+
+
+@pytest.mark.parametrize("layout, reset_after, go_backwards", VARIANTS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_few_rows_of_weights_as_they_lie(dtype: str, layout: str, reset_after: bool, go_backwards: bool) -> None:
+    """Without gradients: every way to multiply, with rows left over, and more inputs than are turned at a time."""
+    for seed, (batch, time) in enumerate([(1, 1), (1, 4), (3, 2), (4, 1), (8, 1), (11, 1), (16, 1), (2, 9), (30, 1)]):
+        for inputs, units in ((5, 3), (40, 19), (300, 64)):
+            case = Case(
+                batch, time, inputs, units, dtype, seed, reset_after=reset_after, layout=layout,
+                go_backwards=go_backwards, use_bias=seed % 3 > 0, time_major=seed % 2 == 0,
+            )  # fmt: skip
+            arguments = make_arguments(case)
+            with torch.no_grad():
+                found = gru(**arguments, backend="numba")
+                oracle = gru(**arguments, backend="reference")
+                truth = gru(**in_dtype(arguments, torch.float64), backend="reference")
+            for name, *values in zip(("outputs", "state"), found, oracle, truth, strict=True):
+                check(f"{case}: {name}", *values)
