@@ -85,7 +85,7 @@ def main() -> int:
         for U in UNITS:
             r = measure(U)
             r |= dict(
-                product_gb_s=r["weights_kib"] * 1.024e-3 / r["product_us"], nn_over_product=r["nn_us"] / r["product_us"],
+                product_gb_s=r["weights_kib"] * 1.024 / r["product_us"], nn_over_product=r["nn_us"] / r["product_us"],
                 nn_over_numba=r["nn_us"] / r["numba_us"],
             )  # fmt: skip
             rows.append(about | {"U": U} | {name: f"{value:.4g}" for name, value in r.items()})
