@@ -117,7 +117,7 @@ class BoundScan:
         self.variant = variant
         self._shape, self._width = (T, B, U), gate_width(variant) * U if gradients else 0
         problem = Problem(a, variant)
-        # As in the reverse scan.
+        # Any address but 0, as above.
         problem.fields |= dict(OUT=1, LAST=1, GATES=int(gradients))
         parts = problem.plan_scan(0, T)
         self._forward = Plans(problem, parts, (*INPUTS, "OUT", "LAST", "GATES"))
