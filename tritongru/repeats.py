@@ -212,21 +212,19 @@ class Repeat:
         return self.as_given(found, len(biases))
 
     def _few_gradients(self, tensors: Sequence[Tensor], out: Tensor, gates: Tensor, d_out, d_last, needs) -> list[Any]:
-        found = [t.new_empty(t.shape) if need else None for t, need in zip(tensors, needs, strict=True)]
-        if needs[0] and not self._is_time_major:
-            found[0] = out.new_empty(self._shape)
-        d_x, d_kernel, d_recurrent, d_h0, *d_biases = (0 if t is None else t.data_ptr() for t in found)
-        first, second = d_biases[0] if d_biases else 0, 0
-        if len(d_biases) == 2:
-            second = d_biases[1]
-        elif self._second and first:  # contiguous, whatever the bias is
-            second = first + out.element_size() * found[4].shape[1]
+        d_x = out.new_empty(self._shape) if needs[0] else None
+        if d_x is not None and not self._is_time_major:
+            d_x = d_x.transpose(0, 1)
+        others = zip(tensors[1:], needs[1:], strict=True)
+        found: list[Any] = [d_x, *(t.new_empty(t.shape) if need else None for t, need in others)]
+        at_x, at_kernel, at_recurrent, at_h0, *at_biases = (0 if t is None else t.data_ptr() for t in found)
+        if self._second and needs[4]:  # one tensor of both biases
+            at_biases.append(found[4][1].data_ptr())
+        first, second = (*at_biases, 0, 0)[:2]
         self.bound.few.run(
             self._addresses(*tensors), (out.data_ptr(), gates.data_ptr()), d_out, d_last,
-            d_x, d_kernel, first, d_recurrent, second, d_h0,
+            at_x, at_kernel, first, at_recurrent, second, at_h0,
         )  # fmt: skip
-        if needs[0] and not self._is_time_major:
-            found[0] = found[0].transpose(0, 1)
         return found
 
 

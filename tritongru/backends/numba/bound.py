@@ -108,7 +108,7 @@ class BoundScan:
         few: what writes the gradients where all steps have few rows, else None.
     """
 
-    def __init__(self, a: Inputs, variant: Variant, gradients: bool, by_column: bool = False):
+    def __init__(self, a: Inputs, variant: Variant, gradients: bool, by_column: bool):
         """Take x (T,B,I), w, u, the biases and h0 (B,U), all float32 or all float64, rows and biases contiguous.
 
         Args: as `bind`.

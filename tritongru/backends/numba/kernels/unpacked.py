@@ -31,7 +31,8 @@ from .vectors import (
 )
 
 COLUMNS, PAIR = 8, 2  # of the dot products of one row, and of four
-# Rows from which turning columns takes less time than it saves, and how long the parts are that are turned at a time.
+# Rows from which turning columns takes less time than it saves (seen on an AMD EPYC with AVX2, no other was tried), and
+# how long the parts are that are turned at a time.
 TURNED_ROWS, BLOCK = 8, 256
 # Bytes of a matrix from which one row reads it in order: tiles of a few columns jump from row to row, which costs the
 # more the further away the matrix lies. On an AMD EPYC with 512 KiB of second cache.
