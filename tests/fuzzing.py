@@ -41,7 +41,7 @@ WANTED = {
 def check_backends(c: Configuration) -> int:
     """Compare every CPU backend that accepts the call with the oracle in float64; return how many did."""
     # torch's own GRU sums in half precision on a CPU, which the tolerance's floor does not stand for.
-    backends = ("reference", "eager", "aten") if c.torch_dtype().itemsize > 2 else ("reference", "eager")
+    backends = ("reference", "eager", "numba", *(("aten",) if c.torch_dtype().itemsize > 2 else ()))
     if c.seed % 2:
         return check_against_oracle(c, backends)
     # Two steps at a time, so that short sequences cross from chunk to chunk as well.

@@ -211,12 +211,14 @@ def resolve(identifier: str | Callable | dict | None, argument: str = "activatio
     if callable(identifier):
         known = _CALLABLES.get(identifier) if getattr(identifier, "__hash__", None) else None
         known = known or _MODULES.get(type(identifier))
-        return (
-            TABLE[known]
-            if known
-            else Activation(getattr(identifier, "__name__", type(identifier).__name__), identifier)
-        )
+        return TABLE[known] if known else Activation(_name_of(identifier), identifier)
     raise TypeError(f"Could not interpret activation function identifier: `{argument}`={identifier!r}")
+
+
+def _name_of(function: Callable) -> str:
+    """Return a name for a callable of the caller's own: none of the table's, by which backends tell activations."""
+    name = getattr(function, "__name__", type(function).__name__)
+    return f"another {name}" if name in TABLE else name
 
 
 def get(identifier: str | Callable | dict | None) -> Callable[[Tensor], Tensor]:

@@ -18,7 +18,7 @@ from .call.tensors import check_gradient_clip
 from .call.zoneout import check_zoneout_rate
 from .dispatch import Decision
 from .last_call import LastCall
-from .named_weights import NamedWeights
+from .named_weights import ASSIGNED, NamedWeights
 from .replacing import Replacement
 from .stacking import decide_for_all, explain_layers, is_plain_cell, run_layers
 from .torch_inputs import pad, prepare, refuse_with_packed, sort_states, steps_of
@@ -161,7 +161,7 @@ class GRU(NamedWeights):
             UnsupportedError: a named backend cannot run the call.
         """
         is_plain = lengths is None and resets is None and backend is None
-        if is_plain and self._last_call is not None and not torch.compiler.is_compiling():
+        if is_plain and not torch.compiler.is_compiling() and self._last_call is not None:
             again = self._last_call.again(self, input, hx)
             if again is not None:
                 return again
@@ -249,6 +249,8 @@ class GRU(NamedWeights):
     def _plain_arguments(self, input, hx) -> Arguments | None:
         """Return the arguments of `tritongru.gru` for a call of one plain layer, None for any other."""
         if self.num_layers != 1 or self.bidirectional or self.recurrent_dropout or not is_plain_cell(self):
+            return None
+        if ASSIGNED in self.__dict__:
             return None
         if not isinstance(input, Tensor) or input.dim() != 3 or not (hx is None or isinstance(hx, Tensor)):
             return None

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from .call.problem import Shape
 
-# numba packs the weights and, for gradients, passes an operator whose backward pass is called from Python. Few steps do
-# not pay for that; torch's own GRU is one call in C++.
+# numba packs the weights and, for gradients, passes an autograd.Function, whose backward pass is called from Python. Few
+# steps do not pay for that; torch's own GRU is one call in C++.
 # Below these steps aten is faster.
 FEW_TRAINING_STEPS = 4
 # Without gradients few rows are not packed at all (`backends/numba/short.py`): aten is faster for more rows than that,
@@ -52,7 +52,8 @@ class Threshold:
 
 
 # For an installation without numba. The eager scan costs more per call and less per step: its weights are copied once,
-# its calls pass an operator.
+# with gradients its
+# calls pass an autograd.Function. Read off the table of cpu.csv, without numba's rows.
 EAGER_FROM = {"training": Threshold(32, 16, 1 << 24, 0.5), "inference": Threshold(512, 48, 1 << 27, 0.5)}
 
 

@@ -25,6 +25,22 @@ _COOPERATIVE_LAUNCH = 95
 
 _not_cooperative: set[int] = set()
 _changes = 0
+_forks = 0
+
+
+def _note_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+# Here, since this file is always loaded: a process may fork before the threads of a backend are.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def count_forks() -> int:
+    """Return how often this process and those that it was forked from have been forked since the package was loaded."""
+    return _forks
 
 
 def is_interpreted() -> bool:
@@ -86,6 +102,14 @@ def reasons_against_interpreter() -> tuple[str, ...]:
 reasons_against_environment._dynamo_marked_constant = True
 
 
+def reasons_against_numba() -> tuple[str, ...]:
+    """Return why numba cannot be used: it is not installed, or cannot be imported with what else is."""
+    return _numba_reasons()
+
+
+reasons_against_numba._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def can_cooperate(index: int) -> bool:
     """Return whether a grid may be launched with all of its programs resident at once on a GPU."""
     return index not in _not_cooperative and _has_cooperative_launch(index)
@@ -121,9 +145,11 @@ def forget() -> None:
     _not_cooperative.clear()
     for cached in (
         has_triton,
+        triton_release,
         reasons_against_operators,
         reasons_against_interpreter,
         _import_reasons,
+        _numba_reasons,
         _driver_reasons,
         _has_cooperative_launch,
     ):
@@ -170,6 +196,17 @@ def _import_reasons() -> tuple[str, ...]:
     stated = str(getattr(triton, "__version__", "of no version"))
     if read_release(stated) < LOWEST_TRITON:
         return (f"triton {stated} is older than {'.'.join(map(str, LOWEST_TRITON))}",)
+    return ()
+
+
+@functools.cache
+def _numba_reasons() -> tuple[str, ...]:
+    if importlib.util.find_spec("numba") is None:
+        return ("numba is not installed",)
+    try:
+        importlib.import_module("numba")
+    except Exception as error:  # whatever a numba raises that does not fit the rest, on its own import
+        return (f"numba cannot be imported ({in_one_line(error)})",)
     return ()
 
 

@@ -48,22 +48,22 @@ class Scan(NamedTuple):
     has_mask: bool
     has_resets: bool
     recurrent_dropouts: int
+    has_zoneout: bool
     precision: str
     family: str = PLAIN
 
     @classmethod
     def of(cls, a: Inputs, variant: Variant, precision: str) -> Scan:
         """Return what a scan of these inputs is known by."""
-        drops = 0 if a.drop is None else a.drop.shape[0]
         where = a.u.device.type, a.u.device.index or 0
-        return cls(*where, a.u.dtype, a.u.shape[0], variant, a.mask is not None, a.resets is not None, drops, precision)
+        given = a.mask is not None, a.resets is not None, 0 if a.drop is None else a.drop.shape[0], a.keep is not None
+        return cls(*where, a.u.dtype, a.u.shape[0], variant, *given, precision)
 
     @classmethod
     def of_signature(cls, s: Signature) -> Scan:
         """Return what the scan of a call is known by."""
-        return cls(
-            s.device, s.index, s.dtype, s.units, s.variant, s.has_mask, s.has_resets, s.recurrent_dropouts, s.precision
-        )
+        given = s.has_mask, s.has_resets, s.recurrent_dropouts, s.has_zoneout
+        return cls(s.device, s.index, s.dtype, s.units, s.variant, *given, s.precision)
 
 
 class Failure(NamedTuple):

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from .tracing import TorchGRU
 
 
+ASSIGNED = "_assigned_weights"  # where a layer has the tensors that were assigned to its `_flat_weights`
+
+
 class NamedWeights(nn.RNNBase):
     """An RNNBase that keeps no second list of its weights, and can become a torch.nn.GRU."""
 
@@ -53,6 +56,9 @@ class NamedWeights(nn.RNNBase):
         made.dropout = self.dropout  # after the constructor, which would warn of it once more
         for name in self._flat_weights_names:
             setattr(made, name, getattr(self, name))
+        if ASSIGNED in self.__dict__:
+            made._init_flat_weights()  # else its first call would, for the parameters that it was made with
+            made._flat_weights = self._flat_weights
         return made.train(self.training)
 
     def flatten_parameters(self) -> None:
@@ -65,26 +71,29 @@ class NamedWeights(nn.RNNBase):
     @property
     def _flat_weights(self) -> list[Tensor]:
         """The weights in RNNBase's order, read at each use so that none is kept beside the parameters."""
-        kept, mine = self._parameters, self.__dict__
+        if ASSIGNED in self.__dict__:
+            return list(self.__dict__[ASSIGNED].values())
         # nn.Module looks in three places before it gives up a parameter; this is asked three times a call.
-        names = self._flat_weights_names
-        return [kept[name] if name in kept and name not in mine else getattr(self, name) for name in names]  # type: ignore[misc]
+        kept = self._parameters
+        return [kept[name] if name in kept else getattr(self, name) for name in self._flat_weights_names]  # type: ignore[misc]
 
     @_flat_weights.setter
     def _flat_weights(self, values: list[Tensor]) -> None:
         names = self._flat_weights_names
         if len(values) != len(names):
             raise ValueError(f"`_flat_weights` must be the {len(names)} tensors {', '.join(names)}, got {len(values)}")
-        for name, value in zip(names, values, strict=True):
-            if value is not getattr(self, name):
-                # Beside the parameter and before it, as in nn.GRU: the parameter stays what an optimizer finds.
-                self.__dict__[name] = value
+        self.__dict__.pop(ASSIGNED, None)
+        if any(value is not getattr(self, name) for name, value in zip(names, values, strict=True)):
+            # Beside the parameters, as in nn.GRU: they stay what their names and an optimizer find.
+            self.__dict__[ASSIGNED] = dict(zip(names, values, strict=True))
+
+    def _weight(self, name: str) -> Tensor:
+        """Return what a call takes for a weight."""
+        return self.__dict__[ASSIGNED][name] if ASSIGNED in self.__dict__ else getattr(self, name)
 
     def _init_flat_weights(self) -> None:
         # After `to` and the like, and where a weight is set by name, nn.GRU takes its parameters again.
-        for name in self._flat_weights_names:
-            if name in self._parameters:
-                self.__dict__.pop(name, None)
+        self.__dict__.pop(ASSIGNED, None)
 
     def _update_flat_weights(self) -> None:
         pass

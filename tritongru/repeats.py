@@ -8,6 +8,7 @@ change of one takes effect at once, whichever way it was made.
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from .call.problem import Inputs, canonicalize
 from .dispatch import Decision
 
 MOST_KINDS = 512
+_find_saved_tensor_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 EXACT = (torch.float32, torch.float64)  # the dtypes that states are kept in
 
 
@@ -33,25 +35,23 @@ class Known(NamedTuple):
     decision: Decision
     repeat: Repeat | None
 
-    @property
-    def is_shorter(self) -> bool:
-        """Whether there is a shorter way."""
-        return self.repeat is not None
-
 
 _known: dict[tuple, Known] = {}
+_remembering = threading.Lock()
 
 
 def forget() -> None:
     """Let every kind of call go the whole way once more."""
-    _known.clear()
+    with _remembering:
+        _known.clear()
 
 
 def kind_of(a: Arguments, backend: str) -> tuple | None:
     """Return what a call depends on but for values; None for one that has to go the whole way.
 
     That is: one that a tracer, a mode, a transform or autocast watches, half precision, other devices than a CPU, and
-    whatever goes beyond the plain GRU: masks, resets, dropout, zoneout, norms, heads, a callable as activation.
+    whatever goes beyond the plain GRU: masks, resets, dropout, zoneout, norms, heads, a callable as activation, or a
+    choice given as a tensor, whose value may change.
     """
     (
         x, kernel, recurrent, bias, h0, f, g, after, mask, lengths, resets, fresh, input_drop, drop, zero, backwards,
@@ -59,8 +59,12 @@ def kind_of(a: Arguments, backend: str) -> tuple | None:
     ) = a  # fmt: skip
     if not (mask is lengths is resets is fresh is input_drop is drop is zoneout is norm is None):
         return None
+    if not (clip is None or type(clip) in (int, float)) or not (type(after) is type(zero) is type(backwards) is bool):
+        return None
     biases: Any = bias if isinstance(bias, (tuple, list)) else (bias,)
     tensors = (x, kernel, recurrent, h0, *biases)
+    if torch.is_grad_enabled() and _find_saved_tensor_hooks(True):
+        return None  # a checkpoint runs a call twice, and both have to save the same
     # What is no tensor, or one of another class, counts as watched.
     if is_watched(tensors) or is_transformed() or torch.is_autocast_enabled("cpu"):
         return None
@@ -101,11 +105,13 @@ def remember(kind: tuple | None, call: Call, decision: Decision) -> None:
     # An activation of the caller's own is not kept alive, nor need it have a hash.
     if kind is None or not all(call.signature.activations_known) or kind in _known:
         return
-    while len(_known) >= MOST_KINDS:
-        _known.pop(next(iter(_known)), None)
     a, s = call
     inputs = canonicalize(a, s.variant).inputs
-    _known[kind] = Known(decision, Repeat(a, s, inputs, decision) if _is_shorter(s, inputs, decision) else None)
+    known = Known(decision, Repeat(a, s, inputs, decision) if _is_shorter(s, inputs, decision) else None)
+    with _remembering:  # one thread may not take out a kind while another looks for the oldest
+        while len(_known) >= MOST_KINDS:
+            del _known[next(iter(_known))]
+        _known[kind] = known
 
 
 def _is_shorter(s: Signature, inputs: Inputs, decision: Decision) -> bool:
@@ -131,13 +137,12 @@ class Repeat:
         self._setting = Setting(s.precision, SAVE_GATES, decision.backend)
         self._is_torch, self._is_time_major = a.layout == "torch", a.time_major
         with torch.inference_mode(False):  # later calls may be outside of it
-            self.zeros = torch.zeros(inputs.h0.shape, dtype=s.dtype)
+            self.zeros = torch.zeros(inputs.h0.shape, dtype=s.dtype, device=inputs.h0.device)
         self._strides = [t.stride() for t in self._tensors(a)]
         self._shape = inputs.x.shape
-        # How far the second bias is behind the first, where both are one tensor.
-        self._second = 0
-        if isinstance(a.bias, Tensor) and a.bias.dim() == 2:
-            self._second = a.bias.stride(0) * a.bias.element_size()
+        # Whether both biases are one tensor, and how far the second is behind the first: 0 where it is expanded.
+        self._are_one = isinstance(a.bias, Tensor) and a.bias.dim() == 2
+        self._second = a.bias.stride(0) * a.bias.element_size() if self._are_one else 0  # type: ignore[union-attr]
         self.bound: Any = None
         self.is_short = False
         if decision.backend == "numba":
@@ -169,7 +174,7 @@ class Repeat:
     def _addresses(self, x: Tensor, kernel: Tensor, recurrent: Tensor, h0: Tensor, *biases: Tensor) -> tuple[int, ...]:
         """Return the addresses of `bound.INPUTS`."""
         first = biases[0].data_ptr() if biases else 0
-        second = biases[1].data_ptr() if len(biases) == 2 else first + self._second if self._second else 0
+        second = biases[1].data_ptr() if len(biases) == 2 else first + self._second if self._are_one else 0
         return x.data_ptr(), kernel.data_ptr(), first, recurrent.data_ptr(), second, h0.data_ptr()
 
     def inputs(self, x: Tensor, kernel, recurrent: Tensor, h0: Tensor, *biases: Tensor) -> Inputs:
@@ -177,7 +182,7 @@ class Repeat:
         x = x if self._is_time_major else x.transpose(0, 1)
         if self._is_torch:
             kernel, recurrent = kernel.t(), recurrent.t()
-        bias_x, bias_h = biases[0].unbind(0) if self._second else (*biases, None, None)[:2]
+        bias_x, bias_h = biases[0].unbind(0) if self._are_one else (*biases, None, None)[:2]
         return Inputs(x, kernel, bias_x, recurrent, bias_h, h0)
 
     def as_given(self, found: Inputs, biases: int) -> list[Tensor | None]:
@@ -187,7 +192,7 @@ class Repeat:
             x = x.transpose(0, 1)
         if self._is_torch:
             w, u = None if w is None else w.t(), None if u is None else u.t()
-        if self._second and bias_x is not None and bias_h is not None:
+        if self._are_one and bias_x is not None and bias_h is not None:
             bias_x = torch.stack((bias_x, bias_h))
         return [x, w, u, h0, *(bias_x, bias_h)[:biases]]
 
@@ -218,7 +223,7 @@ class Repeat:
         others = zip(tensors[1:], needs[1:], strict=True)
         found: list[Any] = [d_x, *(t.new_empty(t.shape) if need else None for t, need in others)]
         at_x, at_kernel, at_recurrent, at_h0, *at_biases = (0 if t is None else t.data_ptr() for t in found)
-        if self._second and needs[4]:  # one tensor of both biases
+        if self._are_one and needs[4]:
             at_biases.append(found[4][1].data_ptr())
         first, second = (*at_biases, 0, 0)[:2]
         self.bound.few.run(

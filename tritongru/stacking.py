@@ -45,7 +45,9 @@ def decide_for_all(gru: NamedWeights, x: Tensor, hx: Tensor | None, backend: str
         return None
     if not (hx is None or isinstance(hx, Tensor)):
         return None  # refused by name
-    if x.dtype != gru._flat_weights[0].dtype or (hx is not None and (hx.dtype, hx.device) != (x.dtype, x.device)):
+    weights = gru._flat_weights
+    kinds = {(t.dtype, t.device) for t in (x, hx, *weights) if t is not None}
+    if len(kinds) > 1 or [t.shape for t in weights] != expected_shapes(gru):
         return None  # the same
     if (gru.recurrent_dropout and gru.training) or torch.is_autocast_enabled("cpu") or not is_plain_cell(gru):
         return None
@@ -55,14 +57,24 @@ def decide_for_all(gru: NamedWeights, x: Tensor, hx: Tensor | None, backend: str
         Shape(batch, time, x.shape[-1], gru.hidden_size), has_bias=gru.bias,
         precision=resolve_precision("auto"),
         wants_gradients=torch.is_grad_enabled()
-        and (x.requires_grad or any(p.requires_grad for p in gru._flat_weights)),
+        and any(t is not None and t.requires_grad for t in (x, hx, *weights)),
         members=2 if gru.bidirectional else 1,
     )  # fmt: skip
     decision = decide(signature, gru.backend if backend is None else backend)
     if decision.backend == "aten":
         return decision
     plain = decision.backend in WHOLE and not signature.wants_gradients
-    return decision if plain and not is_watched((x, hx, *gru._flat_weights)) else None
+    return decision if plain and not is_watched((x, hx, *weights)) else None
+
+
+def expected_shapes(gru: NamedWeights) -> list[tuple[int, ...]]:
+    """Return the shapes of `_flat_weights`."""
+    U, directions = gru.hidden_size, 2 if gru.bidirectional else 1
+    shapes = []
+    for layer in range(gru.num_layers):
+        inputs = gru.input_size if layer == 0 else directions * U
+        shapes += ([(3 * U, inputs), (3 * U, U)] + [(3 * U,)] * (2 if gru.bias else 0)) * directions
+    return shapes
 
 
 def run_layers(
@@ -202,17 +214,17 @@ def arguments_of_layer(gru: NamedWeights, layer: int, x: Tensor, hx, valid, rese
 def _arguments(gru: NamedWeights, layer: int, direction: int, x: Tensor, h0, valid, resets) -> Arguments:
     """Return the arguments of `tritongru.gru` for one layer and direction."""
     suffix = f"l{layer}_reverse" if direction else f"l{layer}"
-    bias = (getattr(gru, f"bias_ih_{suffix}"), getattr(gru, f"bias_hh_{suffix}")) if gru.bias else None
+    bias = (gru._weight(f"bias_ih_{suffix}"), gru._weight(f"bias_hh_{suffix}")) if gru.bias else None
     drop = None
     if gru.recurrent_dropout and gru.training:
         drop = F.dropout(x.new_ones(x.shape[1], gru.hidden_size), gru.recurrent_dropout)
     norm = LayerNorm(gru.layer_norm, getattr(gru, f"layer_norm_scale_{suffix}")) if gru.layer_norm else None
-    heads = "heads_" if gru.heads > 1 else ""
     if direction and resets is not None:
         # Walking back, a segment begins at the step before the one that opens the next segment.
         resets = torch.cat((resets[1:], torch.zeros_like(resets[:1])))
+    recurrent = getattr(gru, f"weight_hh_heads_{suffix}") if gru.heads > 1 else gru._weight(f"weight_hh_{suffix}")
     return Arguments(
-        x=x, kernel=getattr(gru, f"weight_ih_{suffix}"), recurrent_kernel=getattr(gru, f"weight_hh_{heads}{suffix}"),
+        x=x, kernel=gru._weight(f"weight_ih_{suffix}"), recurrent_kernel=recurrent,
         bias=bias, initial_state=h0, mask=valid, resets=resets, recurrent_dropout=drop, zero_output_for_mask=True,
         go_backwards=bool(direction), time_major=True, layout="torch",
         zoneout=draw_zoneout(x, gru.hidden_size, gru.zoneout, gru.training), gradient_clip=gru.gradient_clip,

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from .keras.arguments import for_autograd
 from .keras.dropout import draw_masks
 from .keras.layer import GRU
 from .keras.state import find_loss, has_shape_alone, is_capturing
 from .keras.step import LastStep, run_step
+
+# What torch's tools leave on a module to make a weight before each of its calls: a step is such a call.
+MAKERS_OF_WEIGHTS = (BasePruningMethod, WeightNorm, SpectralNorm)
 
 
 class Stream:
@@ -46,7 +54,6 @@ class Stream:
         self.layer = layer
         self.state: Tensor | None = None
         self._masks: tuple | None = None
-        self._cast: tuple | None = None
         self._captured = False
         self._last_step = LastStep()
 
@@ -84,7 +91,11 @@ class Stream:
         state = x.new_zeros(x.shape[0], layer.units) if self.state is None else for_autograd(self.state.to(x.dtype))
         masks = self._dropout_masks(x, state) if layer.training else None
         input_masks, state_masks = masks or (None, None)
-        new, decision = run_step(layer, x, state, self._weights(), input_masks, state_masks, layer.backend)
+        for hook in layer._forward_pre_hooks.values():
+            if isinstance(hook, MAKERS_OF_WEIGHTS):
+                hook(layer, None)
+        weights = layer._compute_weights()
+        new, decision = run_step(layer, x, state, weights, input_masks, state_masks, layer.backend)
         if has_shape_alone(new):
             return new
         if not drops:
@@ -127,7 +138,7 @@ class Stream:
     def __getstate__(self) -> dict:
         # A copy goes on from the state, outside of the graph of the steps so far and of a CUDA graph.
         state = None if self.state is None else self.state.detach().clone()
-        return {**self.__dict__, "state": state, "_cast": None, "_captured": False}
+        return {**self.__dict__, "state": state, "_captured": False}
 
     def _check_capture(self) -> None:
         if self.state is None:
@@ -138,7 +149,12 @@ class Stream:
     def _dropout_masks(self, x: Tensor, state: Tensor) -> tuple:
         layer = self.layer
         if self._masks is not None:
-            return self._masks
+            drawn = next((one for one in self._masks if one is not None), x)
+            kept = drawn[0] if isinstance(drawn, list) else drawn
+            if (kept.dtype, kept.device) == (x.dtype, x.device):
+                return self._masks
+            # The layer has changed its dtype or its device since.
+            return tuple(map(functools.partial(_moved_to, x), self._masks))
         count = 3 if layer.implementation == 1 else 1
         # Kept for later steps, which may be recorded by autograd even where this one is not.
         with torch.inference_mode(False):
@@ -149,22 +165,18 @@ class Stream:
                 else None,
             )
 
-    def _weights(self) -> dict[str, Tensor | None]:
-        layer = self.layer
-        if layer.compute_dtype == layer.variable_dtype or torch.is_grad_enabled():
-            return layer._compute_weights()
-        # Without gradients, half precision copies stay valid until a weight is written to or replaced.
-        weights = [w for w in (layer.kernel, layer.recurrent_kernel, layer.bias) if w is not None]
-        key = tuple((id(w), w.data_ptr(), w._version) for w in weights)
-        if self._cast is None or self._cast[0] != key:
-            self._cast = (key, layer._compute_weights())
-        return self._cast[1]
+
+def _moved_to(x: Tensor, masks):
+    """Return a mask, a list of some, or None, with the dtype and the device of `x`."""
+    if isinstance(masks, list):
+        return [mask.to(x) for mask in masks]
+    return None if masks is None else masks.to(x)
 
 
 def _check_rows(rows, batch: int) -> Tensor:
     """Return which rows of `batch` are meant: indices, or bool (B,)."""
     try:
-        rows = torch.as_tensor(rows)
+        rows = rows if isinstance(rows, Tensor) else torch.as_tensor(rows, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"`rows` must be indices or bool (B,), got {rows!r}") from None
     if rows.dtype == torch.bool:

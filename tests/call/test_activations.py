@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from tritongru import GRU, activations, gru
+from tritongru import GRU, GRUCell, UnsupportedError, activations, gru
+from tritongru.tools.oracle.cases import Case, make_arguments
 
 NAMES = list(activations.TABLE)
 WITH_DERIVATIVE = [name for name, entry in activations.TABLE.items() if entry.derivative is not None]
@@ -139,3 +140,26 @@ def test_bad_names() -> None:
         activations.resolve(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Cannot serialize"):
         activations.serialize(lambda x: x)
+
+
+def test_a_callable_with_the_name_of_an_activation_is_itself() -> None:
+    def tanh(value):
+        return torch.tanh(2 * value)
+
+    def sigmoid(value):
+        return torch.sigmoid(2 * value)
+
+    case = make_arguments(Case())
+    for given in ({"activation": tanh}, {"recurrent_activation": sigmoid}):
+        expected = gru(**case | given, backend="reference")[0]
+        assert torch.equal(gru(**case | given)[0], expected)
+        for backend in ("aten", "numba", "eager"):
+            with pytest.raises(UnsupportedError, match="'another (tanh|sigmoid)'"):
+                gru(**case | given, backend=backend)
+        cell = GRUCell(9, **given)
+        x = torch.randn(2, 4)
+        for _ in range(2):  # the second step is one of a known kind
+            output, _ = cell(x, torch.zeros(2, 9))
+        again = GRUCell(9, **given, backend="reference", input_size=4)
+        again.set_weights(cell.get_weights())
+        torch.testing.assert_close(output, again(x, torch.zeros(2, 9))[0])

@@ -158,14 +158,14 @@ def test_a_numba_that_cannot_be_imported_is_passed_over(monkeypatch) -> None:
     def broken(name: str):
         raise ImportError("Numba needs NumPy 2.3 or less")
 
-    numba._import_reasons.cache_clear()
-    monkeypatch.setattr(numba.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(numba.importlib, "import_module", broken)
+    environment.forget()
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(environment.importlib, "import_module", broken)
     try:
         decision = decide(facts("cpu", has_mask=True))
         assert decision.backend == "eager" and "Numba needs NumPy" in decision.rejected["numba"][0]
     finally:
-        numba._import_reasons.cache_clear()
+        environment.forget()
 
 
 def test_auto_on_a_cpu_takes_the_faster_of_eager_and_aten(without_numba) -> None:

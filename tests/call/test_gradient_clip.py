@@ -10,7 +10,7 @@ import torch
 from test_eager import assert_equals_oracle
 
 from tritongru import GRU, UnsupportedError, compat, gru
-from tritongru.backends.numba import reasons_against_numba
+from tritongru.environment import reasons_against_numba
 from tritongru.tools.oracle.cases import Case, differentiated, make_arguments, run_case
 
 F64 = torch.float64

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import tritongru
 from tritongru import GRU, Stream, UnsupportedError, compat, gru, scan
-from tritongru.backends.numba import reasons_against_numba
+from tritongru.environment import reasons_against_numba
 from tritongru.reference import gru_reference
 from tritongru.tools.oracle.cases import Case, differentiated, make_arguments
 from tritongru.tools.oracle.compare import compare

@@ -13,9 +13,9 @@ from torch import Tensor
 
 import tritongru
 from tritongru import GRU, Bidirectional, Stream, UnsupportedError, compat, faults, gru, scan
-from tritongru.backends.numba import reasons_against_numba
 from tritongru.call.check import check
 from tritongru.call.problem import canonicalize
+from tritongru.environment import reasons_against_numba
 from tritongru.tools.oracle.cases import Case, as_arguments, differentiated, make_arguments, run_case
 
 F64 = torch.float64

@@ -9,6 +9,7 @@ import torch
 from processes import process_per_program
 
 from tritongru.backends.eager import continuation
+from tritongru.backends.triton import launching
 from tritongru.backends.triton import scan as launch
 from tritongru.backends.triton.kernels import backward, forward
 from tritongru.call.errors import ExchangeError
@@ -134,7 +135,7 @@ def test_without_the_wait_the_result_is_wrong(module, monkeypatch):
 
 
 def test_a_program_that_dies_becomes_an_error(monkeypatch):
-    monkeypatch.setattr(launch, "PATIENCE", 200)
+    monkeypatch.setattr(launching, "PATIENCE", 200)
 
     def die(x, y):
         if x == 1:
@@ -146,14 +147,14 @@ def test_a_program_that_dies_becomes_an_error(monkeypatch):
 
 
 def test_programs_in_one_process_cannot_wait_and_say_so(monkeypatch):
-    monkeypatch.setattr(launch, "PATIENCE", 50)
+    monkeypatch.setattr(launching, "PATIENCE", 50)
     with launch.use_config(CONFIG), pytest.raises(ExchangeError, match="batch tiles \\[0\\]"):
         launch.scan_forward(*draw(True), Variant(), False)
 
 
 @pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
 def test_the_backward_scan_says_so_too(monkeypatch, reset_after):
-    monkeypatch.setattr(launch, "PATIENCE", 50)
+    monkeypatch.setattr(launching, "PATIENCE", 50)
     variant, arguments = Variant(reset_after=reset_after), draw(reset_after)
     out, _, _, gates = continuation.scan_forward(*arguments, variant, True)
     entering = torch.cat((arguments[3][None], out[:-1]))

@@ -15,7 +15,7 @@ from triton import knobs
 
 import tritongru
 from tritongru import GRU, Bidirectional, compat, dispatch, faults
-from tritongru.backends.triton import families, resident, tilings
+from tritongru.backends.triton import families, launching, resident, tilings
 from tritongru.backends.triton.tilings import Tiling
 from tritongru.call.errors import ExchangeError
 from tritongru.call.problem import Variant
@@ -323,7 +323,7 @@ def test_mistakes_are_noticed(tiling, case, pattern, replacement, least):
 
 
 def test_programs_that_stop_waiting_raise(monkeypatch):
-    monkeypatch.setattr(resident, "PATIENCE", 1)
+    monkeypatch.setattr(launching, "PATIENCE", 1)
     with pytest.raises(ExchangeError, match="batch tiles"):
         run_resident(ResidentScan(Case(3, 6, units=64, **BF16), TAGGED))
 

@@ -165,3 +165,25 @@ def test_a_stream_is_the_layer_step_by_step():
     steps = torch.stack([stream.step(x[:, t]) for t in range(6)], 1)
     assert stream._last_step.known is not None
     torch.testing.assert_close(steps, layer(x))
+
+
+@pytest.mark.parametrize("batch", [B, 256])
+def test_a_repeated_step_has_the_same_bits(batch):
+    pytest.importorskip("numba")
+    layer = GRU(128, input_size=8, backend="numba")
+    x, h = torch.randn(batch, 1, 8), torch.randn(batch, 128)
+    with torch.no_grad():
+        first = layer(x, initial_state=h)
+        for _ in range(3):
+            assert torch.equal(layer(x, initial_state=h), first)
+
+
+def test_the_last_decision_is_that_of_the_last_call():
+    layer, x = GRU(U, input_size=I), torch.randn(B, 1, I)
+    with torch.no_grad():
+        layer(x), layer(x)
+        plain = layer.last_decision
+        layer(x, mask=torch.ones(B, 1).bool())
+        assert layer.last_decision is not plain
+        layer(x)
+        assert layer.last_decision == plain

@@ -124,15 +124,18 @@ def test_shapes_and_dtypes(case: Case) -> None:
 
 @pytest.mark.parametrize("strategy", [configurations(), plain_configurations()], ids=["any", "plain"])
 def test_any_configuration(strategy) -> None:
+    compared = []
+
     @settings(
         max_examples=80, deadline=None, database=None, derandomize=True,
         suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
     )  # fmt: skip
     @given(strategy)
     def draw(configuration) -> None:
-        check_against_oracle(configuration, ("numba",))
+        compared.append(check_against_oracle(configuration, ("numba",)))
 
     draw()
+    assert sum(map(bool, compared)) >= 40, "hardly anything compared"
 
 
 def test_the_state_of_a_half_precision_scan_is_kept_in_float32() -> None:

@@ -52,7 +52,7 @@ def test_packed_weights(inputs: int, units: int, dtype: np.dtype, layout: str, p
         for packer in range(packers):
             plan = make_plan(fields | more)
             plan[at.PACKER], plan[at.PACKERS] = packer, packers
-            pack.for_dtype(dtype)(plan)
+            pack.for_dtype(dtype).call(plan.ctypes.data, 0.0)
 
     def gates(value: torch.Tensor, width: int) -> list[np.ndarray]:
         """Return z, r and n (.., width), zeros beyond the units."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -11,12 +13,17 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tritongru import gru
-from tritongru.backends.numba import backward, bound, problem, threads
+from tritongru.backends.numba import threads
+from tritongru.backends.numba.compile import Kernel
+from tritongru.backends.numba.kernels.meeting import observe
+from tritongru.backends.numba.kernels.parts import take
+from tritongru.backends.numba.kernels.vectors import pointer
 from tritongru.tools.oracle.cases import Case, make_arguments, run_case
 
 CASE = Case(12, 9, 5, 17)
@@ -75,7 +82,6 @@ def test_inside_data_workers(monkeypatch, start: str) -> None:
     monkeypatch.setattr(threads, "LEAST_WORK", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     here = torch.stack([Encoded()[row] for row in range(4)])
-    assert threads._pool is not None or threads.find_team() is not None
     workers = DataLoader(Encoded(), 2, num_workers=2, multiprocessing_context=start, timeout=240)
     torch.testing.assert_close(torch.cat(list(workers)), here, rtol=0, atol=1e-5)
 
@@ -83,20 +89,20 @@ def test_inside_data_workers(monkeypatch, start: str) -> None:
 FORK = """
     import os, sys, torch
     from tritongru.backends import numba
-    from tritongru.backends.numba import backward, bound, problem, threads
+    from tritongru.backends.numba import threads
     from tritongru.call.problem import Inputs, Variant
     threads.LEAST_WORK = 1
     torch.get_num_threads = lambda: 2
     inputs = Inputs(torch.randn(9, 12, 5), torch.randn(5, 51), None, torch.randn(17, 51), None, torch.zeros(12, 17))
     here = numba.run_forward(inputs, Variant(), True)[0]
-    assert (threads._pool is None) == (threads.find_team() is not None)
-    threads._pool = None
+    started, start = [], threads._thread.start_new_thread
+    threads._thread.start_new_thread = lambda *work: (started.append(work), start(*work))
     children = []
     for _ in range(3):
         child = os.fork()
         if child == 0:
-            same = threads._pool is None and torch.equal(numba.run_forward(inputs, Variant(), True)[0], here)
-            os._exit(0 if same and threads._pool is not None else 1)
+            same = torch.equal(numba.run_forward(inputs, Variant(), True)[0], here)
+            os._exit(0 if same and started else 1)
         children.append(child)
     sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
 """
@@ -132,67 +138,115 @@ def test_several_threads_at_once(monkeypatch) -> None:
 
 
 def test_no_more_threads_than_torch_has(monkeypatch) -> None:
-    inner, most = threads.run_parts, []
+    asked = []
 
-    def watch(function, parts) -> None:
-        seen: set[int] = set()
-        inner(lambda part: (seen.add(threading.get_ident()), time.sleep(0.02), function(part)), parts)
-        most.append(len(seen))
+    def team(work: int, task: int, count: int, flags: int) -> None:
+        asked.append(count)
+        run_here(work, task)
 
     monkeypatch.setattr(threads, "LEAST_WORK", 1)
-    for module in (problem, backward, bound):
-        monkeypatch.setattr(module, "run_parts", watch)
+    monkeypatch.setattr(threads, "find_team", lambda: team)
+    monkeypatch.setattr(threads, "count_forks", lambda: 0)
     for count in (1, 2, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
         for case in (MASKED, CASE, CASE):  # the third takes the shorter way
-            most.clear()
+            asked.clear()
             run_case(make_arguments(case), "numba")
-            assert most == [count, count]  # the scan and the reverse scan
+            assert asked == ([] if count == 1 else [count, count])  # the scan and the reverse scan
 
 
-TEAMS = pytest.mark.parametrize("team", [threads.find_team(), None], ids=["torch's threads", "Python's"])
+def run_here(work: int, task: int) -> None:
+    """Call the function of C at an address."""
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p)(work)(task)
+
+
+def note_beginning(plan, like):
+    """Write the number of parts that had begun before this one, and wait until another has."""
+    begun = pointer(plan[0], 0)
+    begun[1 + plan[1]] = take(begun, 0)
+    while observe(begun, 0) < plan[2]:
+        pass
+
+
+noting = Kernel(note_beginning)
+
+
+def begin_parts(parts: int, together: int) -> list[int]:
+    """Return in which place each part began; each waits until so many have begun."""
+    begun = np.full(1 + parts, -1, np.int64)
+    begun[0] = 0
+    plans = np.array([(begun.ctypes.data, part, together) for part in range(parts)], np.int64)
+    threads.run_parts(noting.for_dtype(np.dtype(np.float32)), plans)
+    assert begun[0] == parts
+    return begun[1:].tolist()
+
+
+TEAMS = pytest.mark.parametrize("team", [threads.find_team(), None], ids=["torch's threads", "its own"])
 
 
 @TEAMS
-def test_a_failing_part_does_not_leave_others_running(monkeypatch, team) -> None:
-    ended = []
-
-    def work(part: int) -> None:
-        if part == failing:
-            raise ValueError(f"part {part}")
-        time.sleep(0.1)
-        ended.append(part)
-
+def test_every_part_runs_once_and_the_first_with_the_first(monkeypatch, team) -> None:
     monkeypatch.setattr(threads, "find_team", lambda: team)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    for failing in (0, 2):
-        ended.clear()
-        with pytest.raises(ValueError, match=f"part {failing}"):
-            threads.run_parts(work, [0, 1, 2])
-        assert sorted(ended) == sorted({0, 1, 2} - {failing})
-
-
-@TEAMS
-def test_parts_are_shared_by_at_most_so_many_threads(monkeypatch, team) -> None:
-    monkeypatch.setattr(threads, "find_team", lambda: team)
-    together, seen = threading.Barrier(2), []
-
-    def work(part: int) -> None:
-        seen.append((part, threading.get_ident()))
-        together.wait(20)
-
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    threads.run_parts(work, range(6))
-    assert sorted(part for part, _ in seen) == list(range(6)) and len({thread for _, thread in seen}) == 2
-    assert dict(seen)[0] == threading.get_ident()
+    for _ in range(20):
+        places = begin_parts(6, together=2)
+        assert sorted(places) == list(range(6)) and places[0] < 2
 
 
 def test_without_other_threads_the_caller_does_it_all(monkeypatch) -> None:
-    monkeypatch.setattr(threads, "find_team", lambda: lambda work, count: work())
+    monkeypatch.setattr(threads, "find_team", lambda: lambda work, task, count, flags: run_here(work, task))
+    monkeypatch.setattr(threads, "count_forks", lambda: 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    seen: list = []
-    threads.run_parts(seen.append, range(4))
-    assert seen == [0, 1, 2, 3]
+    assert begin_parts(4, together=1) == [0, 1, 2, 3]
+
+
+@TEAMS
+@pytest.mark.parametrize(("batch", "steps", "units"), [(16, 20, 64), (1, 200, 200)], ids=["rows", "units of one row"])
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer's signals here")
+def test_what_a_signal_raises_is_raised(monkeypatch, team, batch: int, steps: int, units: int) -> None:
+    """Whenever it comes, also while threads share a call; and no call hangs or returns something else."""
+
+    def stop(*_) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(threads, "find_team", lambda: team)
+    monkeypatch.setattr(threads, "LEAST_WORK", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    x, w, r = torch.randn(batch, steps, 20), torch.randn(20, 3 * units) / 9, torch.randn(units, 3 * units) / 20
+    right = [gru(x, w, r, backend="numba")[0] for _ in range(3)][0]
+    before, raised = signal.signal(signal.SIGALRM, stop), 0
+    try:
+        for call in range(200):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 2e-5 + call * 1e-5)
+                found = gru(x, w, r, backend="numba")[0]
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                assert torch.equal(found, right)
+            except InterruptedError:
+                raised += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert raised
+
+
+FORK_FIRST = """
+import logging, os, sys, torch, tritongru
+logging.getLogger("tritongru").setLevel("ERROR")
+torch.set_num_threads(2)
+torch.randn(4_000_000).exp_().sum()  # on torch's threads, which a child does not have
+child = os.fork()
+if child == 0:
+    tritongru.gru(torch.randn(16, 20, 64), torch.randn(64, 192), torch.randn(64, 192), backend="numba")
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_that_is_forked_before_the_first_call() -> None:
+    done = run_script(FORK_FIRST)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch's threads are known by GCC's interface, on Linux")
@@ -201,11 +255,12 @@ def test_torch_s_own_threads_are_taken() -> None:
     assert "parallel backend: OpenMP" in torch.__config__.parallel_info()
     team, seen = threads.find_team(), set()
     assert team is not None
+    note = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: (seen.add(threading.get_ident()), time.sleep(0.01)))
     product = torch.ones(400, 400)
     count = len(os.listdir("/proc/self/task"))
     for _ in range(3):
         product @ product
-        team(lambda _: (seen.add(threading.get_ident()), time.sleep(0.01)), 2)
+        team(ctypes.cast(note, ctypes.c_void_p).value, None, 2, 0)
     assert len(seen) == 2 and len(os.listdir("/proc/self/task")) <= count + 1
 
 
@@ -355,9 +410,15 @@ def test_warm_compiles_what_calls_need(tmp_path: Path) -> None:
     )
     done = run_script(f"{tool}; sys.exit(warm.main(p.parse_args(['--inference'])))", TRITONGRU_CACHE=str(tmp_path))
     assert done.returncode == 0 and str(tmp_path) in done.stdout
-    assert [line.split()[0] for line in done.stdout.splitlines()[:-1]] == ["short", "scan", "shared_scan", "pack"]
+    assert [line.split()[0] for line in done.stdout.splitlines()[:-1]] == [
+        "short",
+        "scan",
+        "shared_scan",
+        "pack",
+        "parts",
+    ]
     files = set(tmp_path.rglob("*.nbc"))
-    assert len(files) == 4
+    assert len(files) == 5
     assert run_script(FORWARD, TRITONGRU_CACHE=str(tmp_path)).stderr == ""
     assert set(tmp_path.rglob("*.nbc")) == files
     blocked = tmp_path / "file"

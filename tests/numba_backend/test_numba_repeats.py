@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -31,7 +33,7 @@ CASES = [
 
 
 def shorter() -> list[repeats.Repeat]:
-    return [known for known in repeats._known.values() if known.is_shorter]
+    return [known for known in repeats._known.values() if known.repeat is not None]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -254,3 +256,57 @@ def test_the_most_kinds_that_are_known(monkeypatch) -> None:
     for steps in range(1, 8):
         layer(torch.randn(steps, 2, 3))
         assert len(repeats._known) <= 3
+
+
+@pytest.mark.parametrize("backend", ["numba", "eager"])
+def test_an_expanded_bias_of_both_parts(backend: str) -> None:
+    x, w, r = torch.randn(1, 2, 4), torch.randn(4, 24), torch.randn(8, 24)
+    for steps in (2, 40):
+        found = []
+        for name in ("reference", backend, backend, backend):
+            bias = torch.linspace(-1, 1, 24).requires_grad_()
+            outputs = gru(x.repeat(1, steps, 1), w, r, bias.expand(2, 24), backend=name)[0]
+            outputs.square().sum().backward()
+            found.append((outputs.detach(), bias.grad))
+            with torch.no_grad():
+                torch.testing.assert_close(gru(x.repeat(1, steps, 1), w, r, bias.expand(2, 24), backend=name)[0], outputs)
+        for outputs, d_bias in found[1:]:
+            torch.testing.assert_close(outputs, found[0][0])
+            torch.testing.assert_close(d_bias, found[0][1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_bound_given_as_a_tensor_may_change() -> None:
+    x, w = torch.randn(2, 5, 3), torch.randn(3, 24)
+    r, bound = torch.randn(8, 24, requires_grad=True), torch.tensor(0.01)
+
+    def gradient(backend: str, bound) -> torch.Tensor:
+        outputs = gru(x, w, r, gradient_clip=bound, backend=backend)[0]
+        return torch.autograd.grad(outputs.square().sum(), r)[0]
+
+    gradient("numba", bound), gradient("numba", bound)
+    bound.fill_(100.0)
+    torch.testing.assert_close(gradient("numba", bound), gradient("reference", 100.0))
+
+
+def test_threads_that_push_out_each_other_s_kinds(monkeypatch) -> None:
+    monkeypatch.setattr(repeats, "MOST_KINDS", 3)
+    before, errors = sys.getswitchinterval(), []
+    w, r, x = torch.randn(3, 12), torch.randn(4, 12), torch.randn(1, 60, 3)
+
+    def work(seed: int) -> None:
+        try:
+            for call in range(300):
+                gru(x[:, : 1 + (call * seed) % 59], w, r, backend="numba")
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (7, 11, 13, 17)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not errors

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,7 +13,6 @@ import torch
 from tritongru import repeats
 from tritongru.backends.numba import problem, sharing, threads
 from tritongru.backends.numba.kernels import fields as at
-from tritongru.backends.numba.kernels.meeting import STOPPED
 from tritongru.tools.oracle.cases import Case, make_arguments, run_case
 
 CASES = [
@@ -33,9 +32,10 @@ def noted(monkeypatch):
     monkeypatch.setattr(sharing, "ALONE_SECONDS", 0.0)
     run = sharing.run_sharing
 
-    def watched(function, parts) -> None:
+    def watched(kernel, parts) -> None:
         assert [int(part[at.SHARE]) for part in parts] == list(range(len(parts)))
-        run(lambda part: (function(part), noted.append(part))[0], parts)
+        run(kernel, parts)
+        noted.extend(parts)
 
     monkeypatch.setattr(problem, "run_sharing", watched)
     return noted
@@ -60,25 +60,19 @@ def test_the_bits_of_one_thread(case: Case, count: int, monkeypatch, noted) -> N
     assert noted and all(part[at.SHARES] > 1 for part in noted)
 
 
-class Late:
-    """A pool whose threads begin late, or never."""
-
-    def __init__(self, seconds: float | None):
-        self.seconds, self.pool = seconds, ThreadPoolExecutor(4)
-
-    def submit(self, work) -> Future:
-        if self.seconds is None:
-            return Future()
-        return self.pool.submit(lambda: (time.sleep(self.seconds), work()))
-
-
 @pytest.mark.parametrize("seconds", [None, 0.0, 0.0005, 0.003, 0.05])
 def test_threads_that_come_late_or_not_at_all(seconds: float | None, monkeypatch) -> None:
     case = Case(1, 400, 5, 150)
     right = alone(case, monkeypatch)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     monkeypatch.setattr(threads, "find_team", lambda: None)
-    monkeypatch.setattr(threads, "_pool", Late(seconds))
+    start = _thread.start_new_thread
+
+    def start_late(work, arguments) -> None:
+        if seconds is not None:
+            start(lambda: (time.sleep(seconds), work(*arguments)), ())
+
+    monkeypatch.setattr(threads._thread, "start_new_thread", start_late)
     for _ in range(5):
         found = run_case(make_arguments(case), "numba")
         for name, value in right.items():
@@ -104,54 +98,24 @@ def test_many_rows_at_once_from_several_threads(monkeypatch) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("team", [threads.find_team(), None], ids=["torch's threads", "Python's"])
-def test_a_call_that_fails_lets_the_others_end(monkeypatch, team) -> None:
-    begun, ended = threading.Event(), threading.Event()
+def test_without_others_the_first_thread_does_it_all_and_is_left_alone_for_a_while(monkeypatch) -> None:
+    case, asked = Case(1, 70, 5, 150), []
+    right = alone(case, monkeypatch)
 
-    def function(part) -> None:
-        if part[at.SHARE] == 0:
-            assert begun.wait(20)
-            raise ValueError("the first")
-        begun.set()
-        while not words(part)[STOPPED]:
-            time.sleep(0.001)
-        ended.set()
+    def run_here(work: int, task: int, count: int, flags: int) -> None:
+        asked.append(count)
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(work)(task)
 
-    def words(part):
-        return (ctypes.c_int64 * 24).from_address(int(part[at.MEETING]))
-
-    monkeypatch.setattr(threads, "find_team", lambda: team)
+    monkeypatch.setattr(threads, "find_team", lambda: run_here)
+    monkeypatch.setattr(threads, "count_forks", lambda: 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    parts = [problem.make_plan(dict(SHARE=share, SHARES=2)) for share in range(2)]
-    with pytest.raises(ValueError, match="the first"):
-        sharing.run_sharing(function, parts)
-    assert ended.is_set()
-
-
-def test_a_thread_that_comes_too_late_does_nothing() -> None:
-    begun = []
-    parts = [problem.make_plan(dict(STEPS=100, SHARE=share, SHARES=3)) for share in range(3)]
-    with pytest.MonkeyPatch.context() as patch:
-        # The caller takes the first part, and then what is left.
-        patch.setattr(threads, "find_team", lambda: lambda work, count: work())
-        patch.setattr(torch, "get_num_threads", lambda: 3)
-        sharing.run_sharing(lambda part: begun.append(int(part[at.SHARE])), parts)
-    assert begun == [0]
-
-
-def test_late_threads_are_left_out_for_a_while(monkeypatch) -> None:
-    monkeypatch.setattr(sharing, "ALONE_SECONDS", 60.0)
-    begun = []
-
-    def function(part) -> None:
-        begun.append(int(part[at.SHARE]))  # and no step is shared
-        time.sleep(0.05)
-
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    for _ in range(3):
-        parts = [problem.make_plan(dict(STEPS=100, SHARE=share, SHARES=2)) for share in range(2)]
-        sharing.run_sharing(function, parts)
-    assert begun.count(0) == 3 and begun.count(1) == 1
+    for seconds in (0.0, 60.0):
+        monkeypatch.setattr(sharing, "ALONE_SECONDS", seconds)
+        asked.clear()
+        for _ in range(3):
+            assert torch.equal(run_case(make_arguments(case), "numba")["outputs"], right["outputs"])
+        # What is shared else are the sums of gradients, which are torch's own.
+        assert asked == [2] * (3 if seconds == 0 else 1)
 
 
 @pytest.mark.parametrize(

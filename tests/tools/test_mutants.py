@@ -11,7 +11,7 @@ from mutants import occurrences
 def test_every_mutant_applies_once() -> None:
     wrong = {f"{m.file}: {m.old}": n for m in MUTANTS if (n := occurrences(m)) != 1}
     assert not wrong, "a text that changed: bring tests/long/mutant_list.py up to date"
-    assert all(m.old != m.new for m in MUTANTS) and len(MUTANTS) == len(set(MUTANTS)) >= 30
+    assert all(m.old != m.new for m in MUTANTS) and len(MUTANTS) == len(set(MUTANTS)) > 200
 
 
 def test_every_mutant_names_tests_that_exist() -> None:

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 import tritongru
@@ -156,18 +157,6 @@ def test_dropout_masks_are_kept_until_reset():
     torch.testing.assert_close(stream.step(x), layer(x[:, None]))
 
 
-def test_half_weights_are_cast_once():
-    layer = GRU(U, input_size=I, dtype="mixed_bfloat16")
-    stream, x = Stream(layer), torch.randn(B, I)
-    with torch.no_grad():
-        stream.step(x)
-        first = stream._weights()
-        stream.step(x)
-        assert stream._weights() is first
-        layer.kernel.mul_(2)
-        assert stream._weights() is not first
-
-
 @pytest.mark.bits
 def test_a_captured_step_keeps_the_state_in_its_place(monkeypatch):
     """What a CUDA graph needs, without a GPU: a replay reads and writes the addresses of the capture."""
@@ -229,3 +218,50 @@ def test_jagged_round_trip(lengths):
 def test_jagged_errors():
     with pytest.raises(ValueError, match="torch.jagged"):
         ragged.to_padded(torch.nested.nested_tensor([torch.zeros(2, 3)]))
+
+
+def write_by_data(layer):
+    layer.kernel.data.zero_(), layer.recurrent_kernel.data.zero_()
+
+
+def write_in_place(layer):
+    for parameter in layer.parameters():
+        parameter.mul_(-3)
+
+
+CHANGED = {
+    "half precision, by .data": ({"dtype": "mixed_bfloat16", "use_bias": False}, lambda layer: None, write_by_data),
+    "pruned": ({}, lambda layer: prune.l1_unstructured(layer, "kernel", 0.3), write_in_place),
+    "weight_norm": ({}, lambda layer: torch.nn.utils.weight_norm(layer, "kernel"), write_in_place),
+    "spectral_norm": ({}, lambda layer: torch.nn.utils.spectral_norm(layer.eval(), "kernel"), write_in_place),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize("what", CHANGED)
+def test_changed_weights_count_in_the_next_step(what):
+    arguments, prepare, write = CHANGED[what]
+    layer = GRU(16, input_size=4, **arguments)
+    prepare(layer)
+    stream, x = Stream(layer), torch.randn(B, 4)
+    with torch.no_grad():
+        for _ in range(3):
+            stream.step(x)
+            write(layer)
+            state = stream.state.clone()
+            torch.testing.assert_close(stream.step(x), layer(x[:, None], initial_state=state))
+
+
+def test_a_half_precision_layer_of_inference_mode():
+    with torch.inference_mode():
+        layer = GRU(4, input_size=2, dtype="mixed_bfloat16")
+        stream = Stream(layer)
+        assert all(stream.step(torch.randn(B, 2)).dtype == torch.bfloat16 for _ in range(3))
+
+
+def test_dropout_masks_follow_the_dtype_of_the_layer():
+    layer = GRU(U, input_size=I, dropout=0.5, recurrent_dropout=0.5).train()
+    stream = Stream(layer)
+    stream.step(torch.randn(B, I))
+    layer.double()
+    assert stream.step(torch.randn(B, I).double()).dtype == torch.float64

@@ -23,7 +23,7 @@ from .reasons import reasons_against_cells, reasons_against_transforms
 
 def reasons_against(s: Signature) -> list[str]:
     """torch's own GRU runs one variant only."""
-    v, reasons = s.variant, reasons_against_transforms(s) + reasons_against_cells(s)
+    v, reasons = s.variant, reasons_against_transforms(s) + reasons_against_cells(s.has_zoneout, s.variant)
     if s.composed:
         reasons.append("a torch.func transform (grad, vmap) is active")
     if v.activation != "tanh":

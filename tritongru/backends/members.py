@@ -18,7 +18,7 @@ from ..call.problem import Inputs, Variant
 from . import gradients, mapping
 from .eager import members as eager
 from .gradients import SAVE_GATES, SAVE_NOTHING, Saved, Setting
-from .operators import LIBRARY, SAVED, SETTING, VARIANT, WHOLE, define, forward, laid_out_as, split
+from .operators import LIBRARY, SAVED, SETTING, VARIANT, WHOLE, define, forward, laid_out_as, result_shapes, split
 from .precision import product_precision
 from .triton import run as triton
 
@@ -104,14 +104,7 @@ def scan_members(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _shapes(members: Sequence[Inputs], variant: Variant, setting: Setting) -> list[tuple[int, ...]]:
-    a, M = members[0], len(members)
-    T, B = a.x.shape[0], a.x.shape[1]
-    U, width = a.u.shape[0], 4 if variant.reset_after else 3
-    is_whole = setting.backend in WHOLE
-    separate = a.mask is not None or (a.resets is not None and not is_whole)
-    states = (M, T, B, U) if separate else (M, 0)
-    gates = (M, T, B, width * U) if is_whole else (M, width, T, B, U)
-    return [(M, T, B, U), (M, B, U), states, gates if setting.save == SAVE_GATES else (M, 0)]
+    return [(len(members), *shape) for shape in result_shapes(members[0], variant, setting)]
 
 
 def _scan_members_shapes(*arguments) -> tuple[Tensor, ...]:

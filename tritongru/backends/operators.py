@@ -2,7 +2,7 @@
 
 `tritongru::scan` owns everything between the input and the outputs, the input projection included, so that `recompute`
 can keep only the input, the states and the weights. `tritongru::scan_backward` returns the gradients of its tensors.
-`gradients.py` holds what autograd calls.
+`gradients.py` has the second derivatives.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ def is_watched(tensors: Sequence[Tensor | None]) -> bool:
     """Return whether something looks at the operators of a call: a compiler, transform, mode or subclass of Tensor.
 
     torch itself does where a tensor is a view of numbers whose signs are yet to be changed, as the imaginary part of a
-    conjugate: on the way into an operator it changes them.
+    conjugate, or zeros without memory: on the way into an operator it changes them.
     """
     if is_traced() or torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
         return True
     if torch._ops._len_torch_dispatch_stack_pre_dispatch():
         return True
-    return not _PLAIN.issuperset(map(type, tensors)) or any([t.is_neg() for t in tensors if t is not None])
+    return not _PLAIN.issuperset(map(type, tensors)) or any([t.is_neg() or t._is_zerotensor() for t in tensors if t is not None])
 
 
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
@@ -89,25 +89,25 @@ def scan(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     Returns:
         out (T,B,U), last state (B,U), states entering each step (T,B,U) or empty, gates or empty (see
-        `eager.continuation`); on "eager" states and gates as `eager.run_forward`.
+        `eager.continuation`); on the backends of `WHOLE` states and gates as `eager.run_forward`.
     """
     inputs, variant, setting, _ = split(arguments, Inputs, Variant, Setting)
     return forward(inputs, variant, setting)
 
 
-def _scan_shapes(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    a, variant, setting, _ = split(arguments, Inputs, Variant, Setting)
+def result_shapes(a: Inputs, variant: Variant, setting: Setting) -> list[tuple[int, ...]]:
+    """Return the shapes of a scan's results: out, last state, states and gates."""
     T, B = a.x.shape[0], a.x.shape[1]
     U, width = a.u.shape[0], 4 if variant.reset_after else 3
     is_whole = setting.backend in WHOLE
     separate = a.mask is not None or (a.resets is not None and not is_whole)
-    shape = (T, B, width * U) if is_whole else (width, T, B, U)
-    return (
-        a.x.new_empty(T, B, U),
-        a.h0.new_empty(B, U),
-        a.x.new_empty((T, B, U) if separate else (0,)),
-        a.x.new_empty(shape if setting.save == SAVE_GATES else (0,)),
-    )
+    gates = (T, B, width * U) if is_whole else (width, T, B, U)
+    return [(T, B, U), (B, U), (T, B, U) if separate else (0,), gates if setting.save == SAVE_GATES else (0,)]
+
+
+def _scan_shapes(*arguments) -> tuple[Tensor, ...]:
+    a, variant, setting, _ = split(arguments, Inputs, Variant, Setting)
+    return tuple(a.x.new_empty(shape) for shape in result_shapes(a, variant, setting))
 
 
 def scan_backward(*arguments) -> tuple[Tensor, ...]:

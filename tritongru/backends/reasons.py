@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from .. import activations
 from ..call.check import Signature
+from ..call.problem import Variant
 
 
 def reasons_against_transforms(s: Signature) -> list[str]:
-    """Operators have no rule for torch.func's transforms and dual numbers."""
-    return (
-        ["a torch.func transform or forward-mode differentiation (grad, vmap, jvp) is active"] if s.transformed else []
-    )
+    """Gradients of the fast backends are hand-written: they have no derivatives, and no dual numbers."""
+    if not s.transformed:
+        return []
+    return ["forward-mode differentiation or more than one derivative of torch.func (jvp, hessian) is active"]
 
 
-def reasons_against_cells(s: Signature) -> list[str]:
-    """What changes the cell itself, which torch's GRU does not have."""
+def reasons_against_cells(has_zoneout: bool, variant: Variant) -> list[str]:
+    """What changes the cell itself, which neither torch's GRU nor the kernels with weights in registers have."""
     reasons = []
-    if s.has_zoneout:
+    if has_zoneout:
         reasons.append("zoneout given")
-    if s.variant.gradient_clip is not None:
-        reasons.append(f"gradient_clip={s.variant.gradient_clip:g}")
-    if s.variant.layer_norm is not None:
-        reasons.append(f"layer_norm={s.variant.layer_norm!r}")
+    if variant.gradient_clip is not None:
+        reasons.append(f"gradient_clip={variant.gradient_clip:g}")
+    if variant.layer_norm is not None:
+        reasons.append(f"layer_norm={variant.layer_norm!r}")
     return reasons
 
 

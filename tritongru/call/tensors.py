@@ -141,7 +141,7 @@ def check_lengths(lengths, batch: int, time: int, like: Tensor) -> Tensor | None
         return None
     if not isinstance(lengths, Tensor):
         try:
-            lengths = torch.as_tensor(lengths)
+            lengths = torch.as_tensor(lengths, device=like.device)
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(f"`lengths` must be a tensor or a list of integers, got {lengths!r}") from None
     if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():

@@ -12,7 +12,7 @@ from torch import Tensor
 HALF_POLICIES = {"mixed_float16": torch.float16, "mixed_bfloat16": torch.bfloat16}
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 # Keras arguments that have no meaning here, and are taken so that its code and configurations can be used.
-_IGNORED = ("input_length", "enable_caching_device", "return_runtime")
+_IGNORED = ("batch_size", "input_length", "enable_caching_device", "return_runtime")
 
 
 def check_implementation(value: int, recurrent_dropout: float) -> int:

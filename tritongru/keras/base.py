@@ -219,6 +219,14 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
             raise TypeError(f"`{name}` must be floating point, got {value.dtype}")
         return value.to(self.compute_dtype)
 
+    def _is_trained(self, name: str) -> bool:
+        """Return whether a weight asks for a gradient, by itself or by what a parametrization makes it of."""
+        if name in self._parameters:
+            return self._parameters[name].requires_grad  # type: ignore[union-attr]
+        makers = getattr(self, "parametrizations", {})
+        made_of = makers[name] if name in makers else self
+        return any(parameter.requires_grad for parameter in made_of.parameters())
+
     @property
     def losses(self) -> list[Tensor]:
         """The regularization terms: of the kernel, the recurrent kernel and the bias, those that have one."""
@@ -232,10 +240,10 @@ class RecurrentWeights(WeightedLayer, LazyModuleMixin, DropoutMasks, torch.nn.Mo
 
     @torch.no_grad()
     def apply_constraints(self) -> None:
-        """Project each weight onto its constraint; to be called after `optimizer.step()`."""
+        """Project each weight that is trained onto its constraint; to be called after `optimizer.step()`."""
         for name, parameter in self._named_weights():
             constraint = getattr(self, name.replace("_kernel", "") + "_constraint")
-            if constraint is not None:
+            if constraint is not None and self._is_trained(name):
                 values = [as_weight(constraint(head), head, name) for head in _heads_of(parameter)]
                 self._write(name, torch.stack(values) if parameter.dim() == 3 else values[0])
 

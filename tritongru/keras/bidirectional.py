@@ -10,7 +10,7 @@ from torch.nn.modules import module as modules
 
 from .. import functional
 from . import jagged
-from .arguments import as_steps, split_inputs
+from .arguments import as_steps, split_inputs, take_options
 from .layer import GRU
 from .listing import WeightedLayer
 from .state import unchanged_by_failure
@@ -22,10 +22,12 @@ class Bidirectional(WeightedLayer, torch.nn.Module):
     """Runs a GRU forwards and another backwards over a sequence and merges their outputs.
 
     Args:
-        layer: a `tritongru.GRU`; both layers are made anew from its configuration, with weights of their own.
+        layer: a `tritongru.GRU` or a subclass; both layers are made anew from its configuration, with weights of their
+            own.
         merge_mode: "concat", "sum", "mul", "ave", or None for both outputs.
         backward_layer: a `tritongru.GRU` to use as it is for the other direction.
-        weights: initial weights as of `set_weights`, of layers that are built.
+        weights: initial weights as of `set_weights`.
+        options: Keras's `name`, `trainable`, and `input_shape` or `batch_input_shape`, by which the weights are made.
 
     Attributes:
         forward_layer, backward_layer: the two layers. Their `zero_output_for_mask` is set to `return_sequences`.
@@ -41,7 +43,7 @@ class Bidirectional(WeightedLayer, torch.nn.Module):
     """
 
     def __init__(self, layer: GRU, merge_mode: str | None = "concat", backward_layer: GRU | None = None, weights=None,
-                 *, name: str | None = None, trainable: bool = True):  # fmt: skip
+                 **options):  # fmt: skip
         super().__init__()
         for argument, value in (("layer", layer), ("backward_layer", backward_layer)):
             if not isinstance(value, GRU) and (argument == "layer" or value is not None):
@@ -49,7 +51,9 @@ class Bidirectional(WeightedLayer, torch.nn.Module):
         if merge_mode not in MERGE_MODES:
             raise ValueError(f"Invalid merge mode. Received: `merge_mode`={merge_mode!r}; known: {MERGE_MODES}")
         self.merge_mode = merge_mode
-        self.name = name or "bidirectional"
+        self.name, trainable, weights, input_size = take_options(
+            options | {"weights": weights}, type(self).__name__, None
+        )
         self.forward_layer = _recreate(layer, layer.go_backwards, "forward_")
         if backward_layer is None:
             self.backward_layer = _recreate(layer, not layer.go_backwards, "backward_")
@@ -61,8 +65,21 @@ class Bidirectional(WeightedLayer, torch.nn.Module):
             each.zero_output_for_mask = each.return_sequences
         if not trainable:
             self.trainable = False
+        if input_size is not None:
+            self.build(input_size)
         if weights is not None:
+            self._start_with(weights)
+
+    def _start_with(self, weights) -> None:
+        """Set the weights, now or when they are made."""
+        if all(layer.built for layer in self._parts):
             self.set_weights(weights)
+            return
+        for layer, half in zip(self._parts, (weights[: len(weights) // 2], weights[len(weights) // 2 :]), strict=True):
+            if layer.built:
+                layer.set_weights(half)
+            else:
+                layer._initial_weights = half
 
     @property
     def _parts(self) -> tuple[GRU, GRU]:
@@ -250,18 +267,30 @@ class Bidirectional(WeightedLayer, torch.nn.Module):
     def get_config(self) -> dict:
         """Return the constructor's arguments in Keras's forms."""
         config = {"name": self.name, "trainable": self.trainable, "merge_mode": self.merge_mode}
-        config["layer"] = {"class_name": "GRU", "config": _original_config(self.forward_layer, "forward_")}
+        forward, backward = self._parts
+        config["layer"] = {"class_name": type(forward).__name__, "config": _original_config(forward, "forward_")}
         if self._has_own_backward_layer:
-            config["backward_layer"] = {"class_name": "GRU", "config": self.backward_layer.get_config()}
+            config["backward_layer"] = {"class_name": type(backward).__name__, "config": backward.get_config()}
         return config
 
     @classmethod
-    def from_config(cls, config: dict) -> Bidirectional:
-        """Return a wrapper of this configuration, with fresh weights; the inverse of `get_config`."""
+    def from_config(cls, config: dict, custom_objects: dict[str, type[GRU]] | None = None) -> Bidirectional:
+        """Return a wrapper of this configuration, with fresh weights; the inverse of `get_config`.
+
+        Args:
+            custom_objects: subclasses of `tritongru.GRU` by their names.
+
+        Raises:
+            ValueError: a layer of another class.
+        """
         config = {key: value for key, value in config.items() if key != "dtype"}
+        classes = {"GRU": GRU, "CuDNNGRU": GRU} | (custom_objects or {})
         for key in ("layer", "backward_layer"):
             if config.get(key) is not None:
-                config[key] = GRU.from_config(dict(config[key]["config"]))
+                name = config[key].get("class_name", "GRU")
+                if name not in classes:
+                    raise ValueError(f"Unknown layer: `{key}` is a {name!r}; name its class in `custom_objects`")
+                config[key] = classes[name].from_config(dict(config[key]["config"]))
         return cls(**config)
 
 
@@ -296,4 +325,5 @@ def _original_config(layer: GRU, prefix: str) -> dict:
 
 def _recreate(layer: GRU, go_backwards: bool, prefix: str) -> GRU:
     config = {**layer.get_config(), "go_backwards": go_backwards, "name": prefix + layer.name}
-    return GRU(**config, device=layer.recurrent_kernel.device)
+    with layer.recurrent_kernel.device:
+        return type(layer).from_config(config)

@@ -12,7 +12,9 @@ from .step import LastStep, run_step
 
 
 class GRUCell(RecurrentWeights):
-    """One step of the Gated Recurrent Unit; arguments as `tritongru.GRU`.
+    """One step of the Gated Recurrent Unit; arguments: those of `tritongru.GRU` that concern one step.
+
+    There are no `zoneout`, `gradient_clip`, `heads` and `activity_regularizer`, and nothing about sequences.
 
     Note:
         Dropout masks are kept from one call to the next, so that the steps of a sequence share them, until

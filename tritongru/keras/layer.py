@@ -149,6 +149,8 @@ class GRU(KeptState):
         if mask is None and resets is None and not torch.compiler.is_compiling():
             if (again := self._step_again(inputs, training, initial_state)) is not None:
                 output, state = again
+                if (known := self._last_step.known) is not None and known[1] is not self.last_decision:
+                    self.last_decision = known[1]
                 output = output.unsqueeze(self._time_axis) if self.return_sequences else output
                 return (output, state) if self.return_state else output
             plain = self._plain_arguments(inputs, training, initial_state)

@@ -71,8 +71,8 @@ class WeightedLayer:
 
     @property
     def trainable(self) -> bool:
-        """Whether the weights ask for a gradient; may be set."""
-        return all(part.recurrent_kernel.requires_grad for part in self._parts)
+        """Whether any weights ask for a gradient; may be set, for all of them."""
+        return any(part.recurrent_kernel.requires_grad for part in self._parts)
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
@@ -124,7 +124,7 @@ class WeightedLayer:
         return torch.stack(terms).sum() if terms else torch.zeros((), dtype=like.dtype, device=like.device)
 
     def apply_constraints(self) -> None:
-        """Project each weight onto its constraint; to be called after `optimizer.step()`."""
+        """Project each weight that is trained onto its constraint; to be called after `optimizer.step()`."""
         for part in self._parts:
             part.apply_constraints()
 

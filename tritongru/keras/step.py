@@ -72,7 +72,8 @@ class LastStep:
     def remember(self, owner: RecurrentWeights, x: Tensor, state: Tensor, backend: str, decision: Decision) -> None:
         """Remember a step without dropout that went the whole way."""
         kind = _kind(owner, x, state, backend) if decision.backend in ("eager", "numba") else None
-        self.known = None if kind is None else (kind, decision, _make_step(owner, x, state, decision.backend))
+        step = None if kind is None else _make_step(owner, x, state, decision.backend)
+        self.known = None if kind is None or step is None else (kind, decision, step)
 
     def again(self, owner: RecurrentWeights, x: Any, state: Tensor, backend: str) -> tuple[Tensor, Tensor] | None:
         """Return the output and the state (B,U) after a step that is like the last one, None for any other.
@@ -85,8 +86,8 @@ class LastStep:
         return known[2](x, state, owner._parameters)
 
 
-def _make_step(owner: RecurrentWeights, x: Tensor, state: Tensor, backend: str) -> Step:
-    """Return the function that takes a step like that of x (B,I) from the state (B,U)."""
+def _make_step(owner: RecurrentWeights, x: Tensor, state: Tensor, backend: str) -> Step | None:
+    """Return the function that takes a step like that of x (B,I) from the state (B,U), None where `repeats` has it."""
     f, g = (activations.resolve(one).name for one in (owner.activation, owner.recurrent_activation))
     variant, weights = Variant(f, g), owner._parameters
     bias_x, bias_h = _biases(weights)
@@ -108,6 +109,7 @@ def _make_step(owner: RecurrentWeights, x: Tensor, state: Tensor, backend: str) 
                 return out, new
 
             return take
+        return None
 
     step = short.make_step(variant)
 

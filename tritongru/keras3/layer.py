@@ -69,7 +69,7 @@ class GRU(keras.layers.GRU):
             raise TypeError(f"`cell`: {reason}")
         if is_for_others():
             return super().inner_loop(sequences, initial_state, mask=mask, training=training)
-        cell, mask, state = self.cell, _as_mask(_first(mask)), _first(initial_state)
+        cell, mask, state = self.cell, _as_mask(_first(mask), sequences.shape[0]), _first(initial_state)
         if self.stateful:
             # Keras writes the next state into this memory, and the backward pass reads it after that.
             state = state.clone()
@@ -141,12 +141,13 @@ def _first(value):
     return value[0] if isinstance(value, (list, tuple)) else value
 
 
-def _as_mask(mask) -> Tensor | None:
-    """Return a mask (B,T) or (B,T,1) of any dtype as (B,T) bool."""
+def _as_mask(mask, batch: int) -> Tensor | None:
+    """Return a mask (B,T) or (B,T,1) of any dtype, or one row for all, as (B,T) bool."""
     if mask is None:
         return None
     mask = _tensor(mask).bool()
-    return mask.squeeze(-1) if mask.ndim == 3 and mask.shape[-1] == 1 else mask
+    mask = mask.squeeze(-1) if mask.ndim == 3 and mask.shape[-1] == 1 else mask
+    return mask.expand(batch, -1) if mask.ndim == 2 and mask.shape[0] == 1 else mask
 
 
 def _weights(cell, factor: float, recurrent_factor: float) -> tuple[Tensor, Tensor, Tensor | None]:

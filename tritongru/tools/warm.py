@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..backends.numba import reasons_against_numba
+from ..environment import reasons_against_numba
 from .options import whole
 
 
@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> int:
     from ..backends.numba.warm import warm
 
     if (folder := cache_folder()) is None:
-        print("nothing compiled: no cache folder can be written to; set TRITONGRU_CACHE to one", file=sys.stderr)
+        print("nothing compiled: no cache folder can be written to; set NUMBA_CACHE_DIR, or TRITONGRU_CACHE without it, to one", file=sys.stderr)
         return 1
     for (kernel, dtype), seconds in warm(args.dtype, not args.inference, args.processes).items():
         print(f"{kernel:<12} {dtype}  {seconds:5.1f} s")

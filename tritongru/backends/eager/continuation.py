@@ -22,14 +22,14 @@ class Norm(NamedTuple):
 
     Attributes:
         scale: (3U,). bias: of "joint" on the way forward, what is added after the norm, all but `bias_n`; (3U,) or
-            None. sums: normalised, (T,B,3U). inverse_spread: one over each row's spread, (T,B), in the dtype of sums;
+            None. sums: normalised, (T,B,3U). rstd: one over each row's spread, (T,B), in the dtype of sums;
             both for the way back.
     """
 
     scale: Tensor
     bias: Tensor | None = None
     sums: Tensor | None = None
-    inverse_spread: Tensor | None = None
+    rstd: Tensor | None = None
 
 
 def scan_forward(
@@ -121,18 +121,18 @@ def scan_backward(
 
 def _norms_of_rows(norm: Norm, dtype: torch.dtype) -> Norms:
     """Return the norms of all rows (T * B,..) as the reverse scan takes them."""
-    assert norm.sums is not None and norm.inverse_spread is not None
+    assert norm.sums is not None and norm.rstd is not None
     sums = candidate_first(norm.sums.to(dtype).flatten(0, 1))
-    return Norms(sums, norm.inverse_spread.view(-1, 1), torch.zeros_like(sums))
+    return Norms(sums, norm.rstd.view(-1, 1), torch.zeros_like(sums))
 
 
 def unpack_gates(packed: Tensor, variant: Variant) -> Tensor:
-    """Return packed gates (T,B,4U or 3U) as the kernels saves them: (4 or 3,T,B,U) z, r, n, h R_h + c_h."""
+    """Return packed gates (T,B,4U or 3U) as the kernels save them: (4 or 3,T,B,U) z, r, n, h R_h + c_h."""
     g = view_gates(packed, variant)
     return torch.stack((g.z, g.r, g.n) if g.gh_n is None else (g.z, g.r, g.n, g.gh_n))
 
 
 def pack_gates(gates: Tensor, variant: Variant) -> Tensor:
-    """Return gates as the kernels saves them, packed: the inverse of `unpack_gates`."""
+    """Return gates as the kernels save them, packed: the inverse of `unpack_gates`."""
     z, r, n, *gh_n = gates.unbind(0)
     return torch.cat((*gh_n, *((r, z) if variant.reset_gate_first else (z, r)), n), dim=-1)

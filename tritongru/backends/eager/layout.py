@@ -21,9 +21,10 @@ from torch import Tensor
 from ...activations import TABLE
 from ...call.problem import Variant
 
-# Elements of one chunk of gates: half a mebibyte in float32, a part of every current core's second cache.
+# Elements of one chunk of gates: half a mebibyte in float32, which was no slower than any size up to 4 MiB, and faster
+# than none, on one core of a Xeon (docs/cpu.md).
 CHUNK = 1 << 17
-# Fewer rows than this make the products of the weights' gradients slow.
+# Fewer rows than this make the products of the weights' gradients slow. An estimate.
 CHUNK_ROWS = 256
 
 

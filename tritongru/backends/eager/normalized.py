@@ -21,14 +21,14 @@ from .layout import Gates, drop_rows, in_place, split_drop, view_gates
 
 
 class Norms(NamedTuple):
-    """What the backward pass needs of the norms of some rows, (N,3U) and (N,1) for `inverse_spread`.
+    """What the backward pass needs of the norms of some rows, (N,3U) and (N,1) for `rstd`.
 
     Attributes:
         sums: normalised. d_sums: space for the gradient of the sums before the norm.
     """
 
     sums: Tensor
-    inverse_spread: Tensor
+    rstd: Tensor
     d_sums: Tensor
 
 
@@ -62,19 +62,19 @@ class Normalization:
         return sum((d @ part * m for m, d, part in parts), start=torch.zeros_like(d_sums[:, : self.ut.shape[1]]))  # type: ignore[operator]
 
     def normalize(self, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the normalised rows, and one over their spread."""
+        """Return the normalised rows, and one over their standard deviation."""
         centred = sums - sums.mean(-1, keepdim=True)
-        inverse_spread = (centred.square().mean(-1, keepdim=True) + self.variant.epsilon).rsqrt()
-        return centred.mul_(inverse_spread), inverse_spread
+        rstd = (centred.square().mean(-1, keepdim=True) + self.variant.epsilon).rsqrt()
+        return centred.mul_(rstd), rstd
 
     def prepare(self, h: Tensor, gx: Tensor | None) -> Norms:
         """Return the norms of rows whose states (N,U) are known; gx (N,3U) in the weights' order, if it takes part."""
         sums = self.multiply(h)
         if gx is not None:
             sums += candidate_first(gx)
-        sums, inverse_spread = self.normalize(sums)
+        sums, rstd = self.normalize(sums)
         # A step without a valid row is not taken.
-        return Norms(sums, inverse_spread, torch.zeros_like(sums))
+        return Norms(sums, rstd, torch.zeros_like(sums))
 
     def make_gates(
         self, bias: Tensor | None, bias_n: Tensor | None
@@ -92,7 +92,7 @@ class Normalization:
         inside = torch.cat((bias_n, outside[: 2 * U]))
         first = outside[2 * U :]
 
-        def compute(h: Tensor, n: Tensor, zr: Tensor, r: Tensor, gh_n: Tensor, recurrent: Tensor) -> None:
+        def compute(h: Tensor, n: Tensor, z: Tensor, r: Tensor, zr: Tensor, gh_n: Tensor, recurrent: Tensor) -> None:
             sums = self.multiply(h)
             if self.joint:
                 sums[:, :U] += n
@@ -103,19 +103,16 @@ class Normalization:
             g(zr)
             f(n.addcmul_(r, gh_n))
 
-        def in_order(h: Tensor, n: Tensor, z: Tensor, r: Tensor, zr: Tensor, gh_n: Tensor, recurrent: Tensor) -> None:
-            compute(h, n, zr, r, gh_n, recurrent)
-
-        return lambda gates: (gates.n, gates.z, gates.r, gates.zr, gates.gh_n, gates.recurrent), in_order  # type: ignore[return-value]
+        return lambda gates: (gates.n, gates.z, gates.r, gates.zr, gates.gh_n, gates.recurrent), compute  # type: ignore[return-value]
 
     def make_step(self) -> tuple[Callable, Callable[..., Tensor]]:
         """Return how to take one step back, as `backward.make_step`; fills `Norms.d_sums`."""
 
-        def step(dh: Tensor, d_before: Tensor | None, z, blocks, d_recurrent, sums, inverse_spread, d_sums) -> Tensor:
+        def step(dh: Tensor, d_before: Tensor | None, z, blocks, d_recurrent, sums, rstd, d_sums) -> Tensor:
             blocks.mul_(dh.unsqueeze(1))
             d = d_recurrent * self.scale
             along = (d * sums).mean(-1, keepdim=True)
-            torch.mul(d - d.mean(-1, keepdim=True) - sums * along, inverse_spread, out=d_sums)
+            torch.mul(d - d.mean(-1, keepdim=True) - sums * along, rstd, out=d_sums)
             total = self.multiply_back(d_sums).addcmul_(dh, z)
             return total if d_before is None else total.add_(d_before)
 

@@ -57,7 +57,7 @@ def plan_packing(a: Inputs, variant: Variant) -> Packing | None:
     step, column = ordered.nonzero(as_tuple=True)
     row, nowhere = order[column], len(step)
     shown = lengths.new_full((T, B), nowhere)
-    shown[step, row] = torch.arange(nowhere)
+    shown[step, row] = torch.arange(nowhere, device=shown.device)
     repeated = None
     if variant.reverse == bool(rises) and not variant.zero_output_for_mask:
         # The masked steps are processed after the valid ones.

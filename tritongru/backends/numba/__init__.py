@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.util
 from typing import TYPE_CHECKING
 
 import torch
 
 from ...call.check import Signature
-from ...environment import in_one_line
+from ...environment import reasons_against_numba
 from ..reasons import reasons_against_activations, reasons_against_transforms
 
 if TYPE_CHECKING:
@@ -19,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["reasons_against", "run_backward", "run_forward"]
 
-FEW_STEPS = 4  # each such scan is one call, see short.py
+FEW_STEPS = 4  # without gradients they take less than another thread takes to begin (two cores of an AMD EPYC, AVX2)
 # Products of one of two scans, from which on both at once were faster on two cores (AMD EPYC, AVX2).
 LEAST_WORK = 1 << 22
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -57,23 +54,3 @@ def runs_at_once(s: Signature) -> bool:
         return True
     work = s.shape.time * s.shape.batch * s.units * (s.units + (s.shape.input if s.has_kernel else 0))
     return not s.wants_gradients and work >= LEAST_WORK
-
-
-def reasons_against_numba() -> tuple[str, ...]:
-    """Return why numba cannot be used: it is not installed, or cannot be imported with what else is."""
-    return _import_reasons()
-
-
-# Dynamo cannot trace it; it gives one answer per process. See torch.compiler.assume_constant_result.
-reasons_against_numba._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-@functools.cache
-def _import_reasons() -> tuple[str, ...]:
-    if importlib.util.find_spec("numba") is None:
-        return ("numba is not installed",)
-    try:
-        importlib.import_module("numba")
-    except Exception as error:  # whatever a numba raises that does not fit the rest, on its own import
-        return (f"numba cannot be imported ({in_one_line(error)})",)
-    return ()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from ..eager.layout import Steps, entering_states, view_gates
 from ..eager.normalized import Normalization, Norms
 from ..eager.sums import Sums
 from ..gradients import Saved, Setting
+from .compile import Compiled
 from .kernels import fields as at
 from .kernels.reverse import reverse_scan
 from .kernels.vector_type import PANEL
@@ -22,6 +22,7 @@ from .sums import sum_plainly
 from .threads import run_parts
 
 # Numbers of a chunk's gate gradients, and its least rows: fewer make the products of the weights' gradients slow.
+# Estimates.
 CHUNK = 1 << 20
 CHUNK_ROWS = 512
 
@@ -113,7 +114,7 @@ class Reverse:
         self.problem.pack_weights(RECURRENT=3 * self.problem.fields["PADDED"] * self.problem.fields["COLUMNS"])
         return self.problem.make_parts(self._scratch, lambda R: 0)
 
-    def walk(self) -> Iterator[tuple[Callable[[Any], object], list[np.ndarray]]]:
+    def walk(self) -> Iterator[tuple[Compiled, list[np.ndarray]]]:
         """Yield a kernel and the plans to run it with, for each chunk of steps; what is between is done here."""
         a, problem, wanted, v = self.a, self.problem, self.wanted, self.variant
         T, B, _ = self.after.shape
@@ -139,7 +140,7 @@ class Reverse:
                 part[at.GATES] = gates
                 part[at.D_GATES], part[at.D_FIRST] = d_gates.data_ptr(), self.steps.starts[first]
                 if norms is not None:
-                    part[[at.NORMAL, at.INVERSE_SPREAD, at.D_SUMS]] = [value.data_ptr() for value in norms]
+                    part[[at.NORMAL, at.RSTD, at.D_SUMS]] = [value.data_ptr() for value in norms]
             yield kernel, parts
             if sums is None:
                 found = sum_plainly(rows, wanted, d_gates, entering)

@@ -98,7 +98,7 @@ class BoundReverse:
         if d_out is not None:
             plans[:, at.D_OUT_STEP], plans[:, at.D_OUT_ROW] = d_out.stride()[:2]
         run_packing(self._pack, plans[0], self._plans.packed)
-        run_parts(self._scan, plans)  # type: ignore[arg-type]
+        run_parts(self._scan, plans)
 
 
 class BoundScan:

@@ -9,6 +9,7 @@ built, may be one that can only be read. Where there is none, each process compi
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import logging
@@ -21,8 +22,10 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba import types
 from numba.core import config as numba_config
 from numba.core.caching import UserProvidedCacheLocator
+from numba.core.ccallback import CFunc
 
 from ...tuning.choices import user_folder
 
@@ -63,49 +66,71 @@ class Locator(UserProvidedCacheLocator):
         os.makedirs(self._cache_path, exist_ok=True)
 
 
+class Compiled:
+    """A kernel in one dtype, which runs without Python's lock.
+
+    Attributes:
+        address: of its code, a function of C of a plan and a number. dtype: of its numbers.
+        call: the same as `call(plan, 0.0)`, with the plan's address or its bytes; 0.0 only tells the dtype.
+    """
+
+    __slots__ = ("_code", "address", "call", "dtype")
+
+    def __init__(self, code: CFunc, dtype: np.dtype):
+        self._code, self.address, self.dtype = code, code.address, dtype  # the code lives as long as this
+        number = ctypes.c_float if dtype.itemsize == 4 else ctypes.c_double
+        self.call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, number)(code.address)
+
+
 class Kernel:
     """A function compiled for float32 and float64, each at its first use.
 
-    Called with a plan of int64 (see `fields`) and a number of the kernel's dtype. It does not hold Python's lock.
+    Of a pointer to a plan, numbers of int64 (see `fields`), and a zero of the kernel's dtype.
     """
 
     _lock = threading.Lock()
 
-    def __init__(self, function):
-        folder = cache_folder()
-        before = SETTINGS.CACHE_DIR, SETTINGS.CACHE_LOCATOR_CLASSES
-        try:
-            SETTINGS.CACHE_DIR, SETTINGS.CACHE_LOCATOR_CLASSES = folder or "", f"{__name__}.{Locator.__name__}"
-            self.dispatcher = numba.njit(nogil=True, error_model="numpy", cache=folder is not None)(function)
-        finally:
-            SETTINGS.CACHE_DIR, SETTINGS.CACHE_LOCATOR_CLASSES = before
-        self._compiled: dict[np.dtype, Callable[[np.ndarray], None]] = {}
+    def __init__(self, function: Callable[..., None]):
+        self._function = function
+        self._compiled: dict[np.dtype, Compiled] = {}
 
-    def for_dtype(self, dtype: np.dtype) -> Callable[[np.ndarray], None]:
-        """Return the function (plan) that runs the kernel in `dtype`, compiled."""
+    def for_dtype(self, dtype: np.dtype) -> Compiled:
+        """Return the kernel for `dtype`, compiled."""
         return self._compiled.get(dtype) or self._compile(dtype)
 
-    def _compile(self, dtype: np.dtype) -> Callable[[np.ndarray], None]:
+    def _compile(self, dtype: np.dtype) -> Compiled:
         with Kernel._lock:
             if dtype not in self._compiled:
-                dispatcher, like = self.dispatcher, dtype.type(0)
-                signature = (numba.int64[::1], numba.from_dtype(dtype))
-                kept = "kept for later processes" if cache_folder() else "not kept: there is no cache folder"
-                loaded = sum(dispatcher.stats.cache_hits.values())
+                folder = cache_folder()
+                kept = "kept for later processes" if folder else "not kept: there is no cache folder"
+                code = self._prepare(dtype, folder)
                 begin = time.perf_counter()
                 try:
-                    dispatcher.compile(signature)
+                    code.compile()
                 except OSError as error:
-                    # It is compiled before it is written.
-                    if signature not in dispatcher.overloads:
-                        raise
                     kept = f"not kept: {error}"
+                    code = self._prepare(dtype, None)
+                    code.compile()
                 seconds = time.perf_counter() - begin
-                self._compiled[dtype] = lambda plan: dispatcher(plan, like)
-                if seconds > NOTICE_SECONDS and sum(dispatcher.stats.cache_hits.values()) == loaded:
+                self._compiled[dtype] = Compiled(code, dtype)
+                if seconds > NOTICE_SECONDS and not code.cache_hits:
                     LOG.warning(
                         "tritongru: %s was compiled for %s in %.1f s (%s); "
                         "`python -m tritongru warm` does so ahead of time",
-                        dispatcher.__name__, dtype, seconds, kept,
+                        code.__name__, dtype, seconds, kept,
                     )  # fmt: skip
         return self._compiled[dtype]
+
+    def _prepare(self, dtype: np.dtype, folder: str | None) -> CFunc:
+        """Return what compiles the function, and keeps it in a folder if there is one."""
+        arguments = types.CPointer(types.int64), numba.from_dtype(dtype)
+        # A division by zero is no exception: there is nobody who would catch one.
+        code = CFunc(self._function, (arguments, types.void), locals={}, options={"error_model": "numpy"})
+        if folder is not None:
+            before = SETTINGS.CACHE_DIR, SETTINGS.CACHE_LOCATOR_CLASSES
+            try:
+                SETTINGS.CACHE_DIR, SETTINGS.CACHE_LOCATOR_CLASSES = folder, f"{__name__}.{Locator.__name__}"
+                code.enable_caching()
+            finally:
+                SETTINGS.CACHE_DIR, SETTINGS.CACHE_LOCATOR_CLASSES = before
+        return code

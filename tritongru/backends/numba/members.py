@@ -6,9 +6,7 @@ A scan of few rows has less to do at a time than a processor has cores, and two 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...call.problem import Inputs, Variant
@@ -17,7 +15,7 @@ from ..gradients import Saved
 from .backward import plan_reverse
 from .kernels.scan import scan
 from .problem import Problem, in_compute_dtype
-from .short import is_short, run_short
+from .short import is_short, run_short_members
 from .threads import run_parts
 
 
@@ -26,7 +24,8 @@ def run_members_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the results of `forward.run_forward`, stacked, with the same bits."""
     if not save_gates and is_short(members[0]):
-        return _run_short_members(members, variants)
+        out, last = run_short_members(members, variants)
+        return out, last, out.new_empty(0), out.new_empty(0)
     given, M = members[0].x.dtype, len(members)
     members = [in_compute_dtype(a) for a in members]
     a = members[0]
@@ -46,17 +45,6 @@ def run_members_forward(
     if given == a.x.dtype:
         return out, last, states, gates
     return out.to(given), last.to(given), states.to(given), gates.to(given)
-
-
-def _run_short_members(members: Sequence[Inputs], variants: Sequence[Variant]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    results: list[Any] = [None] * len(members)
-
-    def run(m: int) -> None:
-        results[m] = run_short(members[m], variants[m])
-
-    run_parts(run, range(len(members)))
-    out, last = map(torch.stack, zip(*results, strict=True))
-    return out, last, out.new_empty(0), out.new_empty(0)
 
 
 def run_members_backward(

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...activations import TABLE
 from ...call.problem import Inputs, Variant
 from ..eager.layout import compute_dtype
-from .compile import Kernel
+from .compile import Compiled, Kernel
 from .kernels import fields as at
 from .kernels.packing import pack
 from .kernels.scan import scan
@@ -20,9 +20,9 @@ from .kernels.shared import shared_scan
 from .kernels.vector_type import PANEL, count_lanes
 from .sharing import LEAST_STEPS, count_shares, run_sharing
 from .spare import borrow, give_back
-from .threads import group_size, run_parts, share_rows
+from .threads import address_of, group_size, run_parts, share_rows
 
-# Bytes of projected input that are kept at a time: a part of every current core's second cache.
+# Bytes of projected input that are kept at a time: a part of a core's second cache, of 256 KiB and more. An estimate.
 CHUNK = 1 << 17
 LINE = 64  # bytes of a cache line
 # Bytes of weights that take a thread a tenth of a millisecond to pack, as seen on an AMD EPYC with AVX2; another thread
@@ -172,7 +172,7 @@ class Problem:
                 fields[name] = total
                 total += round_up(number, LINE)
             parts.append((fields, sizes))
-        self.scratch = torch.empty(total, dtype=torch.uint8)
+        self.scratch = torch.empty(total, dtype=torch.uint8, device="cpu")
         start = self.scratch.data_ptr()
         return [make_plan(fields | {name: start + fields[name] for name in sizes}) for fields, sizes in parts]
 
@@ -214,15 +214,15 @@ class Problem:
         return self.make_parts(scratch, chunk)
 
 
-def run_packing(kernel: Callable[[np.ndarray], None], plan: np.ndarray, size: int) -> None:
+def run_packing(kernel: Compiled, plan: np.ndarray, size: int) -> None:
     """Pack so many bytes of weights, each thread some of the panels."""
     count = min(torch.get_num_threads(), size // PACKED_ALONE)
     if count < 2:
-        kernel(plan)
+        kernel.call(address_of(plan), 0.0)
         return
     plans = np.tile(plan, (count, 1))
     plans[:, at.PACKER], plans[:, at.PACKERS] = range(count), count
-    run_parts(kernel, plans)  # type: ignore[arg-type]
+    run_parts(kernel, plans)
 
 
 def how_to_scan(parts: Sequence[np.ndarray]) -> tuple[Kernel, Callable[[Any, Any], None]]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+from .compile import Compiled
 from .kernels import fields as at
-from .kernels.meeting import LINE, SHARED_STEPS, STOPPED
-from .threads import run_parts
+from .kernels.meeting import LINE, SHARED_STEPS
+from .threads import address_of, run_parts
 
 LEAST_STEPS = 64  # the other threads begin some steps late
 # Of each thread: panels of each gate, and bytes of the recurrent weights. With fewer bytes one thread is as fast, with
@@ -33,26 +33,16 @@ def count_shares(panels: int, weights: int) -> int:
     return shares if shares > 1 and weights <= shares * MOST_BYTES else 1
 
 
-def run_sharing(function: Callable[[Any], object], parts: Sequence[np.ndarray]) -> None:
-    """Call `function` with each part, the first in this thread, which needs none of the others.
+def run_sharing(kernel: Compiled, parts: Sequence[np.ndarray]) -> None:
+    """Run the plan of each thread; the first, which one of them has begun with, needs none of the others.
 
     Where the others were late in most steps, since something else runs on their cores, the next calls go without them.
     """
     global _alone_until
     meeting = np.zeros((1 + len(parts)) * LINE, np.int64)
     for part in parts:
-        part[at.MEETING] = meeting.ctypes.data
-
-    def run(part: np.ndarray) -> None:
-        if part[at.SHARE] == 0:
-            try:
-                function(part)
-            finally:
-                meeting[STOPPED] = 1
-        elif not meeting[STOPPED]:  # else it comes too late
-            function(part)
-
+        part[at.MEETING] = address_of(meeting)
     together = time.monotonic() >= _alone_until
-    run_parts(run, parts if together else parts[:1])
+    run_parts(kernel, parts if together else parts[:1])
     if together and 2 * meeting[SHARED_STEPS] < parts[0][at.STEPS]:
         _alone_until = time.monotonic() + ALONE_SECONDS

@@ -6,6 +6,7 @@ that was written to by any way, `.data` among them, takes effect in the next cal
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ from ...call.problem import Inputs, Variant
 from .kernels import short as at
 from .kernels.short import short
 from .problem import with_rows
+from .spare import borrow, give_back
+from .threads import run_parts
 
 # Where reading the weights as they lie was faster than packing them first, one thread each, on an AMD EPYC with
 # AVX-512; with AVX2 up to 16 steps and 64 rows were tried. Rows are those of all steps together.
@@ -53,28 +56,53 @@ def is_short(a: Inputs) -> bool:
 def run_short(a: Inputs, variant: Variant) -> tuple[Tensor, Tensor]:
     """Return out (T,B,U) at the input's time index, and the last state (B,U); see `is_short`."""
     a = a._replace(**{name: with_rows(getattr(a, name), a.x.dtype) for name in ("x", "bias_x", "bias_h", "h0")})
-    addresses = [0 if t is None else t.data_ptr() for t in a[:6]]
-    return BoundShort(a, variant).run(a.x, addresses)[:2]
+    return BoundShort(a, variant).run(a.x, addresses_of(a))[:2]
+
+
+def addresses_of(a: Inputs) -> list[int]:
+    """Return the addresses of x, w, bias_x, u, bias_h and h0, 0 for no bias."""
+    return [0 if t is None else t.data_ptr() for t in a[:6]]
+
+
+def run_short_members(members: Sequence[Inputs], variants: Sequence[Variant]) -> tuple[Tensor, Tensor]:
+    """Return `run_short` of several scans at once, stacked."""
+    rows = [tuple(with_rows(getattr(a, name), a.x.dtype) for name in ("x", "bias_x", "bias_h", "h0")) for a in members]
+    members = [a._replace(x=x, bias_x=b, bias_h=c, h0=h) for a, (x, b, c, h) in zip(members, rows, strict=True)]
+    (T, B, _), U, M = members[0].x.shape, members[0].u.shape[0], len(members)
+    out, last = members[0].x.new_empty(M, T, B, U), members[0].x.new_empty(M, B, U)
+    bound = [BoundShort(a, v) for a, v in zip(members, variants, strict=True)]
+    space = torch.empty(M, bound[0].space, dtype=torch.uint8, device="cpu")
+    plans = [
+        np.frombuffer(one.plan(*addresses_of(a), out[m].data_ptr(), last[m].data_ptr(), space[m].data_ptr()), np.int64)
+        for m, (one, a) in enumerate(zip(bound, members, strict=True))
+    ]
+    run_parts(bound[0].kernel, plans)
+    return out, last
 
 
 class BoundShort:
     """`run_short` for tensors with the sizes and strides of those it was made for, which nobody checks again.
 
     Nothing of their values is kept.
+
+    Attributes:
+        kernel: that runs it. space: bytes of scratch that it needs.
     """
 
-    __slots__ = ("_plan", "_run", "_shape")
+    __slots__ = ("_shape", "_sizes", "kernel", "space")
 
     def __init__(self, a: Inputs, variant: Variant):
         """Take x (T,B,I), w, u, the biases and h0 (B,U), all float32 or all float64, rows and biases contiguous."""
         (steps, rows, inputs), w, u = a.x.shape, a.w, a.u
         self._shape = (steps, rows, u.shape[0])
         f, g = KERNEL_ID[variant.activation], KERNEL_ID[variant.recurrent_activation]
-        self._plan = np.array((
-            *(0,) * ADDRESSES, steps, rows, inputs, u.shape[0], *a.x.stride()[:2], *w.stride(), *u.stride(),  # type: ignore[union-attr]
-            a.h0.stride(0), f, g, variant.reset_after, variant.reverse, variant.reset_gate_first,
-        ))  # fmt: skip
-        self._run = short.for_dtype(_NUMPY[a.x.dtype])
+        sizes = (
+            steps, rows, inputs, u.shape[0], *a.x.stride()[:2], *w.stride(), *u.stride(), a.h0.stride(0), f, g,  # type: ignore[union-attr]
+            variant.reset_after, variant.reverse, variant.reset_gate_first,
+        )  # fmt: skip
+        self._sizes = struct.pack(f"{len(sizes)}q", *sizes)
+        self.space = at.count_numbers(steps, rows, u.shape[0]) * a.x.element_size()
+        self.kernel = short.for_dtype(_NUMPY[a.x.dtype])
 
     def run(self, x: Tensor, addresses: Sequence[int]) -> tuple[Tensor, Tensor, None]:
         """Run the scan.
@@ -92,12 +120,16 @@ class BoundShort:
 
     def write(self, *addresses: int) -> None:
         """Run the scan with the addresses of `run`, and those to write out and the last state to, both contiguous."""
-        plan = self._plan.copy()  # another thread may be calling
-        plan[:ADDRESSES] = addresses
-        self._run(plan)
+        space = borrow(self.space)
+        self.kernel.call(self.plan(*addresses, space.data_ptr()), 0.0)
+        give_back(space)
+
+    def plan(self, *addresses: int) -> bytes:
+        """Return the kernel's plan, with the addresses of `write`, and of `space` bytes of scratch."""
+        return _pack_addresses(*addresses) + self._sizes
 
 
-ADDRESSES = at.LAST + 1  # they come first
+_pack_addresses = struct.Struct(f"{at.T}q").pack  # they come first
 
 
 KERNEL_ID = {name: entry.kernel_id for name, entry in TABLE.items()}

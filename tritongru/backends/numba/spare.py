@@ -22,7 +22,7 @@ def borrow(size: int) -> Tensor:
     if found is not None and found.numel() >= size:
         return found
     with torch.inference_mode(False):  # the next call may be outside of it
-        return torch.empty(size, dtype=torch.uint8)
+        return torch.empty(size, dtype=torch.uint8, device="cpu")
 
 
 def give_back(memory: Tensor) -> None:

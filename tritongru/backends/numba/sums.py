@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -87,11 +89,9 @@ class FewRows:
             by_column: whether the gradient of w is written as (3U,I) in place of (I,3U), and that of u as (3U,U).
         """
         (rows, inputs), units = x.shape, a.u.shape[0]
-        self._plan = np.array((
-            rows, inputs, units, 0, 0, x.stride(0), 0, *a.w.stride(), 0, 0, a.h0.stride(0), batch, reverse,  # type: ignore[union-attr]
-            0, 0, 0, 0, 0, *by_column,
-        ))  # fmt: skip
-        self._run = sums.for_dtype(np.dtype(np.float64 if x.dtype == torch.float64 else np.float32))
+        sizes = rows, inputs, units, x.stride(0), *a.w.stride(), a.h0.stride(0), batch, reverse, *by_column  # type: ignore[union-attr]
+        self._sizes = struct.pack(f"{len(sizes)}q", *sizes)
+        self._run = sums.for_dtype(np.dtype(np.float64 if x.dtype == torch.float64 else np.float32)).call
 
     def run(self, *addresses: int) -> None:
         """Write the gradients, all contiguous.
@@ -100,9 +100,7 @@ class FewRows:
             addresses: of d (N,4U), x, w, and states (N,U) that entered the steps, or that left them where that of h0
                 follows; of the gradients of x, w, u, bias_x and bias_h, 0 where not wanted.
         """
-        plan = self._plan.copy()  # another thread may be calling
-        plan[_ADDRESSES] = addresses
-        self._run(plan)
+        self._run(_pack_addresses(*addresses) + self._sizes, 0.0)
 
 
-_ADDRESSES = [at.D, at.X, at.W, at.H, at.H0, at.D_X, at.D_W, at.D_U, at.D_BIAS_X, at.D_BIAS_H]
+_pack_addresses = struct.Struct(f"{at.N}q").pack  # they come first

@@ -2,86 +2,66 @@
 
 They are those of torch, where it has OpenMP's: between two of torch's operations these turn for some milliseconds, on
 the cores that other threads would need. After a fork OpenMP's cannot be used again, and elsewhere there are none; then
-they are Python's. The kernels do not hold Python's lock. No more threads run than `torch.get_num_threads()`, the caller
-among them; several Python threads may call at once, each with threads of its own.
+each call begins some of its own. The kernels do not hold Python's lock. No more threads run than
+`torch.get_num_threads()`, the caller among them; several Python threads may call at once, each with threads of its own.
 """
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import ctypes
 import functools
 import itertools
-import os
 import sys
-import threading
-from collections import deque
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ...environment import count_forks
+from .compile import Compiled
+from .kernels.parts import ANSWERED, ASKED, COUNT, run_parts_of_task
+
 # Operations of a part below which handing it to another thread does not pay: about 50 microseconds.
 LEAST_WORK = 2_000_000
-
-_pool: ThreadPoolExecutor | None = None
-_is_forked = False
+PAUSE = 1e-5  # seconds between two looks at whether a call's own threads are done
 
 
-def _note_fork() -> None:
-    global _pool, _is_forked
-    _pool, _is_forked = None, True
+def run_parts(kernel: Compiled, plans: np.ndarray | Sequence[np.ndarray]) -> None:
+    """Call a kernel with each plan; return when all calls have returned. None begins before the ones before it do.
 
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)
-
-
-def run_parts(function: Callable[[Any], object], parts: Sequence[Any]) -> None:
-    """Call `function` with each part, the first in this thread; return when none is running any more.
-
-    Where other threads do not come, this one does it all.
-
-    Raises:
-        What `function` raised first.
+    Where other threads do not come, this one does it all. What a signal raises, it raises before or after.
     """
-    if len(parts) < 2 or (count := min(len(parts), torch.get_num_threads())) < 2:
-        for part in parts:
-            function(part)
+    addresses = [address_of(plan) for plan in plans]
+    count = min(len(addresses), torch.get_num_threads())
+    if count < 2:
+        for address in addresses:
+            kernel.call(address, 0.0)
         return
-    caller, left, errors = threading.get_ident(), deque(parts[1:]), []
-
-    def run(part: Any) -> None:
-        try:
-            function(part)
-        except BaseException as error:  # in a thread that is not the caller's it would be lost
-            errors.append(error)
-
-    def work(_: Any = None) -> None:
-        if threading.get_ident() == caller:
-            run(parts[0])
-        while left:
-            try:
-                part = left.popleft()
-            except IndexError:  # another thread took the last one
-                return
-            run(part)
-
-    if (team := find_team()) is not None and not _is_forked:
-        team(work, count)
+    work = run_parts_of_task.for_dtype(kernel.dtype)
+    task = np.array((0, 0, len(addresses), kernel.address, *addresses), np.int64)
+    if (team := find_team()) is not None and not count_forks():
+        # A function of one argument: of a second one it reads no register.
+        team(work.address, address_of(task), count, 0)
     else:
-        _run_in_pool(work, count)
-    if errors:
-        raise errors[0]
+        _run_in_new_threads(work, task, count)
+
+
+def address_of(array: np.ndarray) -> int:
+    """Return where an array begins."""
+    return array.__array_interface__["data"][0]
 
 
 @functools.cache
-def find_team() -> Callable[[Callable[[Any], None], int], None] | None:
-    """Return what calls a function, which must not raise, in this thread and up to as many of torch's as are wanted.
+def find_team() -> Callable[[int, int, int, int], None] | None:
+    """Return what calls a function of C in this thread and up to as many of torch's as are wanted.
 
-    It returns when all calls have. None where torch has no threads of OpenMP's, or not those of GCC's interface.
+    Its arguments are the function's address, what it is called with, the number of threads, and 0. It returns when all
+    calls have. None where torch has no threads of OpenMP's, or not those of GCC's interface.
     """
     if sys.platform != "linux" or "parallel backend: OpenMP" not in torch.__config__.parallel_info():
         return None
@@ -93,26 +73,36 @@ def find_team() -> Callable[[Callable[[Any], None], int], None] | None:
         return None
     # void GOMP_parallel(void (*function)(void *), void *data, unsigned threads, unsigned flags), since GCC 4.9; LLVM's
     # and Intel's have it too.
-    in_thread = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-    begin.argtypes, begin.restype = (in_thread, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
-
-    def team(function: Callable[[Any], None], count: int) -> None:
-        begin(in_thread(function), None, count, 0)
-
-    return team
+    begin.argtypes, begin.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+    return begin
 
 
-def _run_in_pool(work: Callable[[], None], count: int) -> None:
-    global _pool
-    if _pool is None:
-        # Idle threads cost nothing; how many work is decided by the number of parts.
-        _pool = ThreadPoolExecutor(os.cpu_count(), "tritongru")
-    others = [_pool.submit(work) for _ in range(count - 1)]
-    work()
-    # The others write to memory that the caller owns.
-    for other in others:
-        if not other.cancel():
-            other.result()
+def _run_in_new_threads(work: Compiled, task: np.ndarray, count: int) -> None:
+    try:
+        with contextlib.suppress(RuntimeError):  # where the system gives no more of them
+            for _ in range(count - 1):
+                # Not a pool of them, whose locks a signal may leave closed.
+                _thread.start_new_thread(_work, (work, task))
+        _work(work, task)
+    finally:
+        task[COUNT] = 0  # who comes from now on takes nothing
+        _wait(task)
+
+
+def _work(work: Compiled, task: np.ndarray) -> None:
+    work.call(address_of(task), 0.0)
+
+
+def _wait(task: np.ndarray) -> None:
+    """Wait until no thread runs a part any more, for it writes to memory that the caller owns, whatever comes up."""
+    interrupt = None
+    while task[ANSWERED] < task[ASKED]:
+        try:
+            time.sleep(PAUSE)
+        except BaseException as raised:  # a signal's; it is not lost
+            interrupt = raised
+    if interrupt is not None:
+        raise interrupt
 
 
 def group_size(batch: int) -> int:
@@ -123,7 +113,7 @@ def group_size(batch: int) -> int:
 def share_rows(batch: int, lengths: Tensor | None, work: int, members: int = 1) -> tuple[Tensor | None, list[int]]:
     """Return the rows of the batch (B,) in the order of their parts, None for as they are, and where each part begins.
 
-    A part is made of whole groups but for the last group of all. The last bound is where the last part ends.
+    The last bound is where the last part ends. A part ends with a whole group, or with half of one of four rows.
 
     Args:
         lengths: (B,) how many steps of each row are valid, or None for all. Rows are then put in order of falling
@@ -135,7 +125,9 @@ def share_rows(batch: int, lengths: Tensor | None, work: int, members: int = 1) 
     threads = max(torch.get_num_threads() // members, 1)
     count = min(threads, groups, max(work // LEAST_WORK, 1))
     if lengths is None or count == 0:
-        return None, [*(part * groups // count * size for part in range(count)), batch]
+        step = 2 if size == 4 else size  # products of two rows have the bits of four
+        steps = -(-batch // step)
+        return None, [*(part * steps // count * step for part in range(count)), batch]
     order = lengths.argsort(descending=True, stable=True)
     if count == 1:
         return order, [0, batch]

@@ -14,6 +14,7 @@ import numpy as np
 
 from .compile import LOG
 from .kernels.packing import pack
+from .kernels.parts import run_parts_of_task
 from .kernels.reverse import reverse_scan
 from .kernels.scan import scan
 from .kernels.shared import shared_scan
@@ -28,6 +29,7 @@ KERNELS = {
     "shared_scan": shared_scan,
     "pack": pack,
     "sums": sums,
+    "parts": run_parts_of_task,
 }
 OF_GRADIENTS = ("reverse_scan", "sums")
 

@@ -1,7 +1,7 @@
 """Compile a scan kernel for a target without a device, and read back what the compiler made of it.
 
 Triton carries its own assembler, so registers, spills, shared memory and instructions are known before any launch.
-What a kernel is given is asked of `launch` and `probe`, with tensors that have no data: what is compiled here is what
+What a kernel is given is asked of `scan` and `probe`, with tensors that have no data: what is compiled here is what
 would be launched. Nothing is run.
 """
 
@@ -25,6 +25,7 @@ from triton.compiler import ASTSource
 from ...call.problem import Variant
 from ...tuning.configs import Device, LaunchConfig, norm_width
 from ..eager.continuation import Norm
+from . import launching
 from .constants import Constants
 from .kernels.backward import gru_backward_kernel
 from .kernels.forward import gru_forward_kernel
@@ -181,7 +182,7 @@ def example_arguments(
         given = backward_arguments(
             workspace, states, empty(B, units), gates, states, u, *steps, drop, variant, fresh, norm=norm
         )
-    tile, _ = next(workspace.waves())
+    tile, _ = next(launching.waves(workspace.grid, workspace.tiles_at_once))
     return workspace, given | {"first_tile": tile}
 
 

@@ -12,6 +12,7 @@ from ...call.problem import Inputs, Variant
 from ...tuning.devices import device_limits
 from ...tuning.tables import Key
 from ..eager.continuation import Norm
+from ..reasons import reasons_against_cells
 from . import resident, scan
 from .reasons import reasons_against_resident
 
@@ -64,7 +65,7 @@ def run_members(
 
 def is_for_resident(direction: str, a: Inputs, precision: str, variant: Variant, members: int = 1) -> bool:
     """Return whether the kernels with weights in registers run a scan, or so many at once, on its device."""
-    if a.keep is not None or variant.gradient_clip is not None or variant.layer_norm is not None:
+    if reasons_against_cells(a.keep is not None, variant):
         return False
     masked = a.mask is not None or a.resets is not None
     key = Key.of(direction, a.u.dtype, precision, a.u.shape[0], a.drop is not None, masked, not variant.reset_after)

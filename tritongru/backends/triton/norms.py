@@ -1,7 +1,7 @@
 """What the kernels are given of a norm (kernels/norms.py), and the gradient of its scale.
 
     forward    the scale s (3U,), and for "joint" what is added after the norm, every bias but c_n, (3U,)
-    backward   s, the normalised sums A (T,B,3U), one over the spread of each row's sums (T,B)
+    backward   s, the normalised sums A (T,B,3U), one over the standard deviation of each row's sums (T,B)
 
 All gates stand in the weights' order. A is not kept for the backward pass: one product for a chunk of steps makes it
 again, of the states as they were stored, which are what the forward kernel multiplied.
@@ -32,8 +32,8 @@ def in_one_row(norm: Norm, bias_n: Tensor | None, variant: Variant) -> Tensor:
 
 def in_one_column(norm: Norm) -> Tensor:
     """Return what the backward kernel is given: the scale, then one over each row's spread, (3U + T * B,)."""
-    assert norm.inverse_spread is not None
-    return torch.cat((norm.scale.to(norm.inverse_spread.dtype), norm.inverse_spread.flatten()))
+    assert norm.rstd is not None
+    return torch.cat((norm.scale.to(norm.rstd.dtype), norm.rstd.flatten()))
 
 
 def scale_gradient(norm: Norm, d_gx: Tensor, d_gh_n: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def rebuild_norm(a: Inputs, entering: Tensor, variant: Variant) -> Norm:
             # Rounded as the forward kernel read it.
             gx = a.x[chunk] if a.w is None else a.x[chunk] @ a.w
             sums += candidate_first(gx.flatten(0, 1))
-        sums, inverse_spread = normalization.normalize(sums)
+        sums, rstd = normalization.normalize(sums)
         normal[chunk] = candidate_last(sums).view_as(normal[chunk])
-        spread[chunk] = inverse_spread.view_as(spread[chunk])
+        spread[chunk] = rstd.view_as(spread[chunk])
     return Norm(a.scale, None, normal, spread)

@@ -1,6 +1,6 @@
 """Launch the exchange alone: what a step of a persistent schedule pays for its programs to meet.
 
-Beside `launch.py`: for bench/exchange.py and the tests, which need the exchange without a scan around it.
+For bench/exchange.py and the tests, which need the exchange without a scan around it.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from ...tuning.devices import device_limits
 from ...tuning.replayed import CUDNN_STEP, CUDNN_UNITS, replayed_step
 from ...tuning.tables import Key
 from .. import aten
-from ..reasons import reasons_against_activations, reasons_against_transforms
+from ..reasons import reasons_against_activations, reasons_against_cells, reasons_against_transforms
 from . import tilings
 from .tilings import Tiling
 
@@ -108,10 +108,7 @@ def reasons_against_several(s: Signature, scans: int) -> list[str]:
 
 def _reasons_against_cells(s: Signature) -> list[str]:
     """What the plain kernels compute and the resident ones do not."""
-    bound, norm = s.variant.gradient_clip, s.variant.layer_norm
-    given = ["zoneout given"] if s.has_zoneout else []
-    given += [] if bound is None else [f"gradient_clip={bound:g}"]
-    return given + ([] if norm is None else [f"layer_norm={norm!r}"])
+    return reasons_against_cells(s.has_zoneout, s.variant)
 
 
 def _choice_of(s: Signature, key: Key, device: Device) -> choices.Choice:

@@ -8,7 +8,6 @@ in a direction of its own.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -18,16 +17,14 @@ from ...activations import TABLE
 from ...call.problem import Variant
 from ...tuning.configs import COUNTER_STRIDE
 from ...tuning.devices import device_limits
-from . import tilings
+from . import launching, tilings
 from .kernels.resident_backward import resident_backward_kernel
 from .kernels.resident_forward import resident_forward_kernel
 from .kernels.resident_layout import EACH, Constants, board_width, make_constants
+from .launching import contiguous, on_device, restart
 from .rows import plan_rows
 from .tilings import COUNTER, NO_EXCHANGE, TAGGED, Tiling
 from .waits import check_faults
-
-# Polls before a fault: seconds on a GPU, where a healthy exchange takes microseconds.
-PATIENCE = 1 << 22
 
 
 def run_forward(
@@ -82,19 +79,18 @@ def run_members_forward(
     gates = gx.new_empty((M, 4 if variant.reset_after else 3, T, B, U) if save_gates else (0,))
     if T == 0 or B == 0:
         return out, h0.clone(), gx.new_empty((M, T, B, U) if separate else (0,)), gates
-    gx, bias_n, fresh, drop = gx.contiguous(), _contiguous(bias_n), _contiguous(fresh), _contiguous(drop)
+    gx, bias_n, fresh, drop = gx.contiguous(), contiguous(bias_n), contiguous(fresh), contiguous(drop)
     steps = _Steps(mask, resets, reverse)
     resets = steps.resets
 
     start = h0
     if resets is not None:
         firsts = [T - 1 if backwards else 0 for backwards in reverse]
-        restart = torch.stack([resets[m, first] for m, first in enumerate(firsts)]).bool()[:, :, None]
-        if fresh is None:
-            start = h0.masked_fill(restart, 0)
-        else:
-            given = fresh if fresh.dim() == 3 else torch.stack([fresh[m, first] for m, first in enumerate(firsts)])
-            start = torch.where(restart, given, h0)
+        replaced = torch.stack([resets[m, first] for m, first in enumerate(firsts)])
+        given = fresh
+        if fresh is not None and fresh.dim() == 4:
+            given = torch.stack([fresh[m, first] for m, first in enumerate(firsts)])
+        start = restart(h0, replaced, given)
     start = start.contiguous()
     carry = start.to(torch.float32, copy=True)
     states = None
@@ -103,7 +99,7 @@ def run_members_forward(
         for m, backwards in enumerate(reverse):
             states[m, T if backwards else 0] = start[m]
 
-    scan = _Scan("forward", gx, u, B, tiling, steps, drop, reverse)
+    scan = _Scan("forward", u, B, tiling, steps, drop, reverse)
     if approximate is None:
         approximate = gx.element_size() == 2
     constants = scan.constants(
@@ -116,12 +112,12 @@ def run_members_forward(
         passed = gx.new_empty(M, 2 * drops + (not variant.reset_after), B, U)
     h_first = start.to(gx.dtype) if scan.tiling.exchange == COUNTER else None
     s_fresh_t = B * U if fresh is not None and fresh.dim() == 4 else 0
-    with _on(gx.device):
+    with on_device(gx.device):
         for tile, grid in scan.waves():
             resident_forward_kernel[grid](
                 gx, scan.u, bias_n, h_first, states, out, gates if save_gates else None, carry, passed, steps.mask,
                 steps.resets, fresh, drop, scan.rows, scan.stops, scan.board, scan.faults, scan.directions, T, B, tile,
-                PATIENCE, s_fresh_t, C=constants, **scan.options(),
+                launching.PATIENCE, s_fresh_t, C=constants, **scan.options(),
             )  # fmt: skip
         check_faults(scan.faults)
     entering = gx.new_empty(0) if states is None else _entering(states, reverse)
@@ -148,19 +144,19 @@ def run_members_backward(
         carry = d_last.to(torch.float32, copy=True).contiguous()
     if T == 0 or B == 0:
         return d_gx, d_gh_n, carry.to(entering.dtype, copy=True), d_fresh
-    d_out, drop = _contiguous(d_out), _contiguous(drop)
+    d_out, drop = contiguous(d_out), contiguous(drop)
     gates, entering = gates.contiguous(), entering.contiguous()
     steps = _Steps(mask, resets, reverse)
     y_carry = None if mask is None else torch.zeros_like(carry)
 
-    scan = _Scan("backward", entering, u, B, tiling, steps, drop, reverse)
+    scan = _Scan("backward", u, B, tiling, steps, drop, reverse)
     constants = scan.constants(variant, precision, HAS_OUT=d_out is not None, FRESH_GRADIENT=fresh_gradient)
-    with _on(u.device):
+    with on_device(u.device):
         for tile, grid in scan.waves():
             resident_backward_kernel[grid](
                 d_out, gates, entering, scan.u, steps.mask, steps.resets, drop, d_gx,
                 d_gh_n if variant.reset_after else None, d_fresh if fresh_gradient else None, carry, y_carry, scan.rows,
-                scan.stops, scan.board, scan.faults, scan.directions, T, B, tile, PATIENCE, C=constants,
+                scan.stops, scan.board, scan.faults, scan.directions, T, B, tile, launching.PATIENCE, C=constants,
                 **scan.options(),
             )  # fmt: skip
         check_faults(scan.faults)
@@ -196,8 +192,8 @@ class _Scan:
     """
 
     def __init__(
-        self, kernel: str, like: Tensor, u: Tensor, batch: int, tiling: Tiling | None, steps: _Steps,
-        drop: Tensor | None, reverse: Sequence[bool],
+        self, kernel: str, u: Tensor, batch: int, tiling: Tiling | None, steps: _Steps, drop: Tensor | None,
+        reverse: Sequence[bool],
     ):  # fmt: skip
         self.kernel, self.batch, self.members, self.reverse = kernel, batch, u.shape[0], tuple(map(bool, reverse))
         self.steps, self.drop = steps, drop
@@ -260,20 +256,11 @@ class _Scan:
             HAS_RESET=self.steps.resets is not None, HAS_ROWS=self.rows is not None, MEMBERS=self.members > 1, **asked,
         )  # fmt: skip
 
-    def waves(self) -> Iterator[tuple[int | None, tuple[int, int, int]]]:
-        """Yield the first tile and the grid of each launch: programs that wait for each other must run at once.
-
-        None in place of 0 where there is one launch: the kernel then is compiled without the argument.
-        """
+    def waves(self) -> Iterator[tuple[int | None, tuple[int, ...]]]:
+        """Yield the first tile and the grid of each launch."""
         programs, tiles, members = self.grid
-        at_once = tiles
-        if self.tiling.exchange != NO_EXCHANGE:
-            at_once = self.device.processors // (programs * members)
-        if at_once >= tiles:
-            yield None, self.grid
-            return
-        for tile in range(0, tiles, at_once):
-            yield tile, (programs, min(at_once, tiles - tile), members)
+        waits = self.tiling.exchange != NO_EXCHANGE
+        return launching.waves(self.grid, self.device.processors // (programs * members) if waits else tiles)
 
     def options(self) -> dict:
         """Return the launch options; a cooperative launch fails where its grid cannot be resident at once."""
@@ -284,16 +271,8 @@ class _Scan:
         )
 
 
-def _contiguous(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.contiguous()
-
-
 def _as_bytes(value: Tensor | None, members: int) -> Tensor | None:
     """Return (M,T,B) uint8 of (T,B), the same for all members, or of (M,T,B)."""
     if value is None:
         return None
     return value.expand(members, *value.shape[-2:]).contiguous().view(torch.uint8)
-
-
-def _on(device: torch.device):
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

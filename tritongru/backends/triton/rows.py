@@ -1,6 +1,6 @@
 """Where each row of a masked batch ends, and in which order batch tiles take the rows.
 
-Beside `launch.py`, its one user. Everything stays on the device: nothing is read back.
+For `workspace` and `resident`. Everything stays on the device: nothing is read back.
 """
 
 from __future__ import annotations

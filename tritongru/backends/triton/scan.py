@@ -1,7 +1,7 @@
 """Allocate, choose a grid, launch the scan kernels.
 
-Offers the two functions of `eager` with a `precision` more, on the tensor's own device. What a kernel is given is one
-dict by its arguments' names; `ahead` takes it from here too, with tensors that have no data.
+Offers the two functions of `eager.continuation` with a `precision` more, on the tensor's own device. What a kernel is
+given is one dict by its arguments' names; `ahead` takes it from here too, with tensors that have no data.
 """
 
 from __future__ import annotations
@@ -15,20 +15,18 @@ import torch
 from torch import Tensor
 
 from ...call.problem import Variant
-from ...environment import is_interpreted
 from ...tuning import choices
 from ...tuning.configs import SINGLE, STEPS, Device, LaunchConfig
 from ...tuning.devices import device_limits
 from ...tuning.tables import Key
 from ..eager.continuation import Norm
+from . import launching
 from .kernels.backward import gru_backward_kernel
 from .kernels.forward import gru_forward_kernel
+from .launching import contiguous, on_device, restart
 from .norms import in_one_column, in_one_row
 from .widths import Widths
 from .workspace import Workspace
-
-# Polls before a fault: seconds on a GPU, where a healthy exchange takes microseconds; the interpreter polls slowly.
-PATIENCE = 1 << 16 if is_interpreted() else 1 << 22
 
 _forced = threading.local()
 
@@ -85,7 +83,7 @@ def scan_forward(
     norm: Norm | None = None,
     counted: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Run the recurrence; arguments and results as `eager.scan_forward`; counted: as of `Constants`."""
+    """Run the recurrence; arguments and results as `eager.continuation.scan_forward`; counted: as of `Constants`."""
     if norm is not None and (widths := Widths.of(u.shape[0])).differ:
         widen = widths.widen
         results = scan_forward(
@@ -106,7 +104,7 @@ def scan_forward(
         workspace, gx, u, bias_n, h0, mask, resets, fresh, drop, variant, save_gates, keep, norm
     )
     leaving, launch = given["leaving"], workspace.launcher(gru_forward_kernel, variant, precision)
-    with _on(u.device):
+    with on_device(u.device):
         if config.schedule == STEPS:
             for step in range(T):
                 given |= dict(step_begin=step, step_end=step + 1)
@@ -128,16 +126,11 @@ def forward_arguments(
 ) -> tuple[dict[str, Any], Tensor]:  # fmt: skip
     """Return what `gru_forward_kernel` is given for all steps, and where the states entering each step will be."""
     (T, B, _), U, config = gx.shape, u.shape[0], workspace.config
-    fresh, mask, resets = _contiguous(fresh), _as_bytes(mask), _as_bytes(resets)
+    fresh, mask, resets = contiguous(fresh), _as_bytes(mask), _as_bytes(resets)
     first = T - 1 if variant.reverse else 0
     start = h0
     if resets is not None:
-        restart = resets[first].bool()[:, None]
-        if fresh is None:
-            # Not `where` with a number: that copies the number to the device, and the host waits for it.
-            start = h0.masked_fill(restart, 0)
-        else:
-            start = torch.where(restart, fresh[first] if fresh.dim() == 3 else fresh, h0)
+        start = restart(h0, resets[first], fresh[first] if fresh is not None and fresh.dim() == 3 else fresh)
     start = start.contiguous()
     gates = middle = z_carry = None
     out = gx.new_empty(T, B, U)
@@ -154,12 +147,12 @@ def forward_arguments(
     if not variant.reset_after and config.schedule != SINGLE:
         middle = torch.empty_like(start)
         z_carry = torch.empty_like(carry) if config.schedule == STEPS else None
-    late = _contiguous(bias_n) if norm is None else in_one_row(norm, bias_n, variant)
+    late = contiguous(bias_n) if norm is None else in_one_row(norm, bias_n, variant)
     given = dict(
         gx=gx.contiguous(), u=u, late=late, h_first=start, leaving=leaving, out=out, gates=gates,
-        carry=carry, middle=middle, z_carry=z_carry, fresh=fresh, drop=_contiguous(drop),
+        carry=carry, middle=middle, z_carry=z_carry, fresh=fresh, drop=contiguous(drop),
         s_fresh_t=B * U if fresh is not None and fresh.dim() == 3 else 0,
-        patience=PATIENCE, zoneout=_zoneout(keep), **workspace.arguments(T, B, mask, resets, variant),
+        patience=launching.PATIENCE, zoneout=_zoneout(keep), **workspace.arguments(T, B, mask, resets, variant),
     )  # fmt: skip
     return given, entering
 
@@ -180,7 +173,7 @@ def scan_backward(
     norm: Norm | None = None,
     counted: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Run the reverse scan; arguments and results as `eager.scan_backward`; counted: as of `Constants`."""
+    """Run the reverse scan; arguments and results as `eager.continuation.scan_backward`; counted: as of `Constants`."""
     if norm is not None and (widths := Widths.of(u.shape[0])).differ:
         widen = widths.widen
         results = scan_backward(
@@ -204,7 +197,7 @@ def scan_backward(
         workspace, d_out, d_last, gates, entering, u, mask, resets, drop, variant, fresh_gradient, keep, norm
     )
     launch = workspace.launcher(gru_backward_kernel, variant, precision)
-    with _on(u.device):
+    with on_device(u.device):
         if config.schedule == STEPS:
             for step in range(T):
                 given |= dict(step_begin=step, step_end=step + 1)
@@ -226,13 +219,13 @@ def backward_arguments(
     T, B, U = entering.shape
     carry = torch.zeros(B, U, device=u.device) if d_last is None else d_last.to(torch.float32, copy=True).contiguous()
     return dict(
-        d_out=_contiguous(d_out), gates=gates.contiguous(), entering=entering.contiguous(), u=u,
-        drop=_contiguous(drop), d_gx=entering.new_empty((T, B, 3 * U) if norm is None else (2, T, B, 3 * U)),
+        d_out=contiguous(d_out), gates=gates.contiguous(), entering=entering.contiguous(), u=u,
+        drop=contiguous(drop), d_gx=entering.new_empty((T, B, 3 * U) if norm is None else (2, T, B, 3 * U)),
         normal=None if norm is None else norm.sums, scale=None if norm is None else in_one_column(norm),
         d_gh_n=entering.new_empty(T, B, U) if variant.reset_after else None,
         d_fresh=entering.new_empty(T, B, U) if fresh_gradient else None,
         carry=carry, y_carry=None if mask is None else torch.zeros_like(carry),
-        clip=variant.gradient_clip, patience=PATIENCE, zoneout=_zoneout(keep),
+        clip=variant.gradient_clip, patience=launching.PATIENCE, zoneout=_zoneout(keep),
         **workspace.arguments(T, B, _as_bytes(mask), _as_bytes(resets), variant),
     )  # fmt: skip
 
@@ -241,16 +234,8 @@ def _zoneout(keep: Tensor | None) -> Tensor | None:
     """Return a zoneout mask (T,B,U) as the kernels take it; of one number for all, which is expanded, one row (U,)."""
     if keep is not None and not any(keep.stride()):
         keep = keep[0, 0]
-    return _contiguous(keep)
-
-
-def _contiguous(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.contiguous()
+    return contiguous(keep)
 
 
 def _as_bytes(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.contiguous().view(torch.uint8)
-
-
-def _on(device: torch.device):
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

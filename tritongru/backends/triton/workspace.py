@@ -1,12 +1,12 @@
 """The grid of one scan, what its programs share, and how they are launched.
 
-Beside `launch.py`, its one user but for `ahead`. A wait that was too long is told by `check`: of a GPU's scan by a
+`scan` launches by it, `ahead` compiles by it. A wait that was too long is told by `check`: of a GPU's scan by a
 later call, so that no call waits for the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ...call.problem import Variant
 from ...environment import is_interpreted
 from ...tuning import configs
 from ...tuning.configs import COUNTER_STRIDE, SINGLE, Device, LaunchConfig
+from . import launching
 from .constants import PLANES, Constants, current_backend, make_constants
 from .rows import plan_rows
 from .waits import check_faults
@@ -59,18 +60,6 @@ class Workspace:
             s_u_k=self.u.stride(0), s_u_g=self.u.stride(1),
         )  # fmt: skip
 
-    def waves(self) -> Iterator[tuple[int | None, tuple[int, int]]]:
-        """Yield the first tile and the grid of each launch: programs that wait for each other must run at once.
-
-        None in place of 0 where there is one launch: the kernel then is compiled without the argument.
-        """
-        programs, tiles = self.grid
-        if self.tiles_at_once >= tiles:
-            yield None, self.grid
-            return
-        for tile in range(0, tiles, self.tiles_at_once):
-            yield tile, (programs, min(self.tiles_at_once, tiles - tile))
-
     def launcher(self, kernel, variant: Variant, precision: str) -> Callable[..., None]:
         """Return a function that launches `kernel` with its arguments by name, for one phase of a step or all."""
         options: dict[str, Any] = {}
@@ -80,7 +69,7 @@ class Workspace:
 
         def launch(given: Mapping[str, Any], phase: int = 0) -> None:
             C = self.constants(current_backend(), variant, given, precision, phase)
-            for tile, grid in self.waves():
+            for tile, grid in launching.waves(self.grid, self.tiles_at_once):
                 kernel[grid](**given, first_tile=tile, C=C, **options)
 
         return launch

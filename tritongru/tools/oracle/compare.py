@@ -114,6 +114,8 @@ def check_case(case: Case) -> None:
     """Raise ValueError where fields of a case do not go together."""
     check_norm_name(case.layer_norm, case.reset_after)
     check_heads(case.heads, case.units, case.layer_norm)
+    if case.reset_state is not None and not case.resets:
+        raise ValueError(f"`reset_state`={case.reset_state!r} needs resets=True")
 
 
 def compare_backend(case: Case, backend: str, device: torch.device) -> list[Row]:

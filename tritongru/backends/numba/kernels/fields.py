@@ -29,7 +29,7 @@ inside, the gates' order is z, r, n.
     D_GATES, D_FIRST, PLACES,  # rows (..,WIDTH) of the steps taken; that of (t,b) is PLACES[t,b], or t B + b, - D_FIRST
     D_H0, D_FRESH, D_FRESH_STEP,  # (B,U), (T,B,U) or (B,U) with D_FRESH_STEP 0
     D_KEEP, CLIP,  # (T,B,U), and one number that bounds the state's gradient
-    NORMAL, INVERSE_SPREAD, D_SUMS,  # rows as those of D_GATES: (..,3U) and (..,1), blocks at the places of GATES
+    NORMAL, RSTD, D_SUMS,  # rows as those of D_GATES: (..,3U) and (..,1), blocks at the places of GATES
     COLUMNS,  # N: U rounded up to whole panels
     # One part: its rows, in groups of SIZE, and the steps to take in the order of processing.
     ROWS, SIZE, FIRST, ORDER,  # ORDER: (B,) int64, the rows of all parts; 0: as they are. FIRST: where the part begins

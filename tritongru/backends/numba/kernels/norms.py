@@ -48,20 +48,20 @@ def normalize_row(sums, a, gx, i, is_joint, scale, z_at, r_at, U, P, epsilon):
             put(sums, o, load(sums, o) - mean, U - j)
             value = get(sums, o, U - j)
             square = fma(value, value, square)
-    inverse_spread = 1.0 / square_root(sum_lanes(square) / (3.0 * U) + epsilon[0])
+    rstd = 1.0 / square_root(sum_lanes(square) / (3.0 * U) + epsilon[0])
     for gate in range(3):
         at = z_at if gate == 0 else r_at if gate == 1 else 2 * U
         for j in range(0, P, L):
             o = a + gate * P + j
-            store(sums, o, load(sums, o) * inverse_spread * get(scale, at + j, U - j))
+            store(sums, o, load(sums, o) * rstd * get(scale, at + j, U - j))
 
 
 @helper
-def normalize_row_back(d, a, U, P, normal, d_sums, i, inverse_spread, row, scale, z_at, r_at):
+def normalize_row_back(d, a, U, P, normal, d_sums, i, rstd, row, scale, z_at, r_at):
     """d[a : a + 3P] = d_a of what stands there, the order n, z, r; d_sums[i : i + 3U] the same numbers.
 
     Args:
-        normal: A, row by row as `d_sums` is, with n at 0, z at U + z_at and r at U + r_at. inverse_spread: v by row.
+        normal: A, row by row as `d_sums` is, with n at 0, z at U + z_at and r at U + r_at. rstd: v by row.
     """
     L, zero = lanes(d), full(d, 0.0)
     total = along = zero
@@ -79,6 +79,6 @@ def normalize_row_back(d, a, U, P, normal, d_sums, i, inverse_spread, row, scale
         at = -U if gate == 0 else z_at if gate == 1 else r_at
         for j in range(0, P, L):
             o, k = a + gate * P + j, i + U + at + j
-            value = (load(d, o) - mean - get(normal, k, U - j) * mean_along) * inverse_spread[row]
+            value = (load(d, o) - mean - get(normal, k, U - j) * mean_along) * rstd[row]
             put(d, o, value, U - j)
             put(d_sums, k, value, U - j)

@@ -36,6 +36,18 @@ def add_to_row(source, i, target, o, U, P):
         put(target, o + j, get(target, o + j, U - j) + load(source, i + j), U - j)
 
 
+@helper
+def entering_state(plan, s, t, before, b, has_resets, resets, states, h0, fresh, zeros):
+    """Return the state that entered step s of row b: an array and where it begins there."""
+    if has_resets and resets[t * plan[at.BATCH] + b] != 0:
+        if plan[at.FRESH] != 0:
+            return fresh, t * plan[at.FRESH_STEP] + b * plan[at.FRESH_ROW]
+        return zeros, 0
+    if s == 0:
+        return h0, b * plan[at.H0_ROW]
+    return states, (before * plan[at.BATCH] + b) * plan[at.UNITS]
+
+
 def reverse_part(plan, like):
     """Run the steps of one part from the last to the first; see `fields` for the plan."""
     T, B, U, P, N = plan[at.STEPS], plan[at.BATCH], plan[at.UNITS], plan[at.PADDED], plan[at.COLUMNS]
@@ -60,7 +72,7 @@ def reverse_part(plan, like):
     keep, d_keep = pointer(plan[at.KEEP], like), pointer(plan[at.D_KEEP], like)
     has_keep, has_clip, clip = plan[at.KEEP] != 0, plan[at.CLIP] != 0, pointer(plan[at.CLIP], like)
     has_norm, scale, normal = plan[at.SCALE] != 0, pointer(plan[at.SCALE], like), pointer(plan[at.NORMAL], like)
-    inverse_spread, d_sums = pointer(plan[at.INVERSE_SPREAD], like), pointer(plan[at.D_SUMS], like)
+    rstd, d_sums = pointer(plan[at.RSTD], like), pointer(plan[at.D_SUMS], like)
     L, count = lanes(like), -(-rows // size)
     R = count * size
     per_gate = R * N if drops == 3 else 0
@@ -107,13 +119,7 @@ def reverse_part(plan, like):
                     fill_row(d_gates, (place - plan[at.D_FIRST]) * wide, wide)
                 continue
             o = ((places[place] if plan[at.PLACES] != 0 else place) - plan[at.D_FIRST]) * wide
-            h, i_h = states, (before * B + b) * U
-            if s == 0:
-                h, i_h = h0, b * plan[at.H0_ROW]
-            if has_resets and resets[place] != 0:
-                h, i_h = zeros, 0
-                if plan[at.FRESH] != 0:
-                    h, i_h = fresh, t * plan[at.FRESH_STEP] + b * plan[at.FRESH_ROW]
+            h, i_h = entering_state(plan, s, t, before, b, has_resets, resets, states, h0, fresh, zeros)
             for j in range(0, P, L):
                 left = U - j
                 total = load(dh, row * N + j)
@@ -146,7 +152,7 @@ def reverse_part(plan, like):
                 store(dh, row * N + j, total * z)
             if has_norm:
                 o = o // wide
-                normalize_row_back(d, a, U, P, normal, d_sums, o * 3 * U, inverse_spread, o, scale, z_at - U, r_at - U)
+                normalize_row_back(d, a, U, P, normal, d_sums, o * 3 * U, rstd, o, scale, z_at - U, r_at - U)
         back = s % 2 == 1
         if drops == 3:
             multiply(d, 3 * P, P, P, u, 3 * P, 0, N, sums_z, N, live, active, rows, size, back)
@@ -160,13 +166,7 @@ def reverse_part(plan, like):
                     continue
                 k, a = place * wide, row * 3 * P
                 o = ((places[place] if plan[at.PLACES] != 0 else place) - plan[at.D_FIRST]) * wide
-                h, i_h = states, (before * B + b) * U
-                if s == 0:
-                    h, i_h = h0, b * plan[at.H0_ROW]
-                if has_resets and resets[place] != 0:
-                    h, i_h = zeros, 0
-                    if plan[at.FRESH] != 0:
-                        h, i_h = fresh, t * plan[at.FRESH_STEP] + b * plan[at.FRESH_ROW]
+                h, i_h = entering_state(plan, s, t, before, b, has_resets, resets, states, h0, fresh, zeros)
                 for j in range(0, P, L):
                     left = U - j
                     r = get(gates, k + r_at + j, left)

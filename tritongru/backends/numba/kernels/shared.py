@@ -4,7 +4,7 @@ One core cannot keep large recurrent weights in its second cache, several can. I
 whole state with the columns of its units, and computes their gates; the new state is what is written to the outputs, a
 place of its own for each step. Then the threads wait for each other.
 
-The first thread is the caller and never depends on the others: until they have begun, and while one of them is behind,
+The first thread never depends on the others: until they have begun, and while one of them is behind,
 it computes all units itself. Meanwhile the others, with less to do, catch up; where a core is busy with something else
 they are waited for ever more rarely. What two threads compute is the same to the bit, so it does not matter that both
 write it.
@@ -23,6 +23,7 @@ from .meeting import (
     SHARED_STEPS,
     STOPPED,
     are_there,
+    observe,
     publish,
     wait_for_beginning,
     wait_for_others,
@@ -97,6 +98,8 @@ def shared_part(plan, like):
     C = 3 * lanes(like)
     mine, next_one = first_unit(plan, me, C), first_unit(plan, me + 1, C)
     begin = 0
+    if me > 0 and observe(meeting, STOPPED) != 0:  # it comes too late
+        return
     pack_gates(plan, 3, mine // C, next_one // C, like)
     pack_all_biases(plan, like)
     if me > 0:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..compile import Kernel
 from .functions import activate
 from .rows import get, put
@@ -11,10 +9,15 @@ from .unpacked import multiply_unpacked
 from .vectors import item_size, lanes, pointer
 
 (
-    X, W, BIAS_X, R, BIAS_H, H0, OUT, LAST,  # addresses
+    X, W, BIAS_X, R, BIAS_H, H0, OUT, LAST, SPACE,  # addresses; SPACE: of so many numbers as `count_numbers` says
     T, B, I, U, X_STEP, X_ROW, W_ROW, W_COLUMN, R_ROW, R_COLUMN, H0_ROW,
     ACTIVATION, RECURRENT_ACTIVATION, RESET_AFTER, REVERSE, RESET_GATE_FIRST,
-) = range(24)  # fmt: skip
+) = range(25)  # fmt: skip
+
+
+def count_numbers(steps: int, rows: int, units: int) -> int:
+    """Return how many numbers of scratch a plan needs."""
+    return ((steps + 1) * 3 * units + units) * rows
 
 
 def short_part(plan, like):
@@ -28,9 +31,7 @@ def short_part(plan, like):
     width = 3 * units
     first = units if plan[RESET_GATE_FIRST] != 0 else 0
     second = units - first
-    size = item_size(like)
-    space = np.empty(((steps + 1) * width + units) * rows * size, np.uint8)
-    start = space.ctypes.data
+    size, start = item_size(like), plan[SPACE]
     gx, sums = pointer(start, like), pointer(start + steps * rows * width * size, like)
     gated = pointer(start + (steps + 1) * rows * width * size, like)
     # Rows the same distance apart over all steps are one product: of one row, or side by side in memory.
@@ -83,7 +84,6 @@ def short_part(plan, like):
     for i in range(rows if plan[LAST] != 0 else 0):
         for j in range(0, units, L):
             put(last, i * units + j, get(h, i * h_row + j, units - j), units - j)
-    space[0] = 0  # the last use: numba frees an array after it, and does not know of the pointers above
 
 
 short = Kernel(short_part)

@@ -15,9 +15,10 @@ from .unpacked import columns_4, multiply_unpacked
 from .vectors import fma, full, lanes, pointer, spread
 
 (
-    N, I, U, D, X, X_ROW, W, W_ROW, W_COLUMN,
-    H, H0, H0_ROW, BATCH, REVERSE,  # H the N states that entered, or that left where H0, so many rows, is not 0
-    D_X, D_W, D_U, D_BIAS_X, D_BIAS_H,  # contiguous, 0 where not wanted
+    # Addresses: H of the N states that entered, or that left where H0, of BATCH rows, is not 0; those of the gradients,
+    # which are contiguous, are 0 where not wanted.
+    D, X, W, H, H0, D_X, D_W, D_U, D_BIAS_X, D_BIAS_H,
+    N, I, U, X_ROW, W_ROW, W_COLUMN, H0_ROW, BATCH, REVERSE,
     W_BY_COLUMN, U_BY_COLUMN,  # whether D_W is (3U,I) in place of (I,3U), and D_U (3U,U) in place of (U,3U)
 ) = range(21)  # fmt: skip
 

@@ -11,9 +11,12 @@ Columns that do not fill the last group are computed with those before them once
 
 from __future__ import annotations
 
-import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from ..compile import helper
+from .vector_type import PANEL, count_lanes
 from .vectors import (
     add_pairs,
     fma,
@@ -23,7 +26,6 @@ from .vectors import (
     load,
     load_first,
     pick,
-    pointer,
     spread,
     store,
     store_first,
@@ -180,12 +182,22 @@ def store_3(out, o, a, b, c):
     store(out, o + 2 * lanes(out), c)
 
 
+@intrinsic
+def panel_on_stack(typing, like):
+    """A pointer to memory of this call's for BLOCK rows of three vectors, 24 or 48 KiB of the thread's stack."""
+
+    def make(context, builder, signature, arguments):
+        size = BLOCK * PANEL * count_lanes(like.bitwidth // 8)
+        return cgutils.alloca_once(builder, context.get_value_type(like), size=size)
+
+    return types.CPointer(like)(like), make
+
+
 @helper
 def by_turned_columns(a, start, next_row, K, w, next_column, first, end, out, width, rows):
     """Three vectors of columns at a time, turned into rows."""
     L, C, fours = lanes(a), 3 * lanes(a), rows // 4 * 4
-    space = np.empty(min(K, BLOCK) * C * item_size(a[0]), np.uint8)
-    panel = pointer(space.ctypes.data, a[0])
+    panel = panel_on_stack(a[0])
     for c in range(first, end, C):
         column = min(c, end - C)
         for k in range(0, K, BLOCK):
@@ -201,7 +213,6 @@ def by_turned_columns(a, start, next_row, K, w, next_column, first, end, out, wi
             for row in range(0, fours, 4):
                 i, o = start + row * next_row + k, row * width + column
                 columns_4(a, i, next_row, 1, count, panel, 0, C, out, o, width, k > 0)
-    space[0] = 0  # the last use: numba frees an array after it
     rest = start + fours * next_row
     by_dots(a, rest, next_row, K, w, next_column, first, end, out, fours * width, width, rows - fours)
 

@@ -1,1 +1,1 @@
-"""The Triton kernels: `@triton.jit` functions only. `launch`, `rows`, `probe` and `ahead` name them."""
+"""The Triton kernels: `@triton.jit` functions only. `scan`, `resident`, `rows`, `probe` and `ahead` name them."""

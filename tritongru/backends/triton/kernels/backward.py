@@ -53,7 +53,7 @@ def gru_backward_kernel(
     d_out, gates, entering, u, mask, resets, drop, zoneout, d_gx, d_gh_n, d_fresh, normal, scale, carry, y_carry, rows,
     stops, board, faults, T, B, U, step_begin, step_end, first_tile, patience, s_u_k, s_u_g, clip, C: tl.constexpr,
 ):  # fmt: skip
-    """Run steps step_begin..step_end, counted from the last processed one; equals `eager.scan_backward`.
+    """Run steps step_begin..step_end, counted from the last processed one; equals `eager.continuation.scan_backward`.
 
     What may be None is not loaded or stored then.
 
@@ -71,7 +71,7 @@ def gru_backward_kernel(
     | d_gh_n | (T,B,U) | io | without RESET_AFTER |
     | d_fresh | (T,B,U) | io | not wanted |
     | normal | (T,B,3U) the normalised sums | io | no norm |
-    | scale | (3U + T * B,) the norm's scale, then one over the spread of each row's sums | float32 | no norm |
+    | scale | (3U + T * B,) the norm's scale, then 1 / standard deviation of each row's sums | float32 | no norm |
     | carry | (B,U) gradient of the state | float32 | |
     | y_carry | (B,U) gradient of the output that masked steps repeat | float32 | no mask |
     | rows | (B,) the rows in the order in which tiles take them | int64 | their own |

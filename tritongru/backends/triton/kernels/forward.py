@@ -46,7 +46,7 @@ def gru_forward_kernel(
     gx, u, late, h_first, leaving, out, gates, carry, middle, z_carry, mask, resets, fresh, drop, zoneout, rows,
     stops, board, faults, T, B, U, step_begin, step_end, first_tile, patience, s_u_k, s_u_g, s_fresh_t, C: tl.constexpr,
 ):  # fmt: skip
-    """Run steps step_begin..step_end of one tile; equals `eager.scan_forward`.
+    """Run steps step_begin..step_end of one tile; equals `eager.continuation.scan_forward`.
 
     What may be None is not loaded or stored then. Without mask and resets `leaving` is `out`.
 

@@ -43,10 +43,10 @@ def normalize(a_z, a_r, a_n, scale, m_h, U, C: tl.constexpr):
     a_r = tl.where(m_h[None, :], a_r - mean, 0.0)
     a_n = tl.where(m_h[None, :], a_n - mean, 0.0)
     variance = mean_of_row(a_z * a_z, a_r * a_r, a_n * a_n, U, C)
-    inverse_spread = tl.rsqrt(variance + C.EPSILON)[:, None]
-    a_z = a_z * inverse_spread * s_z[None, :]
-    a_r = a_r * inverse_spread * s_r[None, :]
-    a_n = a_n * inverse_spread * s_n[None, :]
+    rstd = tl.rsqrt(variance + C.EPSILON)[:, None]
+    a_z = a_z * rstd * s_z[None, :]
+    a_r = a_r * rstd * s_r[None, :]
+    a_n = a_n * rstd * s_n[None, :]
     return a_z, a_r, a_n
 
 
@@ -68,7 +68,7 @@ def normalize_back(g_z, g_r, g_n, normal, scale, kept, U, C: tl.constexpr):
     normal: what `load_norm` returned.
     """
     s_z, s_r, s_n = scale
-    n_z, n_r, n_n, inverse_spread = normal
+    n_z, n_r, n_n, rstd = normal
     n_z = n_z.to(tl.float32)
     n_r = n_r.to(tl.float32)
     n_n = n_n.to(tl.float32)
@@ -77,7 +77,7 @@ def normalize_back(g_z, g_r, g_n, normal, scale, kept, U, C: tl.constexpr):
     e_n = g_n * s_n[None, :]
     mean = mean_of_row(e_z, e_r, e_n, U, C)[:, None]
     along = mean_of_row(e_z * n_z, e_r * n_r, e_n * n_n, U, C)[:, None]
-    v = inverse_spread[:, None]
+    v = rstd[:, None]
     d_z = tl.where(kept, (e_z - mean - n_z * along) * v, 0.0)
     d_r = tl.where(kept, (e_r - mean - n_r * along) * v, 0.0)
     d_n = tl.where(kept, (e_n - mean - n_n * along) * v, 0.0)
