@@ -277,3 +277,32 @@ def test_an_order_that_is_not_known_is_told_and_not_written(tmp_path, capsys):
     assert "does not tell the order" in capsys.readouterr().err and not target.exists()
     assert convert.main(parser.parse_args([str(source), str(target), "--layer", "gru_1"])) == 0
     assert json.loads(h5py.File(target).attrs["model_config"])["config"]["layers"][1]["config"]["name"] == "gru_1"
+
+
+# -- values of Keras 3 ------------------------------------------------------------------------------------------------
+
+ORTHOGONAL = {
+    "module": "keras.initializers",
+    "class_name": "OrthogonalInitializer",
+    "config": {"seed": None, "gain": 2.0},
+}
+SEEDED = {"class_name": "SeedGenerator", "config": {"seed": 42, "name": "seed_generator"}, "module": "keras.random"}
+
+
+def test_initializers_of_keras_3(tmp_path):
+    seeded = {"class_name": "GlorotUniform", "config": {"seed": SEEDED, "input_axes": None}}
+    model = model_of(gru("g", recurrent_initializer=ORTHOGONAL, kernel_initializer=seeded))
+    config = convert.load_keras(write_keras(tmp_path / "m.keras", model, {"layers/gru": make_arrays()})).get_config()
+    assert config["recurrent_initializer"] == {"class_name": "Orthogonal", "config": {"seed": None, "gain": 2.0}}
+    assert config["kernel_initializer"] == {"class_name": "GlorotUniform", "config": {"seed": 42}}
+
+
+@pytest.mark.parametrize(
+    "activation",
+    ["hard_tanh", {"module": "keras.layers", "class_name": "LeakyReLU", "config": {"negative_slope": 0.3}}],
+)
+def test_an_activation_that_is_not_known_fills_a_layer_of_the_users(tmp_path, activation):
+    path = write_keras(tmp_path / "m.keras", model_of(gru("g", activation=activation)), {"layers/gru": make_arrays()})
+    with pytest.raises(ValueError, match=r"the layer 'g': .*(hard_tanh|LeakyReLU).*`load_keras\(path, layer\)` fills"):
+        convert.load_keras(path)
+    assert convert.load_keras(path, GRU(U, activation="relu")).built
