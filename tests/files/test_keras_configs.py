@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from test_convert import h5py, make_arrays, name_weights, write_legacy, write_zip
 
 from tritongru.keras import GRU, Bidirectional
@@ -306,3 +307,28 @@ def test_an_activation_that_is_not_known_fills_a_layer_of_the_users(tmp_path, ac
     with pytest.raises(ValueError, match=r"the layer 'g': .*(hard_tanh|LeakyReLU).*`load_keras\(path, layer\)` fills"):
         convert.load_keras(path)
     assert convert.load_keras(path, GRU(U, activation="relu")).built
+
+
+@pytest.mark.parametrize("kind", ["keras", "weights.h5"])
+def test_bfloat16_is_read_as_such(tmp_path, kind):
+    """HDF5 has no such floats: Keras 3 writes two bytes and says in an attribute what they are."""
+    arrays = [torch.from_numpy(array).bfloat16() for array in make_arrays()]
+    file = io.BytesIO()
+    with h5py.File(write_unnamed(file, {"layers/gru": ()}), "a") as root:
+        for number, array in enumerate(arrays):
+            root[f"layers/gru/cell/vars/{number}"] = array.view(torch.int16).numpy().view("V2")
+            root[f"layers/gru/cell/vars/{number}"].attrs["dtype"] = "bfloat16"
+    path = tmp_path / f"m.{kind}"
+    if kind == "keras":
+        write_zip(path, file.getvalue(), model_of(gru("g", dtype="bfloat16")))
+    else:
+        path.write_bytes(file.getvalue())
+    layer = convert.load_keras(path)
+    for weight, array in zip((layer.kernel, layer.recurrent_kernel, layer.bias), arrays, strict=True):
+        assert weight.dtype == torch.bfloat16 and torch.equal(weight, array)
+    with h5py.File(file, "a") as root:
+        root["layers/gru/cell/vars/1"].attrs["dtype"] = "float8"
+    path = tmp_path / "other.weights.h5"
+    path.write_bytes(file.getvalue())
+    with pytest.raises(ValueError, match=r"has dtype \|V2, expected a float"):
+        convert.load_keras(path)
