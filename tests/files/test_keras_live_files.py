@@ -1,12 +1,14 @@
 """Files between this package and Keras 3, both ways, with the outputs of both as the judge."""
 
 import keras_pairs
+import numpy as np
 import pytest
 import torch
 from keras_pairs import B, I, T, U, assert_same, mask_of
 
 import tritongru
 from tritongru.keras import GRU, Bidirectional
+from tritongru.keras.initializers import constant
 from tritongru.tools.weight_files import convert
 
 pytest.importorskip("h5py")
@@ -138,3 +140,35 @@ def test_hard_sigmoid_keeps_the_formula_of_the_file(tmp_path):
     for suffix in (".keras", ".h5"):
         write_keras(model, tmp_path / f"m{suffix}")
         assert_same_layer(model, convert.load_keras(tmp_path / f"m{suffix}"))
+
+
+def both_of(forward=None, **backward):
+    options = {"input_size": I, "return_sequences": True}
+    own = GRU(U, **options, **backward) if backward else None
+    return Bidirectional(GRU(U, **options, **(forward or {})), backward_layer=own, name="c/d")
+
+
+WRITTEN = {
+    "names": lambda: both_of({"name": "a/b"}),
+    "own names": lambda: both_of({"name": "a/b"}, name="x/y", go_backwards=True, activation="relu"),
+    "backwards": lambda: both_of({"go_backwards": True}),
+    "both backwards": lambda: both_of({"go_backwards": True}, activation="relu"),
+    "array": lambda: GRU(U, input_size=I, bias_initializer=constant(np.arange(6.0 * U).reshape(2, 3 * U) / 20)),
+    "tensor": lambda: both_of({"bias_initializer": constant(torch.ones(2, 3 * U))}),
+    "number": lambda: GRU(U, input_size=I, bias_initializer=constant(np.float32(0.5))),
+}
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_what_is_written_opens_in_keras(tmp_path, suffix, kind):
+    ours, path = WRITTEN[kind](), tmp_path / f"m{suffix}"
+    convert.save_keras(ours, path)
+    model = keras.models.load_model(path, compile=False)
+    assert_same_layer(model, ours)
+    (again,) = convert.load_layers(path)
+    assert_same_layer(model, again)
+    if not isinstance(ours, Bidirectional):
+        fresh = GRU.from_config(again.get_config())
+        fresh.build(I)
+        assert torch.equal(fresh.bias, ours.bias)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -197,4 +198,11 @@ def _clean(config: dict[str, Any]) -> dict[str, Any]:
     config = {key: value for key, value in config.items() if key not in _LEFT_OUT}
     if isinstance(config["dtype"], dict):
         config["dtype"] = config["dtype"]["config"]["name"]
-    return config
+    return _without_arrays(config)
+
+
+def _without_arrays(value: Any) -> Any:
+    """Return a value of a config with lists for the arrays in it, which JSON has not."""
+    if isinstance(value, dict):
+        return {key: _without_arrays(inner) for key, inner in value.items()}
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic, Tensor)) else value
