@@ -11,7 +11,7 @@ from test_convert import h5py, make_arrays, name_weights, write_legacy, write_zi
 
 from tritongru.keras import GRU, Bidirectional
 from tritongru.tools.weight_files import convert
-from tritongru.tools.weight_files.keras_config import describe_model, to_snake_case
+from tritongru.tools.weight_files.keras_config import DescribedModel, to_snake_case
 
 U = 5
 
@@ -90,7 +90,7 @@ def test_places_are_counted_as_keras_counts_them():
     model = model_of(
         inner, model_of(gru("h")), layer_of("TimeDistributed", "t", layer=gru("i")), layer_of("X", "x", **listed)
     )
-    places = {layer.path: layer.place for layer in describe_model(model) if layer.may_hold_cell}
+    places = {layer.path: layer.place for layer in DescribedModel(model).layers if layer.may_hold_cell}
     assert places == {
         "model/a": "layers/sequential/layers/gru",
         "model/b/forward_c": "layers/sequential/layers/bidirectional/forward_layer",
@@ -105,6 +105,15 @@ def test_places_are_counted_as_keras_counts_them():
     assert [to_snake_case(name) for name in ("GRU", "MyGRU", "ConvLSTM2D", "mine>Gru2")] == [
         "gru", "my_gru", "conv_lstm2d", "gru2"
     ]  # fmt: skip
+
+
+def test_a_configuration_nested_without_end_is_refused(tmp_path):
+    deep = gru("g")
+    for _ in range(40):
+        deep = model_of(deep)
+    for model in (deep, layer_of("Mine", "m", lists=json.loads("[" * 40 + "]" * 40))):
+        with pytest.raises(ValueError, match=r"m\.keras: .* of the configuration is nested more than 32 deep"):
+            convert.load_keras(write_keras(tmp_path / "m.keras", model, {"layers/gru": make_arrays()}))
 
 
 def test_the_places_of_keras_2_15(tmp_path):

@@ -1,5 +1,8 @@
 """Files between this package and Keras 3, both ways, with the outputs of both as the judge."""
 
+import io
+import zipfile
+
 import keras_pairs
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from tritongru.keras import GRU, Bidirectional
 from tritongru.keras.initializers import constant
 from tritongru.tools.weight_files import convert
 
-pytest.importorskip("h5py")
+h5py = pytest.importorskip("h5py")
 keras = keras_pairs.keras
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 SUFFIXES = [".keras", ".weights.h5", ".h5"]
@@ -172,3 +175,38 @@ def test_what_is_written_opens_in_keras(tmp_path, suffix, kind):
         fresh = GRU.from_config(again.get_config())
         fresh.build(I)
         assert torch.equal(fresh.bias, ours.bias)
+
+
+def strip_names(path):
+    """Take the names from a `.keras`, which Keras before 3.6 did not write."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    file = io.BytesIO(members["model.weights.h5"])
+    with h5py.File(file, "a") as root:
+        root.visititems(lambda _, group: group.attrs.pop("name", None) and None)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in (members | {"model.weights.h5": file.getvalue()}).items():
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize("kind", ["names", "no names", "h5"])
+def test_each_layer_has_its_own_configuration(tmp_path, kind):
+    L, every = keras.layers, {"return_sequences": True, "bias_initializer": "glorot_uniform"}
+    inner, start = every | {"name": "gru_1"}, {"bias_initializer": "glorot_uniform"}
+    model = in_model(
+        keras.Sequential([keras.Input((T, I)), L.GRU(U, activation="relu", **inner)], name="a"),
+        keras.Sequential([keras.Input((T, U)), L.GRU(U, activation="softsign", go_backwards=True, **inner)], name="b"),
+        L.Bidirectional(L.RNN(L.GRUCell(U, activation="elu", **start), return_sequences=True), merge_mode="sum"),
+        L.RNN(L.GRUCell(U, reset_after=False, **start), return_sequences=True, go_backwards=True),
+        L.GRU(U, activation="selu", name="gru"),
+    )
+    path = tmp_path / ("m.h5" if kind == "h5" else "m.keras")
+    write_keras(model, path)
+    if kind == "no names":
+        strip_names(path)
+    x = y = torch.randn(B, T, I)
+    for layer in convert.load_layers(path):
+        y = layer.eval()(y)
+    assert_same(model(x), y)
+    y = model.get_layer("a")(x)
+    assert_same(model.get_layer("b")(y), convert.load_keras(path, "b/gru_1").eval()(y))

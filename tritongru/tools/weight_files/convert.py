@@ -163,15 +163,17 @@ def load_keras(path: str | Path, layer: str | GRU | Bidirectional | None = None)
 
     Args:
         path: the file. Without a config in it, the layer has Keras's defaults, and the sizes and bias of the arrays.
-        layer: the layer's name in the file (also of one half of a Bidirectional), or None where it has one; or a
-            `GRU` or `Bidirectional` whose weights are to be replaced.
+        layer: the layer's name in the file (also of one half of a Bidirectional) or its path, as "encoder/gru"; None
+            where the file has one layer; or a `GRU` or `Bidirectional` whose weights are to be replaced, whose
+            configuration in the file need not be known here.
 
     Returns:
         The layer, `layer` itself where it is one.
 
     Raises:
         FileNotFoundError: no such file. TypeError: `layer` is something else.
-        ValueError: a malformed or hostile file, no such layer, several without a name, or weights that do not fit.
+        ValueError: a malformed or hostile file, no such layer, several without a name or of one name, a configuration
+            that is not known here, or weights that do not fit.
     """
     if not isinstance(layer, (str, GRU, Bidirectional, type(None))):
         raise TypeError(f"`layer` must be a name, a tritongru.GRU or a Bidirectional, got {type(layer).__name__}")

@@ -9,9 +9,9 @@ Source: `_save_state` and `_save_container_state` in `keras/src/saving/saving_li
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import Any, TypeGuard
 
 from .entries import half_configs
@@ -19,6 +19,10 @@ from .keras_old import CUDNN, cudnn_config
 
 # The kind of a layer of several cells, one over the other.
 STACKED = "RNN around StackedRNNCells"
+# Of layers in layers, in a file that anyone may have made.
+MAX_DEPTH = 32
+# How many of the last names of weights tell which layer's they are.
+_MAX_SCOPE = 8
 _RECURRENT = re.compile("GRU|LSTM|RNN")
 _KERAS_MODULES = ("keras", "tensorflow", "tf_keras")
 
@@ -58,69 +62,83 @@ class DescribedLayer:
         return (self.names[-2], self.side) if self.side else (self.names[-1] if self.names else "", "")
 
 
-def describe_model(model: Any) -> list[DescribedLayer]:
-    """Return the layers of a model's configuration at any depth, in the order in which Keras saves them."""
-    if not isinstance(model, Mapping):
-        return []
-    found: list[DescribedLayer] = []
-    stack: list[tuple[Mapping[str, Any], str, tuple[str, ...]]] = [(model, "", ())]
+class DescribedModel:
+    """The layers of a model's configuration at any depth, in the order in which Keras saves them.
+
+    Args:
+        config: the model's JSON; whatever is no configuration of a model has no layers.
+
+    Raises:
+        ValueError: layers nested more than `MAX_DEPTH` deep.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.layers = list(_walk(config))
+        self._at_place: dict[str, DescribedLayer] = {}
+        self._known_as: dict[tuple[str, str], list[DescribedLayer]] = defaultdict(list)
+        self._ending: dict[tuple[str, tuple[str, ...]], list[DescribedLayer]] = defaultdict(list)
+        self._within: dict[tuple[str, str], list[DescribedLayer]] = defaultdict(list)
+        for layer in self.layers:
+            self._at_place.setdefault(layer.place, layer)
+            self._known_as[layer.known_as].append(layer)
+            if layer.may_hold_cell:
+                outermost, size = layer.names[0], len(layer.names)
+                self._within[outermost, layer.side].append(layer)
+                for start in range(max(0, size - _MAX_SCOPE), size):
+                    self._ending[outermost, layer.names[start:]].append(layer)
+
+    def find_at_place(self, place: str, known_as: tuple[str, str]) -> DescribedLayer | None:
+        """Return the layer whose weights Keras 3 keeps at `place`, None where the configuration has none there.
+
+        Args:
+            known_as: what the file calls it, as `DescribedLayer.known_as`; files of Keras before 3.6 name nothing. A
+                layer of another name is not taken; then the name decides, where it is the only one.
+        """
+        found = self._at_place.get(place)
+        if not known_as[0] or (found is not None and found.known_as == known_as):
+            return found
+        return _only(self._known_as.get(known_as))
+
+    def find_by_scope(self, outermost: str, scope: Sequence[str], side: str) -> DescribedLayer | None:
+        """Return the layer that a file of Keras 2 means, None where the configuration has none or several.
+
+        Args:
+            outermost: the name of the layer of the model that it is or is within.
+            scope: the names before its weights', of which the last may be its cell's.
+            side: of a half of a Bidirectional.
+        """
+        for names in (tuple(scope), tuple(scope[:-1])):
+            # The layer with which it shares the most of the last names.
+            for start in range(max(0, len(names) - _MAX_SCOPE), len(names)):
+                if found := self._ending.get((outermost, names[start:])):
+                    return _only(found)
+        # A layer may have had another name when its weights were made.
+        return _only(self._within.get((outermost, side)))
+
+
+def _only(layers: Sequence[DescribedLayer] | None) -> DescribedLayer | None:
+    return layers[0] if layers and len(layers) == 1 else None
+
+
+def _walk(model: Any) -> Iterator[DescribedLayer]:
+    stack: list[tuple[Mapping[str, Any], str, tuple[str, ...]]] = (
+        [(model, "", ())] if isinstance(model, Mapping) else []
+    )
     while stack:
         node, place, names = stack.pop()
+        if len(names) > MAX_DEPTH:
+            raise ValueError(f"the layer {names[-1]!r} of the configuration is nested more than {MAX_DEPTH} deep")
         kind = _kind_of(node)
         if kind == "Bidirectional" and _is_keras(node):
-            found.extend(_describe_halves(node["config"], place, names or (_name_of(node),)))
+            yield from _describe_halves(node["config"], place, names or (_name_of(node),))
             continue
         config, reason = gru_config(node)
         may_hold_cell = bool(names) and (not _is_keras(node) or _RECURRENT.search(kind) is not None)
-        found.append(DescribedLayer(kind, names, place, config, reason, may_hold_cell=may_hold_cell))
-        if config or kind.startswith("RNN around"):
-            continue
-        children = [
-            (child, f"{place}/{where}".strip("/"), (*names, _name_of(child)))
-            for child, where in _list_children(node.get("config"))
-        ]
-        stack.extend(reversed(children))
-    return found
-
-
-def find_at_place(described: Sequence[DescribedLayer], place: str, known_as: tuple[str, str]) -> DescribedLayer | None:
-    """Return the layer whose weights Keras 3 keeps at `place`, None where the configuration has none there.
-
-    Args:
-        known_as: what the file calls it, as `DescribedLayer.known_as`; files of Keras before 3.6 name nothing. A layer
-            of another name is not taken; then the name decides, where it is the only one.
-    """
-    named = [layer for layer in described if layer.known_as == known_as]
-    found = next((layer for layer in described if layer.place == place), None)
-    if not known_as[0] or (found is not None and found.known_as == known_as):
-        return found
-    return named[0] if len(named) == 1 else None
-
-
-def find_by_scope(
-    described: Sequence[DescribedLayer], outermost: str, scope: Sequence[str], side: str
-) -> DescribedLayer | None:
-    """Return the layer that a file of Keras 2 means, None where the configuration has none or several.
-
-    Args:
-        outermost: the name of the layer of the model that it is or is within. scope: the names before its weights',
-            of which the last may be its cell's. side: of a half of a Bidirectional.
-    """
-    layers = [layer for layer in described if layer.names[:1] == (outermost,) and layer.may_hold_cell]
-    for names in (scope, scope[:-1]):
-        shared = {layer: _count_shared(layer.names, names) for layer in layers}
-        best = [layer for layer in layers if shared[layer] and shared[layer] == max(shared.values())]
-        if best:
-            return best[0] if len(best) == 1 else None
-    # A layer may have had another name when its weights were made.
-    layers = [layer for layer in layers if layer.side == side]
-    return layers[0] if len(layers) == 1 else None
-
-
-def _count_shared(one: Sequence[str], other: Sequence[str]) -> int:
-    """Return how many of the last names are the same."""
-    pairs = zip(reversed(one), reversed(other), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        yield DescribedLayer(kind, names, place, config, reason, may_hold_cell=may_hold_cell)
+        if not config and not kind.startswith("RNN around"):
+            children = list(_list_children(node.get("config")))
+            for child, where in reversed(children):
+                stack.append((child, f"{place}/{where}".strip("/"), (*names, _name_of(child))))
 
 
 def gru_config(node: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -174,12 +192,14 @@ def _list_children(config: Any) -> Iterator[tuple[Mapping[str, Any], str]]:
     attributes = {"layers": config} if isinstance(config, list) else config
     if isinstance(attributes, Mapping):
         for key, value in attributes.items():
-            yield from [(value, str(key))] if _is_layer(value) else _list_container(value, str(key))
+            yield from [(value, str(key))] if _is_layer(value) else _list_container(value, str(key), 1)
 
 
-def _list_container(container: Any, place: str) -> Iterator[tuple[Mapping[str, Any], str]]:
+def _list_container(container: Any, place: str, depth: int) -> Iterator[tuple[Mapping[str, Any], str]]:
     if not isinstance(container, (list, Mapping)):
         return
+    if depth > MAX_DEPTH:
+        raise ValueError(f"a list of the configuration is nested more than {MAX_DEPTH} deep")
     counts: dict[str, int] = {}
     for value in container.values() if isinstance(container, Mapping) else container:
         is_layer = _is_layer(value)
@@ -187,7 +207,7 @@ def _list_container(container: Any, place: str) -> Iterator[tuple[Mapping[str, A
             base = to_snake_case(value["class_name"]) if is_layer else "container"
             number = counts[base] = counts.get(base, -1) + 1
             inner = f"{place}/{base}_{number}" if number else f"{place}/{base}"
-            yield from [(value, inner)] if is_layer else _list_container(value, inner)
+            yield from [(value, inner)] if is_layer else _list_container(value, inner, depth + 1)
 
 
 def _kind_of(node: Mapping[str, Any]) -> str:

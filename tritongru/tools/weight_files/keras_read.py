@@ -14,7 +14,7 @@ import mmap
 import re
 import zipfile
 from collections.abc import Callable, Sequence
-from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +23,7 @@ import numpy as np
 from ...layouts import check_keras_shapes
 from .entries import StoredLayer, join_halves
 from .hdf5 import Source, to_text
-from .keras_config import STACKED, DescribedLayer, describe_model, find_at_place, find_by_scope
+from .keras_config import MAX_DEPTH, STACKED, DescribedLayer, DescribedModel
 from .keras_old import CUDNN, convert_cudnn, cudnn_config, default_config, is_cudnn
 from .untrusted import (
     FAULTS,
@@ -36,7 +36,6 @@ from .untrusted import (
     read_member,
 )
 
-MAX_DEPTH = 32
 SIDES = ("forward", "backward")
 # Columns of a recurrent kernel, in units.
 OTHERS = {1: "SimpleRNN", 4: "LSTM"}
@@ -46,7 +45,7 @@ UNBUILT = "not built"
 OLD_LAYERS = "_layer_checkpoint_dependencies"
 _CELL = re.compile(r"(gru|lstm|simple_rnn)_cell(_\d+)?")
 # A layer of the file, and how it is found in the configuration of the model.
-Found = tuple[StoredLayer, Callable[[Sequence[DescribedLayer]], DescribedLayer | None]]
+Found = tuple[StoredLayer, Callable[[DescribedModel], DescribedLayer | None]]
 
 
 def read_entries(path: str | Path) -> list[StoredLayer]:
@@ -107,7 +106,7 @@ def _read_h5(file: IO[bytes], data: bytes | mmap.mmap, described: tuple[Any, str
         else:
             raise ValueError("it has neither the attribute 'layer_names' nor the group 'layers' of Keras weights")
     if described is not None:
-        return join_halves(_describe(found, describe_model(described[0]), version))
+        return join_halves(_describe(found, DescribedModel(described[0]), version))
     for entry, _ in found:
         _assume(entry, version)
     return join_halves([entry for entry, _ in found])
@@ -129,12 +128,12 @@ def _assume(entry: StoredLayer, version: str) -> None:
     entry.assumed = default_config(version, entry.arrays[2].ndim == 2 if len(entry.arrays) == 3 else None)
 
 
-def _describe(found: Sequence[Found], described: list[DescribedLayer], version: str) -> list[StoredLayer]:
+def _describe(found: Sequence[Found], model: DescribedModel, version: str) -> list[StoredLayer]:
     """Return the entries in the order of the model, with what its configuration tells of them."""
-    ranks = {layer: rank for rank, layer in enumerate(described)}
+    ranks = {layer: rank for rank, layer in enumerate(model.layers)}
     ranked = []
     for entry, find in found:
-        layer = find(described)
+        layer = find(model)
         # An `.h5` of Keras 2 lists its layers in that order, and names no place.
         rank = ranks[layer] if layer is not None else len(ranks)
         ranked.append((rank if entry.place else 0, entry))
@@ -185,7 +184,7 @@ def _read_legacy(source: Source, top: Any) -> list[Found]:
             entry.side = next((side for side in SIDES if inner.startswith(f"{side}_")), "")
             if inner.startswith("stacked_rnn_cells"):
                 entry.kind = STACKED
-            found.append((entry, partial(find_by_scope, outermost=layer, scope=scope, side=entry.side)))
+            found.append((entry, methodcaller("find_by_scope", layer, scope, entry.side)))
     return found
 
 
@@ -227,7 +226,7 @@ def _read_cell(source: Source, variables: Any, path: str, place: str, names: tup
     if entry.side:
         entry.owner = tuple(name for name in (names[-2], owner or "bidirectional") if name)
     known_as = (names[-2], entry.side) if entry.side else (names[-1], "")
-    return entry, partial(find_at_place, place=entry.place, known_as=known_as)
+    return entry, methodcaller("find_at_place", entry.place, known_as)
 
 
 def _number_again(keys: Sequence[str]) -> list[str]:
