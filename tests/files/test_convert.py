@@ -17,7 +17,7 @@ from torch import nn
 from tritongru import compat
 from tritongru.keras import GRU, Bidirectional
 from tritongru.layouts import keras_to_torch, torch_to_keras
-from tritongru.tools.weight_files import convert, keras_read
+from tritongru.tools.weight_files import convert
 
 h5py = pytest.importorskip("h5py")
 pytest.importorskip("safetensors")
@@ -619,8 +619,3 @@ def test_command_line(tmp_path, capsys):
     assert convert.main(parser.parse_args([source, target, "--layer", "nope"])) == 1
     assert "m.h5: `layer='nope'`" in capsys.readouterr().err
     assert convert.main(parser.parse_args([str(tmp_path / "none.h5"), target])) == 1
-
-
-def test_configs_are_collected_from_any_depth():
-    model = {"a": [{"b": {"class_name": "GRU", "config": {"name": "deep"}}}, {"class_name": "GRU", "config": 3}]}
-    assert keras_read.collect_configs(model) == {"deep": {"name": "deep"}}

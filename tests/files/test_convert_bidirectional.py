@@ -60,8 +60,11 @@ def test_a_mixed_stack(tmp_path):
     for suffix in KERAS_SUFFIXES:
         path = tmp_path / f"m{suffix}"
         convert.save_layers(stack, path)
-        again = convert.load_layers(path)
-        assert sorted(layer.name for layer in again) == ["a", "b", "c"]
+        if suffix == ".weights.h5":
+            with pytest.warns(UserWarning, match="does not tell the order"):
+                assert sorted(layer.name for layer in convert.load_layers(path)) == ["a", "b", "c"]
+        else:
+            assert [layer.name for layer in convert.load_layers(path)] == ["a", "b", "c"]
         for layer in stack:
             assert_same_weights(convert.load_keras(path, layer.name), layer.get_weights())
 

@@ -226,7 +226,11 @@ def test_a_file_with_other_recurrent_layers(tmp_path, kind):
         cells = {"layers/lstm": LSTM, "layers/simple_rnn": SIMPLE, "layers/gru": make_arrays(),
                  "layers/b/forward_layer": LSTM, "layers/b/backward_layer": LSTM}  # fmt: skip
         if kind == "keras":
-            write_zip(path, write_v3(io.BytesIO(), cells).getvalue())
+            layers = [
+                {"class_name": "LSTM", "config": {"name": "lstm_name"}},
+                {"class_name": "GRU", "config": {"name": "gru_name"}},
+            ]
+            write_zip(path, write_v3(io.BytesIO(), cells).getvalue(), {"config": {"layers": layers}})
         else:
             write_v3(path, cells)
     assert_same_weights(convert.load_keras(path), make_arrays())

@@ -1,15 +1,20 @@
 """Files between this package and Keras 3, both ways, with the outputs of both as the judge."""
 
+import io
+import zipfile
+
 import keras_pairs
+import numpy as np
 import pytest
 import torch
 from keras_pairs import B, I, T, U, assert_same, mask_of
 
 import tritongru
 from tritongru.keras import GRU, Bidirectional
+from tritongru.keras.initializers import constant
 from tritongru.tools.weight_files import convert
 
-pytest.importorskip("h5py")
+h5py = pytest.importorskip("h5py")
 keras = keras_pairs.keras
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 SUFFIXES = [".keras", ".weights.h5", ".h5"]
@@ -138,3 +143,70 @@ def test_hard_sigmoid_keeps_the_formula_of_the_file(tmp_path):
     for suffix in (".keras", ".h5"):
         write_keras(model, tmp_path / f"m{suffix}")
         assert_same_layer(model, convert.load_keras(tmp_path / f"m{suffix}"))
+
+
+def both_of(forward=None, **backward):
+    options = {"input_size": I, "return_sequences": True}
+    own = GRU(U, **options, **backward) if backward else None
+    return Bidirectional(GRU(U, **options, **(forward or {})), backward_layer=own, name="c/d")
+
+
+WRITTEN = {
+    "names": lambda: both_of({"name": "a/b"}),
+    "own names": lambda: both_of({"name": "a/b"}, name="x/y", go_backwards=True, activation="relu"),
+    "backwards": lambda: both_of({"go_backwards": True}),
+    "both backwards": lambda: both_of({"go_backwards": True}, activation="relu"),
+    "array": lambda: GRU(U, input_size=I, bias_initializer=constant(np.arange(6.0 * U).reshape(2, 3 * U) / 20)),
+    "tensor": lambda: both_of({"bias_initializer": constant(torch.ones(2, 3 * U))}),
+    "number": lambda: GRU(U, input_size=I, bias_initializer=constant(np.float32(0.5))),
+}
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_what_is_written_opens_in_keras(tmp_path, suffix, kind):
+    ours, path = WRITTEN[kind](), tmp_path / f"m{suffix}"
+    convert.save_keras(ours, path)
+    model = keras.models.load_model(path, compile=False)
+    assert_same_layer(model, ours)
+    (again,) = convert.load_layers(path)
+    assert_same_layer(model, again)
+    if not isinstance(ours, Bidirectional):
+        fresh = GRU.from_config(again.get_config())
+        fresh.build(I)
+        assert torch.equal(fresh.bias, ours.bias)
+
+
+def strip_names(path):
+    """Take the names from a `.keras`, which Keras before 3.6 did not write."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    file = io.BytesIO(members["model.weights.h5"])
+    with h5py.File(file, "a") as root:
+        root.visititems(lambda _, group: group.attrs.pop("name", None) and None)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in (members | {"model.weights.h5": file.getvalue()}).items():
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize("kind", ["names", "no names", "h5"])
+def test_each_layer_has_its_own_configuration(tmp_path, kind):
+    L, every = keras.layers, {"return_sequences": True, "bias_initializer": "glorot_uniform"}
+    inner, start = every | {"name": "gru_1"}, {"bias_initializer": "glorot_uniform"}
+    model = in_model(
+        keras.Sequential([keras.Input((T, I)), L.GRU(U, activation="relu", **inner)], name="a"),
+        keras.Sequential([keras.Input((T, U)), L.GRU(U, activation="softsign", go_backwards=True, **inner)], name="b"),
+        L.Bidirectional(L.RNN(L.GRUCell(U, activation="elu", **start), return_sequences=True), merge_mode="sum"),
+        L.RNN(L.GRUCell(U, reset_after=False, **start), return_sequences=True, go_backwards=True),
+        L.GRU(U, activation="selu", name="gru"),
+    )
+    path = tmp_path / ("m.h5" if kind == "h5" else "m.keras")
+    write_keras(model, path)
+    if kind == "no names":
+        strip_names(path)
+    x = y = torch.randn(B, T, I)
+    for layer in convert.load_layers(path):
+        y = layer.eval()(y)
+    assert_same(model(x), y)
+    y = model.get_layer("a")(x)
+    assert_same(model.get_layer("b")(y), convert.load_keras(path, "b/gru_1").eval()(y))

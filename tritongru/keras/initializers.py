@@ -300,6 +300,7 @@ TABLE = name_classes(
     (GlorotUniform, GlorotNormal, HeUniform, HeNormal, LecunUniform, LecunNormal, RandomUniform, RandomNormal,
      TruncatedNormal, VarianceScaling, Orthogonal, Identity, Constant, Zeros, Ones),
     uniform=RandomUniform, normal=RandomNormal, zero=Zeros, one=Ones,
+    OrthogonalInitializer=Orthogonal,  # as Keras 3.0 to 3.6 calls it in its configurations
 )  # fmt: skip
 registry = Registry("initializer", TABLE)
 get, serialize, deserialize = registry.get, registry.serialize, registry.deserialize

@@ -18,7 +18,7 @@ from torch import nn
 from ...keras import GRU, Bidirectional
 from ...layouts import keras_to_torch, torch_to_keras
 from . import keras_write
-from .entries import select_entry, select_layers
+from .entries import knows_order, list_names, select_entry, select_layers
 from .keras_read import read_entries
 from .layers import build_layer, describe_layers, fill_layer, in_keras_terms
 from .state_files import READ_SUFFIXES, SUFFIXES, keras_tensors, read_states, write_states
@@ -163,15 +163,17 @@ def load_keras(path: str | Path, layer: str | GRU | Bidirectional | None = None)
 
     Args:
         path: the file. Without a config in it, the layer has Keras's defaults, and the sizes and bias of the arrays.
-        layer: the layer's name in the file (also of one half of a Bidirectional), or None where it has one; or a
-            `GRU` or `Bidirectional` whose weights are to be replaced.
+        layer: the layer's name in the file (also of one half of a Bidirectional) or its path, as "encoder/gru"; None
+            where the file has one layer; or a `GRU` or `Bidirectional` whose weights are to be replaced, whose
+            configuration in the file need not be known here.
 
     Returns:
         The layer, `layer` itself where it is one.
 
     Raises:
         FileNotFoundError: no such file. TypeError: `layer` is something else.
-        ValueError: a malformed or hostile file, no such layer, several without a name, or weights that do not fit.
+        ValueError: a malformed or hostile file, no such layer, several without a name or of one name, a configuration
+            that is not known here, or weights that do not fit.
     """
     if not isinstance(layer, (str, GRU, Bidirectional, type(None))):
         raise TypeError(f"`layer` must be a name, a tritongru.GRU or a Bidirectional, got {type(layer).__name__}")
@@ -180,8 +182,8 @@ def load_keras(path: str | Path, layer: str | GRU | Bidirectional | None = None)
         if layer is None or isinstance(layer, str):
             return build_layer(select_entry(entries, layer))
         halves = [half for entry in entries for half in entry.halves or ()]
-        named = any(layer.name in (entry.name, *entry.aliases) for entry in [*entries, *halves])
-        fill_layer(select_entry(entries, layer.name if named else None), layer)
+        named = any(layer.name in (entry.path, entry.name, *entry.aliases) for entry in [*entries, *halves])
+        fill_layer(select_entry(entries, layer.name if named else None, fills=True), layer)
         return layer
 
 
@@ -204,17 +206,33 @@ def load_layers(path: str | Path, layer: str | None = None) -> list[GRU | Bidire
     begin with it: "ema", "ema.gru_l0". Without one the first of "state_dict", "model_state_dict", "model" and "net" is
     taken, or the only one there is.
 
+    Returns:
+        The layers in the order of the model. A `.weights.h5` does not tell it among layers of several classes: they are
+        in the order of its groups, with a warning.
+
     Raises:
         FileNotFoundError, ValueError: as `load_keras`; the message lists what the file has.
     """
+    layers, unknown_order = _load_layers(path, layer)
+    if unknown_order:
+        warnings.warn(unknown_order, stacklevel=2)
+    return layers
+
+
+def _load_layers(path: str | Path, layer: str | None) -> tuple[list[GRU | Bidirectional], str]:
+    """Return the layers, and why their order in the model is not known, "" where it is."""
     if Path(path).suffix in READ_SUFFIXES:
         entries, layer = read_states(path, layer)
     else:
         entries = read_entries(path)
     with naming(Path(path)):
-        if layer is None:
-            return [build_layer(entry) for entry in select_layers(entries)]
-        return [build_layer(select_entry(entries, layer))]
+        if layer is not None:
+            return [build_layer(select_entry(entries, layer))], ""
+        layers = [build_layer(entry) for entry in select_layers(entries)]
+    if knows_order(entries):
+        return layers, ""
+    names = list_names([entry for entry in entries if entry.kind == "GRU"])
+    return layers, f"{path}: a file of weights alone does not tell the order of its layers {names} in the model"
 
 
 def save_layers(
@@ -264,7 +282,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Convert `args.source` to `args.target`; return 0, or 1 after a message on what went wrong."""
     try:
-        layers = load_layers(args.source, args.layer)
+        layers, unknown_order = _load_layers(args.source, args.layer)
+        if unknown_order:
+            raise ValueError(f"{unknown_order}: name one with --layer, or take a .keras or .h5 file of the model")
         save_layers(layers, args.target, args.layout)
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"convert: {error}", file=sys.stderr)

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .untrusted import MAX_FREE_BYTES, MAX_RATIO
 
@@ -119,15 +121,16 @@ class Source:
         sizes = space[begin : begin + 8 * space[1]]
         return math.prod(struct.unpack(f"<{space[1]}Q", sizes)) if len(sizes) == 8 * space[1] else 0
 
-    def array(self, dataset: Any) -> np.ndarray:
-        """Return the values of an array of floats.
+    def array(self, dataset: Any) -> np.ndarray | Tensor:
+        """Return the values of an array of floats, as a tensor where they are bfloat16, which NumPy has not.
 
         Raises:
             ValueError: another dtype, values outside of the file, a filter that is not built in, or more bytes than
                 the file could hold.
         """
         name = dataset.name
-        if dataset.dtype.kind != "f" or dataset.dtype.itemsize > 8:
+        is_bfloat16 = dataset.dtype == np.dtype("V2") and self._is_marked(dataset, "bfloat16")
+        if not is_bfloat16 and (dataset.dtype.kind != "f" or dataset.dtype.itemsize > 8):
             raise ValueError(f"the array {name!r} has dtype {dataset.dtype}, expected a float of at most 64 bits")
         if dataset.is_virtual or dataset.external:
             raise ValueError(f"the array {name!r} keeps its values in another file")
@@ -136,7 +139,13 @@ class Source:
             raise ValueError(f"the array {name!r} claims {claimed} bytes in a file of {len(self.data)}")
         if dataset.chunks is not None:
             self._check_chunks(dataset)
+        if is_bfloat16:
+            return torch.from_numpy(dataset[()].view("<i2").astype(np.int16)).view(torch.bfloat16)
         return np.asarray(dataset[()], dtype=dataset.dtype.newbyteorder("="))
+
+    def _is_marked(self, dataset: Any, dtype: str) -> bool:
+        """Return whether an array has the attribute by which Keras 3 tells a dtype that HDF5 has not."""
+        return "dtype" in dataset.attrs and to_text(self.attribute(dataset, "dtype")) == dtype
 
     def _check_chunks(self, dataset: Any) -> None:
         settings = dataset.id.get_create_plist()

@@ -13,15 +13,17 @@ import io
 import mmap
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from operator import methodcaller
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from ...layouts import check_keras_shapes
-from .entries import StoredLayer, half_configs, join_halves
+from .entries import StoredLayer, join_halves
 from .hdf5 import Source, to_text
+from .keras_config import MAX_DEPTH, STACKED, DescribedLayer, DescribedModel
 from .keras_old import CUDNN, convert_cudnn, cudnn_config, default_config, is_cudnn
 from .untrusted import (
     FAULTS,
@@ -34,11 +36,16 @@ from .untrusted import (
     read_member,
 )
 
-MAX_DEPTH = 32
 SIDES = ("forward", "backward")
 # Columns of a recurrent kernel, in units.
 OTHERS = {1: "SimpleRNN", 4: "LSTM"}
+# A layer whose weights were never made.
+UNBUILT = "not built"
+# Where Keras 2.12 to 2.15 keeps what lies under "layers" later.
+OLD_LAYERS = "_layer_checkpoint_dependencies"
 _CELL = re.compile(r"(gru|lstm|simple_rnn)_cell(_\d+)?")
+# A layer of the file, and how it is found in the configuration of the model.
+Found = tuple[StoredLayer, Callable[[DescribedModel], DescribedLayer | None]]
 
 
 def read_entries(path: str | Path) -> list[StoredLayer]:
@@ -92,17 +99,17 @@ def _read_h5(file: IO[bytes], data: bytes | mmap.mmap, described: tuple[Any, str
         if described is not None:
             version = described[1]
         if "layer_names" in top.attrs or "layer_names0" in top.attrs:
-            entries = _read_legacy(source, top)
+            found = _read_legacy(source, top)
         elif "layers" in root or "_layer_checkpoint_dependencies" in root or "vars" in root or "cell" in root:
             version = version or "3.0"
-            entries = _read_v3(source)
+            found = _read_v3(source)
         else:
             raise ValueError("it has neither the attribute 'layer_names' nor the group 'layers' of Keras weights")
-    configs = {} if described is None else collect_configs(described[0])
-    for entry in entries:
-        _describe(entry, configs, version)
-    wrappers = {} if described is None else collect_wrappers(described[0])
-    return join_halves(entries, {name: {**wrapper, "keras_version": version} for name, wrapper in wrappers.items()})
+    if described is not None:
+        return join_halves(_describe(found, DescribedModel(described[0]), version))
+    for entry, _ in found:
+        _assume(entry, version)
+    return join_halves([entry for entry, _ in found])
 
 
 def _version_of(model: Any) -> str:
@@ -113,23 +120,50 @@ def _version_of(model: Any) -> str:
     return told if isinstance(told, str) else "2.12" if str(model.get("module", "")).startswith("keras") else ""
 
 
-def _describe(entry: StoredLayer, configs: dict[str, dict[str, Any]], version: str) -> None:
-    """Give an entry its config, or what to assume where the file has none."""
-    was_cudnn = entry.config.get("class_name") == CUDNN
-    # The backward half of a Bidirectional is known by its name where no config tells.
+def _assume(entry: StoredLayer, version: str) -> None:
+    """Give an entry what to assume where the file has no config."""
+    # The backward half of a Bidirectional is known by its name.
     if any(name.rpartition("/")[2].startswith("backward_") for name in (entry.name, *entry.aliases)):
         entry.config["go_backwards"] = True
-    known = next((configs[name] for name in (entry.name, *entry.aliases) if name in configs), None)
-    if known is None:
-        entry.assumed = default_config(version, entry.arrays[2].ndim == 2 if len(entry.arrays) == 3 else None)
+    entry.assumed = default_config(version, entry.arrays[2].ndim == 2 if len(entry.arrays) == 3 else None)
+
+
+def _describe(found: Sequence[Found], model: DescribedModel, version: str) -> list[StoredLayer]:
+    """Return the entries in the order of the model, with what its configuration tells of them."""
+    ranks = {layer: rank for rank, layer in enumerate(model.layers)}
+    ranked = []
+    for entry, find in found:
+        layer = find(model)
+        # An `.h5` of Keras 2 lists its layers in that order, and names no place.
+        rank = ranks[layer] if layer is not None else len(ranks)
+        ranked.append((rank if entry.place else 0, entry))
+        entry.place = ""
+        _describe_one(entry, layer, version)
+    return [entry for _, entry in sorted(ranked, key=lambda pair: pair[0])]
+
+
+def _describe_one(entry: StoredLayer, layer: DescribedLayer | None, version: str) -> None:
+    was_cudnn = entry.config.get("class_name") == CUDNN
+    if layer is None:
+        entry.unknown = "the model's configuration in the file does not tell which of its layers it is"
         return
-    entry.config = {**known, "keras_version": version}
-    if known.get("class_name") == CUDNN and not was_cudnn:
+    name = layer.names[-1] if layer.names else entry.name
+    entry.aliases = tuple(dict.fromkeys((*entry.aliases, entry.name)))
+    entry.name, entry.path = name, layer.path or name
+    entry.side, entry.wrapper = layer.side, layer.wrapper and {**layer.wrapper, "keras_version": version}
+    entry.owner = (layer.names[-2], "/".join(layer.names[:-1])) if layer.side else ()
+    if layer.reason:
+        if entry.problem or layer.kind == STACKED:
+            entry.kind = layer.kind
+        entry.unknown = layer.reason
+        return
+    entry.config = {**layer.config, "keras_version": version}
+    if layer.config.get("class_name") == CUDNN and not was_cudnn:
         entry.problem = entry.problem or f"its class is {CUDNN}, whose bias has shape (6 * units,)"
 
 
-def _read_legacy(source: Source, top: Any) -> list[StoredLayer]:
-    entries = []
+def _read_legacy(source: Source, top: Any) -> list[Found]:
+    found: list[Found] = []
     for layer in _read_names(source, top, "layer_names"):
         group = source.child(top, layer)
         cells: dict[str, list[str]] = {}
@@ -140,43 +174,73 @@ def _read_legacy(source: Source, top: Any) -> list[StoredLayer]:
             # `layer/forward_gru/gru_cell/kernel:0`: the part before the cell, which Keras writes since 2.3, tells the
             # two directions apart.
             parts = cell.split("/")
-            *outer, inner = ["", "", *(parts[:-1] if _CELL.fullmatch(parts[-1]) else parts)][-2:]
+            scope = parts[:-1] if _CELL.fullmatch(parts[-1]) else parts
+            *outer, inner = ["", "", *scope][-2:]
             name = f"{layer}/{inner}" if len(recurrent) > 1 and inner else layer
             entry = _read_entry(source, name, [lambda n=n, g=group: source.child(g, n) for n in names])
-            entry.aliases = (inner,) if inner else ()
+            entry.aliases = (inner, f"{layer}/{inner}") if inner else ()
             # Of a layer within a model within the model, the group has the name of the outer one.
             entry.owner = tuple(dict.fromkeys((outer[0] or layer, layer))) if len(recurrent) > 1 else ()
             entry.side = next((side for side in SIDES if inner.startswith(f"{side}_")), "")
-            entries.append(entry)
-    return entries
+            if inner.startswith("stacked_rnn_cells"):
+                entry.kind = STACKED
+            found.append((entry, methodcaller("find_by_scope", layer, scope, entry.side)))
+    return found
 
 
-def _read_v3(source: Source) -> list[StoredLayer]:
-    entries = []
-    stack: list[tuple[str, Any, tuple[str, ...], int]] = [("", source.root, (), 0)]
+def _read_v3(source: Source) -> list[Found]:
+    found: list[Found] = []
+    stack: list[tuple[str, str, Any, tuple[str, ...], int]] = [("", "", source.root, (), 0)]
     while stack:
-        path, group, names, depth = stack.pop()
+        path, place, group, names, depth = stack.pop()
         if depth > MAX_DEPTH:
             raise ValueError(f"the group {path!r} is nested more than {MAX_DEPTH} deep")
         variables = source.child(group, "vars") if "vars" in group else None
         named = variables is not None and "name" in variables.attrs
         name = to_text(source.attribute(variables, "name")) if named else ""
         if path.rpartition("/")[2] == "cell" and variables is not None:
-            # A directory listing sorts 10 before 2; a GRU has three.
-            keys = sorted(variables, key=lambda k: (len(k), k))
-            short = path.rpartition("/")[0].removeprefix("layers/") or "gru"
-            entry = _read_entry(source, names[-1] or short, [lambda k=k, v=variables: source.child(v, k) for k in keys])
-            entry.aliases = (short,)
-            owner, _, last = short.rpartition("/")
-            entry.side = last.removesuffix("_layer")
-            if entry.side in SIDES:
-                entry.owner = tuple(name for name in (names[-2], owner or "bidirectional") if name)
-            entries.append(entry)
+            found.append(_read_cell(source, variables, path, place, names))
+            found[-1][0].kind = STACKED if "cells" in group else found[-1][0].kind
         # Keras numbers the layers of one class: gru, gru_1, ... gru_10, which the file sorts as text.
-        for key in sorted(group, key=_natural, reverse=True):
-            if key != "vars" and not source.is_array(group, key):
-                stack.append((f"{path}/{key}".strip("/"), source.child(group, key), (*names, name), depth + 1))
-    return entries
+        keys = sorted((key for key in group if key != "vars" and not source.is_array(group, key)), key=_natural)
+        places = _number_again(keys) if path.rpartition("/")[2] == OLD_LAYERS else keys
+        for key, last in zip(reversed(keys), reversed(places), strict=True):
+            inner = f"{place}/{'layers' if last == OLD_LAYERS else last}".strip("/")
+            stack.append((f"{path}/{key}".strip("/"), inner, source.child(group, key), (*names, name), depth + 1))
+    return found
+
+
+def _read_cell(source: Source, variables: Any, path: str, place: str, names: tuple[str, ...]) -> Found:
+    # A directory listing sorts 10 before 2; a GRU has three.
+    keys = sorted(variables, key=lambda k: (len(k), k))
+    short = path.rpartition("/")[0].removeprefix("layers/") or "gru"
+    entry = _read_entry(source, names[-1] or short, [lambda k=k: source.child(variables, k) for k in keys])
+    if not keys:
+        entry.kind = UNBUILT
+    entry.aliases, entry.place = (short,), place.rpartition("/")[0]
+    around = [name for name in names[1:] if name]
+    entry.path = "/".join(around) if names[-1] else short
+    owner, _, last = short.rpartition("/")
+    entry.side = last.removesuffix("_layer")
+    entry.side = entry.side if entry.side in SIDES and last.endswith("_layer") else ""
+    if entry.side:
+        entry.owner = tuple(name for name in (names[-2], owner or "bidirectional") if name)
+    known_as = (names[-2], entry.side) if entry.side else (names[-1], "")
+    return entry, methodcaller("find_at_place", entry.place, known_as)
+
+
+def _number_again(keys: Sequence[str]) -> list[str]:
+    """Return sorted places of layers as Keras 3 numbers them.
+
+    Keras 2.12 to 2.15 counts a layer with weights twice, so that gru, gru_2 and gru_4 are what gru, gru_1, gru_2 are.
+    """
+    counts: dict[str, int] = {}
+    numbered = []
+    for key in keys:
+        base = re.sub(r"_\d+$", "", key)
+        counts[base] = counts.get(base, -1) + 1
+        numbered.append(f"{base}_{counts[base]}" if counts[base] else base)
+    return numbered
 
 
 def _read_entry(source: Source, name: str, openers: list[Any]) -> StoredLayer:
@@ -221,47 +285,3 @@ def _read_names(source: Source, group: Any, attribute: str) -> list[str]:
 
 def _to_names(values: Any) -> list[str]:
     return [to_text(name) for name in np.ravel(values)]
-
-
-def collect_configs(model: Any) -> dict[str, dict[str, Any]]:
-    """Return the config of every GRU in a model's config, by name; both halves of a Bidirectional by theirs."""
-    found: dict[str, dict[str, Any]] = {}
-    for kind, config in _walk(model):
-        if kind in ("GRU", CUDNN):
-            found.setdefault(str(config.get("name", "gru")), cudnn_config(config) if kind == CUDNN else config)
-    halves: dict[str, dict[str, Any]] = {}
-    for wrapper in collect_wrappers(model).values():
-        for half in half_configs(wrapper):
-            halves[str(half["name"])] = half
-    return {**halves, **found}
-
-
-def collect_wrappers(model: Any) -> dict[str, dict[str, Any]]:
-    """Return the config of every Bidirectional of a GRU in a model's config, by name."""
-    found: dict[str, dict[str, Any]] = {}
-    for kind, config in _walk(model):
-        inner = config.get("layer")
-        if kind == "Bidirectional" and isinstance(inner, dict) and inner.get("class_name") in ("GRU", CUDNN):
-            if isinstance(inner.get("config"), dict):
-                wrapper = {**config, "layer": _as_gru(inner), "backward_layer": _as_gru(config.get("backward_layer"))}
-                found.setdefault(str(config.get("name", "bidirectional")), wrapper)
-    return found
-
-
-def _as_gru(node: Any) -> Any:
-    if isinstance(node, dict) and node.get("class_name") == CUDNN and isinstance(node.get("config"), dict):
-        return {"class_name": "GRU", "config": cudnn_config(node["config"])}
-    return node
-
-
-def _walk(model: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Yield (class name, config) of everything in a model's config that has both."""
-    stack = [model]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, list):
-            stack.extend(node)
-        elif isinstance(node, dict):
-            if isinstance(node.get("config"), dict):
-                yield node.get("class_name"), node["config"]
-            stack.extend(node.values())

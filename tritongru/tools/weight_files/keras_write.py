@@ -51,14 +51,25 @@ def _with_unique_names(entries: Sequence[StoredLayer]) -> list[StoredLayer]:
     if not entries:
         raise ValueError("`layers` is empty: there is no layer to save")
     unique: dict[str, StoredLayer] = {}
-    for entry in entries:
-        base = entry.name.replace("/", "_") or "gru"
+    for entry in map(_without_slashes, entries):
+        base = entry.name or "gru"
         name, count = base, 0
         while name in unique:
             count += 1
             name = f"{base}_{count}"
         unique[name] = dataclasses.replace(entry, name=name)
     return list(unique.values())
+
+
+def _without_slashes(entry: StoredLayer) -> StoredLayer:
+    """Return an entry with names that Keras 3 accepts, those of its halves too."""
+    config = dict(entry.config)
+    for key in ("layer", "backward_layer"):
+        if key in config:
+            inner = config[key]["config"]
+            config[key] = {**config[key], "config": {**inner, "name": str(inner["name"]).replace("/", "_")}}
+    halves = entry.halves and (_without_slashes(entry.halves[0]), _without_slashes(entry.halves[1]))
+    return dataclasses.replace(entry, name=entry.name.replace("/", "_"), config=config, halves=halves)
 
 
 def _halves(entry: StoredLayer) -> tuple[StoredLayer, ...]:
@@ -125,7 +136,7 @@ def _legacy_bytes(entries: Sequence[StoredLayer]) -> bytes:
             group = weights.create_group(entry.name)
             weights_of = {}
             for half in _halves(entry):
-                place = entry.name if entry.halves is None else f"{entry.name}/{half.name.replace('/', '_')}"
+                place = entry.name if entry.halves is None else f"{entry.name}/{half.name}"
                 for kind, array in zip(("kernel", "recurrent_kernel", "bias"), half.arrays, strict=False):
                     weights_of[f"{place}/gru_cell/{kind}:0"] = array
             group.attrs["weight_names"] = np.array([name.encode() for name in weights_of])
@@ -176,10 +187,9 @@ def _h5_layer(entry: StoredLayer) -> dict[str, Any]:
     if entry.halves is None:
         return {"class_name": "GRU", "config": _h5_config(entry.config) | {"name": entry.name}}
     config = dict(entry.config) | {"name": entry.name}
-    for key in ("layer", "backward_layer"):
-        if key in config:
-            # Keras 3 finds a layer within a layer by its module, for which Keras 2 does not look.
-            config[key] = _v3_layer("GRU", _h5_config(config[key]["config"]), None)
+    for key, half in (("layer", config["layer"]["config"]), ("backward_layer", half_configs(config)[1])):
+        # Keras 3 finds a layer within a layer by its module, for which Keras 2 does not look.
+        config[key] = _v3_layer("GRU", _h5_config(half), None)
     return {"class_name": "Bidirectional", "config": config}
 
 

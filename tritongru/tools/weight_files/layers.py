@@ -8,11 +8,12 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...keras import GRU, Bidirectional
-from .entries import StoredLayer
+from .entries import FILL_HINT, StoredLayer
 from .keras_old import default_reset_after
 
 _PARAMETERS = inspect.signature(GRU.__init__).parameters
@@ -73,9 +74,25 @@ def _build_gru(entry: StoredLayer) -> GRU:
     dtype = config.get("dtype")
     if dtype is None:
         dtype = arrays[0].dtype if isinstance(arrays[0], Tensor) else str(arrays[0].dtype)
-    layer = GRU(**(arguments | implied), input_size=arrays[0].shape[0], dtype=dtype)
+    for key in arguments:
+        if key.endswith("_initializer"):
+            arguments[key] = _initializer(arguments[key])
+    try:
+        layer = GRU(**(arguments | implied), input_size=arrays[0].shape[0], dtype=dtype)
+    except ValueError as error:
+        raise ValueError(f"the layer {entry.name!r}: {error}; {FILL_HINT}") from error
     layer.set_weights(arrays)
     return layer
+
+
+def _initializer(value: Any) -> Any:
+    """Return the config of an initializer of Keras 3 as one of Keras 2: with a number for a generator of seeds."""
+    inner = value.get("config") if isinstance(value, dict) else None
+    if isinstance(inner, dict) and isinstance(inner.get("seed"), dict):
+        seed = inner["seed"]
+        if seed.get("class_name") == "SeedGenerator" and isinstance(seed.get("config"), dict):
+            return {**value, "config": {**inner, "seed": seed["config"].get("seed")}}
+    return value
 
 
 def _activation(value: Any, version: str) -> Any:
@@ -181,4 +198,11 @@ def _clean(config: dict[str, Any]) -> dict[str, Any]:
     config = {key: value for key, value in config.items() if key not in _LEFT_OUT}
     if isinstance(config["dtype"], dict):
         config["dtype"] = config["dtype"]["config"]["name"]
-    return config
+    return _without_arrays(config)
+
+
+def _without_arrays(value: Any) -> Any:
+    """Return a value of a config with lists for the arrays in it, which JSON has not."""
+    if isinstance(value, dict):
+        return {key: _without_arrays(inner) for key, inner in value.items()}
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic, Tensor)) else value

@@ -151,6 +151,7 @@ def collect_entries(tensors: Mapping[str, Tensor], configs: Mapping[str, Any]) -
     for (prefix, number, reverse), group in sorted(torch_groups.items()):
         if number != CELL or {"weight_ih", "weight_hh"} <= group.keys():
             entries.append(_torch_entry(prefix, number, reverse, group))
+    wrappers = {name or "bidirectional": config for name, config in configs.items() if "layer" in config}
     # A safetensors file sorts its tensors by name; the configs are in the order of the layers.
     places = {name: place for place, name in enumerate(configs)}
 
@@ -165,9 +166,9 @@ def collect_entries(tensors: Mapping[str, Tensor], configs: Mapping[str, Any]) -
             entry.side = last.removesuffix("_layer")
             if last in ("forward_layer", "backward_layer"):
                 entry.owner = (owner or "bidirectional",)
+                entry.wrapper = wrappers.get(entry.owner[0], {})
             entries.append(_fill(entry, lambda g=group: _from_keras_group(g)))
-    wrappers = {name or "bidirectional": config for name, config in configs.items() if "layer" in config}
-    return join_halves(entries, wrappers)
+    return join_halves(entries)
 
 
 def _torch_entry(prefix: str, number: int, reverse: str, group: Mapping[str, Tensor]) -> StoredLayer:
