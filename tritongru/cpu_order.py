@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from .call.problem import Shape
 
-# numba packs the weights and, for gradients, passes an autograd.Function, whose backward pass is called from Python. Few
-# steps do not pay for that; torch's own GRU is one call in C++.
+# numba packs the weights and, for gradients, passes an autograd.Function, whose backward pass is called from Python.
+# Few steps do not pay for that; torch's own GRU is one call in C++.
 # Below these steps aten is faster.
 FEW_TRAINING_STEPS = 4
 # Without gradients few rows are not packed at all (`backends/numba/short.py`): aten is faster for more rows than that,

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from .tracing import TorchGRU
 
-
 ASSIGNED = "_assigned_weights"  # where a layer has the tensors that were assigned to its `_flat_weights`
 
 

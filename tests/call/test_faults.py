@@ -5,6 +5,7 @@ backend raises, and nothing else is caught. Each fault is injected where it woul
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import subprocess
 import sys
@@ -399,7 +400,9 @@ def simulate_gpu(monkeypatch, has_triton=None, capability=(9, 0), version="3.7.0
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
     monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(environment, "importlib", SimpleNamespace(import_module=modules.__getitem__))
+    monkeypatch.setattr(
+        environment, "importlib", SimpleNamespace(import_module=modules.__getitem__, util=importlib.util)
+    )
     monkeypatch.setattr(environment, "reasons_against_operators", lambda: ())
 
 

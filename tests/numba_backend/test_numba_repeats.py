@@ -269,7 +269,9 @@ def test_an_expanded_bias_of_both_parts(backend: str) -> None:
             outputs.square().sum().backward()
             found.append((outputs.detach(), bias.grad))
             with torch.no_grad():
-                torch.testing.assert_close(gru(x.repeat(1, steps, 1), w, r, bias.expand(2, 24), backend=name)[0], outputs)
+                torch.testing.assert_close(
+                    gru(x.repeat(1, steps, 1), w, r, bias.expand(2, 24), backend=name)[0], outputs
+                )
         for outputs, d_bias in found[1:]:
             torch.testing.assert_close(outputs, found[0][0])
             torch.testing.assert_close(d_bias, found[0][1], rtol=1e-4, atol=1e-4)

@@ -69,7 +69,9 @@ def is_watched(tensors: Sequence[Tensor | None]) -> bool:
         return True
     if torch._ops._len_torch_dispatch_stack_pre_dispatch():
         return True
-    return not _PLAIN.issuperset(map(type, tensors)) or any([t.is_neg() or t._is_zerotensor() for t in tensors if t is not None])
+    return not _PLAIN.issuperset(map(type, tensors)) or any(
+        [t.is_neg() or t._is_zerotensor() for t in tensors if t is not None]
+    )
 
 
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))

@@ -11,7 +11,9 @@ def reasons_against_transforms(s: Signature) -> list[str]:
     """Gradients of the fast backends are hand-written: they have no derivatives, and no dual numbers."""
     if not s.transformed:
         return []
-    return ["forward-mode differentiation or more than one derivative of torch.func (jvp, hessian) is active"]
+    return [
+        "a torch.func transform of more than one derivative, or forward-mode differentiation, is active (hessian, jvp)"
+    ]
 
 
 def reasons_against_cells(has_zoneout: bool, variant: Variant) -> list[str]:

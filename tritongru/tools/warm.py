@@ -33,7 +33,11 @@ def main(args: argparse.Namespace) -> int:
     from ..backends.numba.warm import warm
 
     if (folder := cache_folder()) is None:
-        print("nothing compiled: no cache folder can be written to; set NUMBA_CACHE_DIR, or TRITONGRU_CACHE without it, to one", file=sys.stderr)
+        print(
+            "nothing compiled: no cache folder can be written to; set NUMBA_CACHE_DIR to one, or TRITONGRU_CACHE where "
+            "that is not set",
+            file=sys.stderr,
+        )
         return 1
     for (kernel, dtype), seconds in warm(args.dtype, not args.inference, args.processes).items():
         print(f"{kernel:<12} {dtype}  {seconds:5.1f} s")
