@@ -286,9 +286,6 @@ MUTANTS = [
     Mutant("backends/numba/kernels/parts.py", "    while part < observe", "    if part < observe", "numba_backend/test_numba_processes.py -k caller_does"),
     Mutant("backends/numba/threads.py", "and not count_forks()", "", "numba_backend/test_numba_processes.py -k fork"),
     Mutant("backends/numba/threads.py", "count = min(len(addresses), torch.get_num_threads())", "count = len(addresses)", "numba_backend/test_numba_processes.py -k no_more"),
-    # Rows shared by twos where four are computed together.
-    Mutant("backends/numba/kernels/products.py", "            if size == 4 and fours < count:", "            if size == 4 and fours < count - 1:", "numba_backend/test_numba_oracle.py"),
-    Mutant("backends/numba/kernels/products.py", "half_tile(x, now, now, w, p, I, out, to, L, width, False)", "tile_1(x, now, w, p, I, out, to, L)", "numba_backend/test_numba_bits.py"),
     # Calls of a known kind.
     Mutant("repeats.py", "first + self._second if self._are_one else 0", "first + self._second if self._second else 0", REPEATS),
     Mutant("repeats.py", "clip is None or type(clip) in (int, float)", "True", REPEATS),

@@ -93,7 +93,7 @@ def test_rows_in_another_order_give_the_same_rows(batch: int) -> None:
     assert torch.equal(moved, outputs[order]) and torch.equal(last, state[order])
 
 
-def test_parts_are_whole_groups_or_halves_of_them(monkeypatch) -> None:
+def test_parts_are_whole_groups_of_all_rows(monkeypatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     for batch in range(1, 40):
         size = threads.group_size(batch)
@@ -102,10 +102,7 @@ def test_parts_are_whole_groups_or_halves_of_them(monkeypatch) -> None:
             assert (order is None) == (lengths is None)
             assert bounds[0] == 0 and bounds[-1] == batch and len(bounds) == 1 + min(3, -(-batch // size))
             sizes = [end - begin for begin, end in zip(bounds, bounds[1:], strict=False)]
-            # Products of two rows have the bits of four; in the order of their lengths groups stay together.
-            step = 2 if size == 4 and lengths is None else size
-            assert min(sizes) > 0 and sum(number % step > 0 for number in sizes) == (batch % step > 0)
-            assert lengths is not None or max(sizes) - min(sizes) <= 2 * step
+            assert min(sizes) > 0 and sum(number % size > 0 for number in sizes) == (batch % size > 0)
             if order is not None:
                 assert sorted(order.tolist()) == list(range(batch))
                 for begin, end in zip(bounds, bounds[1:], strict=False):

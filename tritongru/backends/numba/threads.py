@@ -113,7 +113,7 @@ def group_size(batch: int) -> int:
 def share_rows(batch: int, lengths: Tensor | None, work: int, members: int = 1) -> tuple[Tensor | None, list[int]]:
     """Return the rows of the batch (B,) in the order of their parts, None for as they are, and where each part begins.
 
-    The last bound is where the last part ends. A part ends with a whole group, or with half of one of four rows.
+    A part is made of whole groups but for the last group of all. The last bound is where the last part ends.
 
     Args:
         lengths: (B,) how many steps of each row are valid, or None for all. Rows are then put in order of falling
@@ -125,9 +125,7 @@ def share_rows(batch: int, lengths: Tensor | None, work: int, members: int = 1) 
     threads = max(torch.get_num_threads() // members, 1)
     count = min(threads, groups, max(work // LEAST_WORK, 1))
     if lengths is None or count == 0:
-        step = 2 if size == 4 else size  # products of two rows have the bits of four
-        steps = -(-batch // step)
-        return None, [*(part * steps // count * step for part in range(count)), batch]
+        return None, [*(part * groups // count * size for part in range(count)), batch]
     order = lengths.argsort(descending=True, stable=True)
     if count == 1:
         return order, [0, batch]

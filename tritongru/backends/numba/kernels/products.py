@@ -7,9 +7,8 @@ matrix is read once for all rows.
     4 rows: each sum runs over k in order. 2 rows: even and odd k apart. 1 row: four sums of every fourth k. (A sum
     waits for itself, and twelve sums keep the processor's multipliers busy.)
 
-How many rows are computed together follows from the batch alone, so that the bits of a row depend neither on the other
-rows nor on the number of threads. Where it is four, what is left of the last four is summed in order too (`half_tile`):
-threads may then share rows by twos.
+Rows are grouped by their place in the batch alone (`group_size` in ../threads.py), so that the bits of a row depend neither on the
+other rows nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -128,30 +127,6 @@ def tile_4(a, i0, i1, i2, i3, w, p, K, out, o, step, next_row, more):
 
 
 @helper
-def half_tile(a, i0, i1, w, p, K, out, o, step, next_row, more):
-    """As `tile_4` for two rows, with the same bits."""
-    L = lanes(a)
-    a0 = a1 = a2 = b0 = b1 = b2 = full(a, 0.0)
-    if more:
-        a0, a1, a2 = load(out, o), load(out, o + step), load(out, o + 2 * step)
-        b0, b1, b2 = load(out, o + next_row), load(out, o + next_row + step), load(out, o + next_row + 2 * step)
-    for k in range(K):
-        w0, w1, w2 = load(w, p), load(w, p + L), load(w, p + 2 * L)
-        v = spread(a, i0 + k)
-        a0, a1, a2 = fma(v, w0, a0), fma(v, w1, a1), fma(v, w2, a2)
-        v = spread(a, i1 + k)
-        b0, b1, b2 = fma(v, w0, b0), fma(v, w1, b1), fma(v, w2, b2)
-        p += 3 * L
-    store(out, o, a0)
-    store(out, o + step, a1)
-    store(out, o + 2 * step, a2)
-    o += next_row
-    store(out, o, b0)
-    store(out, o + step, b1)
-    store(out, o + 2 * step, b2)
-
-
-@helper
 def block_length(K):
     """Return how many k are taken at a time by tiles that share a panel."""
     return max(K, 1) if K <= LONGEST else BLOCK
@@ -168,10 +143,12 @@ def multiply(a, length, at, K, w, rows_of_w, first, end, out, width, groups, cou
     """
     C, L = 3 * lanes(a), lanes(a)
     block = block_length(K)
-    # The last group may have fewer rows; three are computed as four, and one as two.
-    fours = count if size == 4 else 0
-    if fours > 0 and rows - groups[count - 1] < 3:
+    # The last group may have fewer rows; three are computed as four.
+    fours = count
+    if count > 0 and rows - groups[count - 1] < 3:
         fours -= 1
+    if size < 4:
+        fours = 0
     for c in range(first, end, C):
         column = end - C - (c - first) if back else c
         p = (column // C * rows_of_w + at) * C
@@ -184,11 +161,7 @@ def multiply(a, length, at, K, w, rows_of_w, first, end, out, width, groups, cou
                     a, i, i + length, i + 2 * length, i + 3 * length, w, p + k * C, K_now,
                     out, row * width + column, L, width, k > 0,
                 )  # fmt: skip
-            if size == 4 and fours < count:
-                row = groups[fours]
-                i = row * length + at + k
-                half_tile(a, i, i + length, w, p + k * C, K_now, out, row * width + column, L, width, k > 0)
-        for g in range(0, 0 if size == 4 else count):
+        for g in range(fours, count):
             row = groups[g]
             i = row * length + at
             if rows - row >= 2 and size > 1:
@@ -220,10 +193,7 @@ def project_rows(
                 j = start + order[row + 1] * next_row
                 for s in range(steps):
                     now, to = s * next_step, o + s * R * width
-                    if size == 4:
-                        half_tile(x, i + now, j + now, w, p, I, out, to, L, width, False)
-                    else:
-                        tile_2(x, i + now, j + now, w, p, I, out, to, L, width)
+                    tile_2(x, i + now, j + now, w, p, I, out, to, L, width)
             elif present == 1:
                 whole = steps // 4 * 4
                 for s in range(0, whole, 4):
@@ -233,11 +203,7 @@ def project_rows(
                         out, o + s * R * width, L, R * width, False,
                     )  # fmt: skip
                 for s in range(whole, steps):
-                    now, to = i + s * next_step, o + s * R * width
-                    if size == 4:
-                        half_tile(x, now, now, w, p, I, out, to, L, width, False)
-                    else:
-                        tile_1(x, now, w, p, I, out, to, L)
+                    tile_1(x, i + s * next_step, w, p, I, out, o + s * R * width, L)
         if size < 4:
             continue
         for k in range(0, max(I, 1), block):
