@@ -7,8 +7,8 @@ matrix is read once for all rows.
     4 rows: each sum runs over k in order. 2 rows: even and odd k apart. 1 row: four sums of every fourth k. (A sum
     waits for itself, and twelve sums keep the processor's multipliers busy.)
 
-Rows are grouped by their place in the batch alone (`group_size` in ../threads.py), so that the bits of a row depend neither on the
-other rows nor on the number of threads.
+Rows are grouped by their place in the batch alone (`threads.group_size`), so that the bits of a row depend neither
+on the other rows nor on the number of threads.
 """
 
 from __future__ import annotations
