@@ -25,7 +25,7 @@ from .call.problem import Inputs, canonicalize
 from .dispatch import Decision
 
 MOST_KINDS = 512
-_find_saved_tensor_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+_find_saved_tensor_hooks = torch._C._autograd._top_saved_tensors_default_hooks  # type: ignore[attr-defined]
 EXACT = (torch.float32, torch.float64)  # the dtypes that states are kept in
 
 
