@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,8 +25,13 @@ from .call.problem import Inputs, canonicalize
 from .dispatch import Decision
 
 MOST_KINDS = 512
-_find_saved_tensor_hooks = torch._C._autograd._top_saved_tensors_default_hooks  # type: ignore[attr-defined]
 EXACT = (torch.float32, torch.float64)  # the dtypes that states are kept in
+# Since torch 2.8. Before, nothing tells whether a checkpoint runs a call, so that all with gradients go the whole way.
+_find_saved_tensor_hooks: Callable[[bool], Any] = getattr(
+    torch._C._autograd,  # type: ignore[attr-defined]
+    "_top_saved_tensors_default_hooks",
+    lambda _: True,
+)
 
 
 class Known(NamedTuple):
