@@ -90,14 +90,14 @@ def test_more_tiles_than_fit_at_once_go_in_waves(masked, monkeypatch):
     monkeypatch.setattr(launch, "device_limits", lambda device: five)
     assert configs.count_waves(CONFIG, 20, 35, five) == 2
     launches = []
-    whole = launch.Workspace.waves
+    whole = launching.waves
 
-    def spy(self):
-        for first, grid in whole(self):
-            launches.append((first, grid))
-            yield first, grid
+    def spy(grid, at_once):
+        for first, part in whole(grid, at_once):
+            launches.append((first, part))
+            yield first, part
 
-    monkeypatch.setattr(launch.Workspace, "waves", spy)
+    monkeypatch.setattr(launching, "waves", spy)
     arguments = draw(True, B=35, T=3, U=20, masked=masked)
     expected = both_scans(continuation, arguments, Variant())
     with launch.use_config(CONFIG), process_per_program(delay=0.001):
