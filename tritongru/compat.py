@@ -18,9 +18,9 @@ from .call.tensors import check_gradient_clip
 from .call.zoneout import check_zoneout_rate
 from .dispatch import Decision
 from .last_call import LastCall
-from .named_weights import ASSIGNED, NamedWeights
+from .named_weights import NamedWeights
 from .replacing import Replacement
-from .stacking import decide_for_all, explain_layers, is_plain_cell, run_layers
+from .stacking import decide_for_all, explain_layers, is_one_plain_layer, is_plain_cell, run_layers
 from .torch_inputs import pad, prepare, refuse_with_packed, sort_states, steps_of
 
 
@@ -248,9 +248,7 @@ class GRU(NamedWeights):
 
     def _plain_arguments(self, input, hx) -> Arguments | None:
         """Return the arguments of `tritongru.gru` for a call of one plain layer, None for any other."""
-        if self.num_layers != 1 or self.bidirectional or self.recurrent_dropout or not is_plain_cell(self):
-            return None
-        if ASSIGNED in self.__dict__:
+        if not is_one_plain_layer(self):
             return None
         if not isinstance(input, Tensor) or input.dim() != 3 or not (hx is None or isinstance(hx, Tensor)):
             return None

@@ -52,8 +52,7 @@ class Threshold:
 
 
 # For an installation without numba. The eager scan costs more per call and less per step: its weights are copied once,
-# with gradients its
-# calls pass an autograd.Function. Read off the table of cpu.csv, without numba's rows.
+# and with gradients its calls pass an autograd.Function. Read off cpu.csv, without numba's rows.
 EAGER_FROM = {"training": Threshold(32, 16, 1 << 24, 0.5), "inference": Threshold(512, 48, 1 << 27, 0.5)}
 
 

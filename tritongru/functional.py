@@ -89,8 +89,8 @@ def gru(
 
     Note:
         No atomics: a repeated run gives the same bits. Second derivatives are computed by the reference, but for
-        those of torch's own GRU on a CPU. Under
-        `torch.autocast` the computation is in autocast's dtype, with the state in float32 inside the scan.
+        those of torch's own GRU on a CPU. Under `torch.autocast` the computation is in autocast's dtype, with the
+        state in float32 inside the scan.
 
     Source: Cho et al. 2014 (arXiv 1406.1078); tf.keras.layers.GRU v2.9; torch.nn.GRU for layout="torch".
 

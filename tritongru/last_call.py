@@ -15,9 +15,8 @@ from . import environment
 from .backends.operators import is_watched
 from .call.check import is_transformed
 from .dispatch import Decision
-from .named_weights import ASSIGNED
 from .repeats import EXACT
-from .stacking import is_plain_cell
+from .stacking import is_one_plain_layer
 
 if TYPE_CHECKING:
     from .backends.numba.short import BoundShort
@@ -74,9 +73,7 @@ def _kind(layer: GRU, x: Any, hx: Any) -> tuple | None:
     """
     if not isinstance(x, Tensor) or x.dtype not in EXACT or not x.is_cpu or x.dim() != 3:
         return None
-    if layer.num_layers != 1 or layer.bidirectional or layer.recurrent_dropout or not is_plain_cell(layer):
-        return None
-    if ASSIGNED in layer.__dict__:
+    if not is_one_plain_layer(layer):
         return None
     weights: Any = layer._parameters
     tensors = x, hx, weights.get("weight_ih_l0"), weights.get("weight_hh_l0")

@@ -19,12 +19,18 @@ from .call.recording import is_traced
 from .call.zoneout import draw_zoneout
 from .dispatch import Decision, decide
 from .functional import explain_all, run_all
-from .named_weights import NamedWeights
+from .named_weights import ASSIGNED, NamedWeights
 
 
 def is_plain_cell(gru: NamedWeights) -> bool:
     """Return whether a step is that of torch.nn.GRU, but for dropout."""
     return not (gru.zoneout or gru.gradient_clip is not None or gru.layer_norm is not None or gru.heads > 1)
+
+
+def is_one_plain_layer(gru: NamedWeights) -> bool:
+    """Return whether a call is one scan of torch.nn.GRU's, with the layer's own parameters."""
+    one = gru.num_layers == 1 and not gru.bidirectional and not gru.recurrent_dropout
+    return one and is_plain_cell(gru) and ASSIGNED not in gru.__dict__
 
 
 def decide_for_all(gru: NamedWeights, x: Tensor, hx: Tensor | None, backend: str | None) -> Decision | None:

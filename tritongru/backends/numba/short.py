@@ -55,8 +55,12 @@ def is_short(a: Inputs) -> bool:
 
 def run_short(a: Inputs, variant: Variant) -> tuple[Tensor, Tensor]:
     """Return out (T,B,U) at the input's time index, and the last state (B,U); see `is_short`."""
-    a = a._replace(**{name: with_rows(getattr(a, name), a.x.dtype) for name in ("x", "bias_x", "bias_h", "h0")})
+    a = _in_rows(a)
     return BoundShort(a, variant).run(a.x, addresses_of(a))[:2]
+
+
+def _in_rows(a: Inputs) -> Inputs:
+    return a._replace(**{name: with_rows(getattr(a, name), a.x.dtype) for name in ("x", "bias_x", "bias_h", "h0")})
 
 
 def addresses_of(a: Inputs) -> list[int]:
@@ -66,8 +70,7 @@ def addresses_of(a: Inputs) -> list[int]:
 
 def run_short_members(members: Sequence[Inputs], variants: Sequence[Variant]) -> tuple[Tensor, Tensor]:
     """Return `run_short` of several scans at once, stacked."""
-    rows = [tuple(with_rows(getattr(a, name), a.x.dtype) for name in ("x", "bias_x", "bias_h", "h0")) for a in members]
-    members = [a._replace(x=x, bias_x=b, bias_h=c, h0=h) for a, (x, b, c, h) in zip(members, rows, strict=True)]
+    members = [_in_rows(a) for a in members]
     (T, B, _), U, M = members[0].x.shape, members[0].u.shape[0], len(members)
     out, last = members[0].x.new_empty(M, T, B, U), members[0].x.new_empty(M, B, U)
     bound = [BoundShort(a, v) for a, v in zip(members, variants, strict=True)]

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+# The halves of a Bidirectional, by the attributes that hold them.
+SIDES = {"forward_layer": "forward", "backward_layer": "backward"}
 FILL_HINT = "`load_keras(path, layer)` fills a layer of your own with the weights"
 
 

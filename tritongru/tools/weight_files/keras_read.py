@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from ...layouts import check_keras_shapes
-from .entries import StoredLayer, join_halves
+from .entries import SIDES, StoredLayer, join_halves
 from .hdf5 import Source, to_text
 from .keras_config import MAX_DEPTH, STACKED, DescribedLayer, DescribedModel
 from .keras_old import CUDNN, convert_cudnn, cudnn_config, default_config, is_cudnn
@@ -36,7 +36,6 @@ from .untrusted import (
     read_member,
 )
 
-SIDES = ("forward", "backward")
 # Columns of a recurrent kernel, in units.
 OTHERS = {1: "SimpleRNN", 4: "LSTM"}
 # A layer whose weights were never made.
@@ -100,7 +99,7 @@ def _read_h5(file: IO[bytes], data: bytes | mmap.mmap, described: tuple[Any, str
             version = described[1]
         if "layer_names" in top.attrs or "layer_names0" in top.attrs:
             found = _read_legacy(source, top)
-        elif "layers" in root or "_layer_checkpoint_dependencies" in root or "vars" in root or "cell" in root:
+        elif "layers" in root or OLD_LAYERS in root or "vars" in root or "cell" in root:
             version = version or "3.0"
             found = _read_v3(source)
         else:
@@ -181,7 +180,7 @@ def _read_legacy(source: Source, top: Any) -> list[Found]:
             entry.aliases = (inner, f"{layer}/{inner}") if inner else ()
             # Of a layer within a model within the model, the group has the name of the outer one.
             entry.owner = tuple(dict.fromkeys((outer[0] or layer, layer))) if len(recurrent) > 1 else ()
-            entry.side = next((side for side in SIDES if inner.startswith(f"{side}_")), "")
+            entry.side = next((side for side in SIDES.values() if inner.startswith(f"{side}_")), "")
             if inner.startswith("stacked_rnn_cells"):
                 entry.kind = STACKED
             found.append((entry, methodcaller("find_by_scope", layer, scope, entry.side)))
@@ -221,8 +220,7 @@ def _read_cell(source: Source, variables: Any, path: str, place: str, names: tup
     around = [name for name in names[1:] if name]
     entry.path = "/".join(around) if names[-1] else short
     owner, _, last = short.rpartition("/")
-    entry.side = last.removesuffix("_layer")
-    entry.side = entry.side if entry.side in SIDES and last.endswith("_layer") else ""
+    entry.side = SIDES.get(last, "")
     if entry.side:
         entry.owner = tuple(name for name in (names[-2], owner or "bidirectional") if name)
     known_as = (names[-2], entry.side) if entry.side else (names[-1], "")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ...layouts import check_keras_shapes, torch_to_keras
 from ..files import replace_file
-from .entries import StoredLayer, join_halves
+from .entries import SIDES, StoredLayer, join_halves
 from .untrusted import MAX_FREE_BYTES, MAX_RATIO, check_file, naming
 
 SUFFIXES = (".pt", ".pth", ".safetensors")
@@ -163,8 +163,8 @@ def collect_entries(tensors: Mapping[str, Tensor], configs: Mapping[str, Any]) -
         if "recurrent_kernel" in group:
             entry = StoredLayer(prefix or "gru", [], dict(configs.get(prefix, {})))
             owner, _, last = prefix.rpartition(".")
-            entry.side = last.removesuffix("_layer")
-            if last in ("forward_layer", "backward_layer"):
+            entry.side = SIDES.get(last, "")
+            if entry.side:
                 entry.owner = (owner or "bidirectional",)
                 entry.wrapper = wrappers.get(entry.owner[0], {})
             entries.append(_fill(entry, lambda g=group: _from_keras_group(g)))
@@ -257,7 +257,7 @@ def keras_tensors(names: Sequence[str], layers: Sequence[Any]) -> dict[str, Tens
     """Return the weights of layers under this package's names, each behind its layer's name if that is not empty."""
     tensors = {}
     for name, layer in zip(names, layers, strict=True):
-        sides = ("",) if len(layer._parts) == 1 else ("forward_layer", "backward_layer")
+        sides = ("",) if len(layer._parts) == 1 else tuple(SIDES)
         for side, part in zip(sides, layer._parts, strict=True):
             for kind, tensor in part._named_weights():
                 tensors[".".join(word for word in (name, side, kind) if word)] = tensor
