@@ -1,7 +1,7 @@
 """In which order "auto" tries the backends of a CPU, by sizes.
 
-The sizes are read off bench/results/dispatch/cpu.csv (bench/dispatch.py: aten, numba and eager side by side on AMD
-EPYCs with AVX2 and with AVX-512, one thread). A test holds the order to that table.
+The sizes are read off bench/results/dispatch/cpu.csv (bench/dispatch.py: aten, numba and eager side by side, one thread, on
+AMD EPYCs and on an Intel Xeon, each with AVX2 and with AVX-512). A test holds the order to that table.
 """
 
 from __future__ import annotations
@@ -10,13 +10,10 @@ from dataclasses import dataclass
 
 from .call.problem import Shape
 
-# numba packs the weights and, for gradients, passes an autograd.Function, whose backward pass is called from Python.
-# Few steps do not pay for that; torch's own GRU is one call in C++.
-# Below these steps aten is faster.
-FEW_TRAINING_STEPS = 4
-# Without gradients few rows are not packed at all (`backends/numba/short.py`): aten is faster for more rows than that,
-# where the weights are large for the steps that they are packed for.
-MANY_ROWS, UNITS_A_STEP = 33, 256
+# numba packs torch's weights at each call; torch's own GRU reads them as they are. It is faster where few steps do not pay
+# for that: with at least so many units for each step and so many rows of all steps together, fewer of which are not
+# packed without gradients (`backends/numba/short.py`), nor those of one step. With gradients one step never pays.
+UNITS_A_STEP, MANY_ROWS = 256, 33
 
 
 def order_on_cpu(shape: Shape, wants_gradients: bool, reset_gate_first: bool) -> tuple[str, str, str]:
@@ -25,11 +22,12 @@ def order_on_cpu(shape: Shape, wants_gradients: bool, reset_gate_first: bool) ->
     Args:
         reset_gate_first: torch's weights; Keras's have to be put in another order for aten at each call.
     """
-    if wants_gradients:
-        is_first = shape.time >= FEW_TRAINING_STEPS
+    is_large = shape.units >= UNITS_A_STEP * shape.time
+    if shape.time == 1:
+        packs = is_large and wants_gradients
     else:
-        packs = shape.time * shape.batch >= MANY_ROWS and shape.units >= UNITS_A_STEP * shape.time
-        is_first = not (reset_gate_first and packs)
+        packs = is_large and shape.time * shape.batch >= MANY_ROWS
+    is_first = not (reset_gate_first and packs)
     is_step = shape.time == 1 and not wants_gradients and not reset_gate_first
     if not is_first:
         return "aten", "numba", "eager"

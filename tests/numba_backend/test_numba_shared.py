@@ -17,9 +17,9 @@ from tritongru.tools.oracle.cases import Case, make_arguments, run_case
 
 CASES = [
     Case(1, 70, 5, 150),
-    Case(1, 64, 5, 101, layout="torch", go_backwards=True),
+    Case(1, 64, 5, 149, layout="torch", go_backwards=True),
     Case(1, 66, 40, 200, "float64", use_bias=False),
-    Case(1, 131, 1, 96, activation="relu", recurrent_activation="hard_sigmoid", layout="torch"),
+    Case(1, 131, 1, 192, activation="relu", recurrent_activation="hard_sigmoid", layout="torch"),
 ]
 
 

@@ -95,7 +95,7 @@ def _make_step(owner: RecurrentWeights, x: Tensor, state: Tensor, backend: str) 
     if backend == "numba":
         numba = importlib.import_module("tritongru.backends.numba.short")  # imports numba
         sequence = inputs._replace(x=x.unsqueeze(0))
-        if numba.is_short(sequence) and all(t is None or t.stride(-1) == 1 for t in (x, inputs.bias_x, state)):
+        if numba.is_short(sequence, variant) and all(t is None or t.stride(-1) == 1 for t in (x, inputs.bias_x, state)):
             call, no_bias = numba.BoundShort(sequence, variant), inputs.bias_x is None
             second = 0 if no_bias else owner.bias.stride(0) * x.element_size()
 

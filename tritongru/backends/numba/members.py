@@ -23,7 +23,7 @@ def run_members_forward(
     members: Sequence[Inputs], variants: Sequence[Variant], save_gates: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the results of `forward.run_forward`, stacked, with the same bits."""
-    if not save_gates and is_short(members[0]):
+    if not save_gates and is_short(members[0], variants[0]):
         out, last = run_short_members(members, variants)
         return out, last, out.new_empty(0), out.new_empty(0)
     given, M = members[0].x.dtype, len(members)

@@ -6,6 +6,7 @@ that was written to by any way, `.data` among them, takes effect in the next cal
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ from ...activations import TABLE
 from ...call.problem import Inputs, Variant
 from .kernels import short as at
 from .kernels.short import short
+from .kernels.vector_type import count_lanes
 from .problem import with_rows
 from .spare import borrow, give_back
 from .threads import run_parts
@@ -28,12 +30,15 @@ MOST_ROWS = 32
 MOST_STATES = 4096  # rows by units, where there are more
 # Keras's weights, whose columns are side by side: four rows are as fast as packed, three are not.
 MOST_GROUPED_STATES, MOST_APART, APART_UNITS = 16384, 16, 64
+# Of a single step, operations of a part below which handing it to another thread does not pay: of one row, which waits for
+# memory, and of several. Of Keras's weights one row reads a part of each line of the matrix, which has to be so long.
+LEAST_OF_ROW, LEAST_OF_ROWS, LEAST_LINE = 800_000, 1_500_000, 1 << 11
 # With more work packing pays once the rows of a batch are shared among threads; the choice must not depend on their
 # number, on which no bit depends.
 LITTLE_WORK = 8_000_000
 
 
-def is_short(a: Inputs) -> bool:
+def is_short(a: Inputs, variant: Variant) -> bool:
     """Return whether `run_short` runs a call: the GRU without masks, resets, dropout and norms, few steps and rows."""
     x = a.x
     plain = a.w is not None and a.mask is None and a.resets is None and a.drop is None and a.keep is None
@@ -43,7 +48,7 @@ def is_short(a: Inputs) -> bool:
     rows = steps * batch
     if rows == 0 or inputs == 0 or steps > MOST_STEPS:
         return False
-    if batch == 1:
+    if batch == 1 or has_independent_units(steps, variant):
         return True
     side_by_side = a.u.stride(1) == 1
     if side_by_side and batch < 4 and units > APART_UNITS:
@@ -73,14 +78,35 @@ def run_short_members(members: Sequence[Inputs], variants: Sequence[Variant]) ->
     members = [_in_rows(a) for a in members]
     (T, B, _), U, M = members[0].x.shape, members[0].u.shape[0], len(members)
     out, last = members[0].x.new_empty(M, T, B, U), members[0].x.new_empty(M, B, U)
-    bound = [BoundShort(a, v) for a, v in zip(members, variants, strict=True)]
+    bound = [BoundShort(a, v, M) for a, v in zip(members, variants, strict=True)]
     space = torch.empty(M, bound[0].space, dtype=torch.uint8, device="cpu")
     plans = [
-        np.frombuffer(one.plan(*addresses_of(a), out[m].data_ptr(), last[m].data_ptr(), space[m].data_ptr()), np.int64)
+        one.plans(*addresses_of(a), out[m].data_ptr(), last[m].data_ptr(), space[m].data_ptr())
         for m, (one, a) in enumerate(zip(bound, members, strict=True))
     ]
-    run_parts(bound[0].kernel, plans)
+    run_parts(bound[0].kernel, np.concatenate(plans))
     return out, last
+
+
+def has_independent_units(steps: int, variant: Variant) -> bool:
+    """Return whether all gates of a unit follow from the state before the first step, so that threads can share them."""
+    return steps == 1 and variant.reset_after
+
+
+def share_units(a: Inputs, variant: Variant, members: int) -> list[int]:
+    """Return where each part of the units begins that threads compute, and where the last one ends.
+
+    A column's sums are the same in all parts that have a vector of units, so no bit depends on the threads.
+    """
+    (steps, rows, inputs), units = a.x.shape, a.u.shape[0]
+    if not has_independent_units(steps, variant):
+        return [0, units]
+    lanes = count_lanes(a.x.element_size())
+    work = 6 * rows * units * (units + inputs) // (LEAST_OF_ROW if rows == 1 else LEAST_OF_ROWS)
+    least = LEAST_LINE // a.x.element_size() if rows == 1 and a.u.stride(1) == 1 else lanes
+    count = min(torch.get_num_threads() // members, units // least, work)
+    vectors = -(-units // lanes)
+    return [*(part * vectors // count * lanes for part in range(count)), units] if count > 1 else [0, units]
 
 
 class BoundShort:
@@ -94,8 +120,12 @@ class BoundShort:
 
     __slots__ = ("_shape", "_sizes", "kernel", "space")
 
-    def __init__(self, a: Inputs, variant: Variant):
-        """Take x (T,B,I), w, u, the biases and h0 (B,U), all float32 or all float64, rows and biases contiguous."""
+    def __init__(self, a: Inputs, variant: Variant, members: int = 1):
+        """Take x (T,B,I), w, u, the biases and h0 (B,U), all float32 or all float64, rows and biases contiguous.
+
+        Args:
+            members: scans that share the threads.
+        """
         (steps, rows, inputs), w, u = a.x.shape, a.w, a.u
         self._shape = (steps, rows, u.shape[0])
         f, g = KERNEL_ID[variant.activation], KERNEL_ID[variant.recurrent_activation]
@@ -103,7 +133,9 @@ class BoundShort:
             steps, rows, inputs, u.shape[0], *a.x.stride()[:2], *w.stride(), *u.stride(), a.h0.stride(0), f, g,  # type: ignore[union-attr]
             variant.reset_after, variant.reverse, variant.reset_gate_first,
         )  # fmt: skip
-        self._sizes = struct.pack(f"{len(sizes)}q", *sizes)
+        bounds = share_units(a, variant, members)
+        # Of each part: all of its plan but the addresses.
+        self._sizes = [struct.pack(f"{len(sizes) + 2}q", *sizes, *part) for part in itertools.pairwise(bounds)]
         self.space = at.count_numbers(steps, rows, u.shape[0]) * a.x.element_size()
         self.kernel = short.for_dtype(_NUMPY[a.x.dtype])
 
@@ -124,12 +156,16 @@ class BoundShort:
     def write(self, *addresses: int) -> None:
         """Run the scan with the addresses of `run`, and those to write out and the last state to, both contiguous."""
         space = borrow(self.space)
-        self.kernel.call(self.plan(*addresses, space.data_ptr()), 0.0)
+        if len(self._sizes) == 1:
+            self.kernel.call(_pack_addresses(*addresses, space.data_ptr()) + self._sizes[0], 0.0)
+        else:
+            run_parts(self.kernel, self.plans(*addresses, space.data_ptr()))
         give_back(space)
 
-    def plan(self, *addresses: int) -> bytes:
-        """Return the kernel's plan, with the addresses of `write`, and of `space` bytes of scratch."""
-        return _pack_addresses(*addresses) + self._sizes
+    def plans(self, *addresses: int) -> np.ndarray:
+        """Return the kernel's plans (parts, fields), with the addresses of `write`, and of `space` bytes of scratch."""
+        begin = _pack_addresses(*addresses)
+        return np.frombuffer(b"".join([begin + sizes for sizes in self._sizes]), np.int64).reshape(len(self._sizes), -1)
 
 
 _pack_addresses = struct.Struct(f"{at.T}q").pack  # they come first

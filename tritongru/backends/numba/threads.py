@@ -36,7 +36,11 @@ def run_parts(kernel: Compiled, plans: np.ndarray | Sequence[np.ndarray]) -> Non
 
     Where other threads do not come, this one does it all. What a signal raises, it raises before or after.
     """
-    addresses = [address_of(plan) for plan in plans]
+    if isinstance(plans, np.ndarray):
+        begin, step = address_of(plans), plans.strides[0]
+        addresses = [begin + part * step for part in range(len(plans))]
+    else:
+        addresses = [address_of(plan) for plan in plans]
     count = min(len(addresses), torch.get_num_threads())
     if count < 2:
         for address in addresses:

@@ -32,7 +32,7 @@ def multiply_transposed(a, i, a_row, M, b, j, b_row, columns, rows, out, o, widt
     whole = columns // C * C
     for m in range(0, fours, 4):
         for c in range(0, whole, C):
-            columns_4(a, i + m, 1, a_row, rows, b, j + c, b_row, out, o + m * width + c, width, more)
+            columns_4(a, i + m, 1, a_row, rows, b, j + c, b_row, L, out, o + m * width + c, width, L, more)
         for c in range(whole, columns, L):
             tile_of_one(a, i + m, a_row, b, j + c, b_row, rows, out, o + m * width + c, width, more, columns - c)
     for m in range(fours, M):
@@ -82,7 +82,7 @@ def sum_part(plan, like):
     width, gates = 4 * units, 3 * units
     if plan[D_X] != 0:
         d_x = pointer(plan[D_X], like)
-        multiply_unpacked(d, units, width, gates, w, plan[W_COLUMN], plan[W_ROW], 0, inputs, d_x, inputs, rows)
+        multiply_unpacked(d, units, width, gates, w, plan[W_COLUMN], plan[W_ROW], 0, inputs, 0, d_x, inputs, rows)
     # One place calls the product: a compiler copies it to every place. First d_W; then d_R, its two parts of columns,
     # of all rows or, where the states are in two places, of the first and of the last ones.
     has_h0, batch, is_reverse = plan[H0] != 0, plan[BATCH], plan[REVERSE] != 0

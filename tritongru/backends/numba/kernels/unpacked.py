@@ -16,7 +16,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..compile import helper
-from .vector_type import PANEL, count_lanes
+from .rows import get, put
+from .vector_type import PANEL, WIDTH, count_lanes
 from .vectors import (
     add_pairs,
     fma,
@@ -35,23 +36,28 @@ from .vectors import (
 COLUMNS, PAIR = 8, 2  # of the dot products of one row, and of four
 # Rows from which turning columns takes less time than it saves (seen on an AMD EPYC with AVX2, no other was tried), and
 # how long the parts are that are turned at a time.
-TURNED_ROWS, BLOCK = 8, 256
+TURNED_ROWS, BLOCK = 8 if WIDTH == 32 else 16, 256 * 32 // WIDTH
 # Bytes of a matrix from which one row reads it in order: tiles of a few columns jump from row to row, which costs the
 # more the further away the matrix lies. On an AMD EPYC with 512 KiB of second cache.
 LARGE = 1 << 18
 
 
 @helper
-def multiply_unpacked(a, start, next_row, K, w, next_k, next_column, first, end, out, width, rows):
-    """out (rows, width)[:, first:end] = a (rows, K) W[:, first:end]."""
-    if next_column == 1 and end - first < 3 * lanes(a):
-        by_vectors(a, start, next_row, K, w, next_k, first, end, out, width, rows)
+def multiply_unpacked(a, start, next_row, K, w, next_k, next_column, first, end, gap, out, width, rows):
+    """out (rows, width) = a (rows, K) W in the columns first:end, with a gap also in those `gap` and 2 `gap` further on.
+
+    With a gap the columns are of three gates, and there are a vector of them at least. A column's bits are the same with
+    one as without.
+    """
+    enough = gap > 0 or end - first >= 3 * lanes(a)
+    if next_column == 1 and enough:
+        by_columns(a, start, next_row, K, w, next_k, first, end, gap, out, width, rows)
     elif next_column == 1:
-        by_columns(a, start, next_row, K, w, next_k, first, end, out, width, rows)
-    elif next_k == 1 and rows >= TURNED_ROWS and end - first >= 3 * lanes(a):
-        by_turned_columns(a, start, next_row, K, w, next_column, first, end, out, width, rows)
+        by_vectors(a, start, next_row, K, w, next_k, first, end, out, width, rows)
+    elif next_k == 1 and rows >= TURNED_ROWS and enough:
+        by_turned_columns(a, start, next_row, K, w, next_column, first, end, gap, out, width, rows)
     elif next_k == 1 and end - first >= COLUMNS:
-        by_dots(a, start, next_row, K, w, next_column, first, end, out, 0, width, rows)
+        by_dots(a, start, next_row, K, w, next_column, first, end, gap, out, 0, width, rows)
     else:
         for row in range(rows):
             for column in range(first, end):
@@ -62,18 +68,48 @@ def multiply_unpacked(a, start, next_row, K, w, next_k, next_column, first, end,
 
 
 @helper
-def by_columns(a, start, next_row, K, w, next_k, first, end, out, width, rows):
-    C, fours = 3 * lanes(a), rows // 4 * 4
-    is_large = K * (end - first) * item_size(a[0]) >= LARGE
-    for c in range(first, end, C):
-        column = min(c, end - C)
-        for row in range(0, fours, 4):
+def count_windows(a, first, end, gap):
+    """Return how many times three vectors it takes to have all columns."""
+    L = lanes(a)
+    if gap == 0:
+        return (end - first + 3 * L - 1) // (3 * L)
+    whole = (end - first) // (3 * L)
+    return 3 * whole + (end - first - whole * 3 * L + L - 1) // L
+
+
+@helper
+def place_window(a, window, first, end, gap):
+    """Return the first column of three vectors, and how far one of them is from the next.
+
+    They are side by side, but where that leaves too few columns in a gate: there they are one of each gate.
+    """
+    L = lanes(a)
+    if gap == 0:
+        return min(first + window * 3 * L, end - 3 * L), L
+    whole = (end - first) // (3 * L)
+    if window < 3 * whole:
+        gate = window // whole
+        return gate * gap + first + (window - gate * whole) * 3 * L, L
+    return min(first + whole * 3 * L + (window - 3 * whole) * L, end - L), gap
+
+
+@helper
+def by_columns(a, start, next_row, K, w, next_k, first, end, gap, out, width, rows):
+    fours = rows // 4 * 4
+    is_large = K * next_k * item_size(a[0]) >= LARGE
+    for window in range(count_windows(a, first, end, gap)):
+        column, step = place_window(a, window, first, end, gap)
+        eights = rows // 8 * 8 if WIDTH == 64 else 0
+        for row in range(0, eights, 8):
             i, o = start + row * next_row, row * width + column
-            columns_4(a, i, next_row, 1, K, w, column, next_k, out, o, width, False)
+            columns_8(a, i, next_row, 1, K, w, column, next_k, step, out, o, width, step, False)
+        for row in range(eights, fours, 4):
+            i, o = start + row * next_row, row * width + column
+            columns_4(a, i, next_row, 1, K, w, column, next_k, step, out, o, width, step, False)
         for row in range(fours, 0 if is_large else rows):
-            columns_1(a, start + row * next_row, K, w, column, next_k, out, row * width + column)
+            columns_1(a, start + row * next_row, K, w, column, next_k, out, row * width + column, step)
     for row in range(fours, rows if is_large else 0):
-        stream_1(a, start + row * next_row, K, w, next_k, first, end, out, row * width)
+        stream_1(a, start + row * next_row, K, w, next_k, first, end, gap, out, row * width)
 
 
 @helper
@@ -95,70 +131,79 @@ def by_vectors(a, start, next_row, K, w, next_k, first, end, out, width, rows):
 
 
 @helper
-def stream_1(a, i, K, w, next_k, first, end, out, o):
+def stream_1(a, i, K, w, next_k, first, end, gap, out, o):
     """A row by all columns, four rows of W at a time."""
-    L, whole = lanes(a), K // 4 * 4
-    last = first + (end - first) // L * L
-    for c in range(first, end):
-        out[o + c] = 0
+    L, whole, size = lanes(a), K // 4 * 4, end - first
+    full_size = size // L * L
+    rest = size - full_size  # columns that are no vector are summed in the order of the others: ranges may end anywhere
+    ranges = 3 if gap > 0 else 1
+    for place in range(ranges):
+        for c in range(first + place * gap, end + place * gap, L):
+            put(out, o + c, full(a, 0.0), end + place * gap - c)
     for k in range(0, whole, 4):
-        p0 = k * next_k
-        p1, p2, p3 = p0 + next_k, p0 + 2 * next_k, p0 + 3 * next_k
         v0, v1, v2, v3 = spread(a, i + k), spread(a, i + k + 1), spread(a, i + k + 2), spread(a, i + k + 3)
-        for c in range(first, last, L):
-            total = fma(v1, load(w, p1 + c), fma(v0, load(w, p0 + c), load(out, o + c)))
-            store(out, o + c, fma(v3, load(w, p3 + c), fma(v2, load(w, p2 + c), total)))
-        for c in range(last, end):
-            total = a[i + k] * w[p0 + c] + a[i + k + 1] * w[p1 + c]
-            out[o + c] += total + (a[i + k + 2] * w[p2 + c] + a[i + k + 3] * w[p3 + c])
+        for place in range(ranges):
+            q = first + place * gap
+            p0 = k * next_k
+            p1, p2, p3 = p0 + next_k, p0 + 2 * next_k, p0 + 3 * next_k
+            for c in range(q, q + full_size, L):
+                total = fma(v1, load(w, p1 + c), fma(v0, load(w, p0 + c), load(out, o + c)))
+                store(out, o + c, fma(v3, load(w, p3 + c), fma(v2, load(w, p2 + c), total)))
+            if rest > 0:
+                c = q + full_size
+                total = fma(v0, load_first(w, p0 + c, rest), load_first(out, o + c, rest))
+                total = fma(v2, load_first(w, p2 + c, rest), fma(v1, load_first(w, p1 + c, rest), total))
+                store_first(out, o + c, fma(v3, load_first(w, p3 + c, rest), total), rest)
     for k in range(whole, K):
         v, p = spread(a, i + k), k * next_k
-        for c in range(first, last, L):
-            store(out, o + c, fma(v, load(w, p + c), load(out, o + c)))
-        for c in range(last, end):
-            out[o + c] += a[i + k] * w[p + c]
+        for place in range(ranges):
+            for c in range(first + place * gap, end + place * gap, L):
+                left = end + place * gap - c
+                put(out, o + c, fma(v, get(w, p + c, left), get(out, o + c, left)), left)
 
 
 @helper
-def columns_1(a, i, K, w, p, next_k, out, o):
-    L = lanes(a)
+def columns_1(a, i, K, w, p, next_k, out, o, step):
     a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = d0 = d1 = d2 = full(a, 0.0)
     whole = K // 4 * 4
     for k in range(0, whole, 4):
         v = spread(a, i + k)
-        a0, a1, a2 = fma(v, load(w, p), a0), fma(v, load(w, p + L), a1), fma(v, load(w, p + 2 * L), a2)
+        a0, a1, a2 = fma(v, load(w, p), a0), fma(v, load(w, p + step), a1), fma(v, load(w, p + 2 * step), a2)
         p += next_k
         v = spread(a, i + k + 1)
-        b0, b1, b2 = fma(v, load(w, p), b0), fma(v, load(w, p + L), b1), fma(v, load(w, p + 2 * L), b2)
+        b0, b1, b2 = fma(v, load(w, p), b0), fma(v, load(w, p + step), b1), fma(v, load(w, p + 2 * step), b2)
         p += next_k
         v = spread(a, i + k + 2)
-        c0, c1, c2 = fma(v, load(w, p), c0), fma(v, load(w, p + L), c1), fma(v, load(w, p + 2 * L), c2)
+        c0, c1, c2 = fma(v, load(w, p), c0), fma(v, load(w, p + step), c1), fma(v, load(w, p + 2 * step), c2)
         p += next_k
         v = spread(a, i + k + 3)
-        d0, d1, d2 = fma(v, load(w, p), d0), fma(v, load(w, p + L), d1), fma(v, load(w, p + 2 * L), d2)
+        d0, d1, d2 = fma(v, load(w, p), d0), fma(v, load(w, p + step), d1), fma(v, load(w, p + 2 * step), d2)
         p += next_k
     for k in range(whole, K):
         v = spread(a, i + k)
-        a0, a1, a2 = fma(v, load(w, p), a0), fma(v, load(w, p + L), a1), fma(v, load(w, p + 2 * L), a2)
+        a0, a1, a2 = fma(v, load(w, p), a0), fma(v, load(w, p + step), a1), fma(v, load(w, p + 2 * step), a2)
         p += next_k
     store(out, o, (a0 + b0) + (c0 + d0))
-    store(out, o + L, (a1 + b1) + (c1 + d1))
-    store(out, o + 2 * L, (a2 + b2) + (c2 + d2))
+    store(out, o + step, (a1 + b1) + (c1 + d1))
+    store(out, o + 2 * step, (a2 + b2) + (c2 + d2))
 
 
 @helper
-def columns_4(a, i, next_row, next_a, K, w, p, next_k, out, o, width, more):
-    """Four rows, whose numbers are `next_a` apart, by three vectors of columns; added to `out` where `more`."""
-    L = lanes(a)
+def columns_4(a, i, next_row, next_a, K, w, p, next_k, next_vector, out, o, width, step, more):
+    """Four rows, whose numbers are `next_a` apart, by three vectors of columns; added to `out` where `more`.
+
+    Args:
+        next_vector, step: from one vector to the next in `w` and in `out`.
+    """
     a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = d0 = d1 = d2 = full(a, 0.0)
     o1, o2, o3 = o + width, o + 2 * width, o + 3 * width
     if more:
-        a0, a1, a2 = load(out, o), load(out, o + L), load(out, o + 2 * L)
-        b0, b1, b2 = load(out, o1), load(out, o1 + L), load(out, o1 + 2 * L)
-        c0, c1, c2 = load(out, o2), load(out, o2 + L), load(out, o2 + 2 * L)
-        d0, d1, d2 = load(out, o3), load(out, o3 + L), load(out, o3 + 2 * L)
+        a0, a1, a2 = load(out, o), load(out, o + step), load(out, o + 2 * step)
+        b0, b1, b2 = load(out, o1), load(out, o1 + step), load(out, o1 + 2 * step)
+        c0, c1, c2 = load(out, o2), load(out, o2 + step), load(out, o2 + 2 * step)
+        d0, d1, d2 = load(out, o3), load(out, o3 + step), load(out, o3 + 2 * step)
     for _ in range(K):
-        w0, w1, w2 = load(w, p), load(w, p + L), load(w, p + 2 * L)
+        w0, w1, w2 = load(w, p), load(w, p + next_vector), load(w, p + 2 * next_vector)
         v = spread(a, i)
         a0, a1, a2 = fma(v, w0, a0), fma(v, w1, a1), fma(v, w2, a2)
         v = spread(a, i + next_row)
@@ -169,17 +214,64 @@ def columns_4(a, i, next_row, next_a, K, w, p, next_k, out, o, width, more):
         d0, d1, d2 = fma(v, w0, d0), fma(v, w1, d1), fma(v, w2, d2)
         i += next_a
         p += next_k
-    store_3(out, o, a0, a1, a2)
-    store_3(out, o1, b0, b1, b2)
-    store_3(out, o2, c0, c1, c2)
-    store_3(out, o3, d0, d1, d2)
+    store_3(out, o, step, a0, a1, a2)
+    store_3(out, o1, step, b0, b1, b2)
+    store_3(out, o2, step, c0, c1, c2)
+    store_3(out, o3, step, d0, d1, d2)
 
 
 @helper
-def store_3(out, o, a, b, c):
+def columns_8(a, i, next_row, next_a, K, w, p, next_k, next_vector, out, o, width, step, more):
+    """As `columns_4` for eight rows, for processors with enough registers."""
+    a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = d0 = d1 = d2 = e0 = e1 = e2 = f0 = f1 = f2 = g0 = g1 = g2 = h0 = h1 = h2 = full(a, 0.0)
+    o1, o2, o3, o4 = o + width, o + 2 * width, o + 3 * width, o + 4 * width
+    o5, o6, o7 = o4 + width, o4 + 2 * width, o4 + 3 * width
+    j = i + 4 * next_row
+    if more:
+        a0, a1, a2 = load(out, o), load(out, o + step), load(out, o + 2 * step)
+        b0, b1, b2 = load(out, o1), load(out, o1 + step), load(out, o1 + 2 * step)
+        c0, c1, c2 = load(out, o2), load(out, o2 + step), load(out, o2 + 2 * step)
+        d0, d1, d2 = load(out, o3), load(out, o3 + step), load(out, o3 + 2 * step)
+        e0, e1, e2 = load(out, o4), load(out, o4 + step), load(out, o4 + 2 * step)
+        f0, f1, f2 = load(out, o5), load(out, o5 + step), load(out, o5 + 2 * step)
+        g0, g1, g2 = load(out, o6), load(out, o6 + step), load(out, o6 + 2 * step)
+        h0, h1, h2 = load(out, o7), load(out, o7 + step), load(out, o7 + 2 * step)
+    for _ in range(K):
+        w0, w1, w2 = load(w, p), load(w, p + next_vector), load(w, p + 2 * next_vector)
+        v = spread(a, i)
+        a0, a1, a2 = fma(v, w0, a0), fma(v, w1, a1), fma(v, w2, a2)
+        v = spread(a, i + next_row)
+        b0, b1, b2 = fma(v, w0, b0), fma(v, w1, b1), fma(v, w2, b2)
+        v = spread(a, i + 2 * next_row)
+        c0, c1, c2 = fma(v, w0, c0), fma(v, w1, c1), fma(v, w2, c2)
+        v = spread(a, i + 3 * next_row)
+        d0, d1, d2 = fma(v, w0, d0), fma(v, w1, d1), fma(v, w2, d2)
+        v = spread(a, j)
+        e0, e1, e2 = fma(v, w0, e0), fma(v, w1, e1), fma(v, w2, e2)
+        v = spread(a, j + next_row)
+        f0, f1, f2 = fma(v, w0, f0), fma(v, w1, f1), fma(v, w2, f2)
+        v = spread(a, j + 2 * next_row)
+        g0, g1, g2 = fma(v, w0, g0), fma(v, w1, g1), fma(v, w2, g2)
+        v = spread(a, j + 3 * next_row)
+        h0, h1, h2 = fma(v, w0, h0), fma(v, w1, h1), fma(v, w2, h2)
+        i += next_a
+        j += next_a
+        p += next_k
+    store_3(out, o, step, a0, a1, a2)
+    store_3(out, o1, step, b0, b1, b2)
+    store_3(out, o2, step, c0, c1, c2)
+    store_3(out, o3, step, d0, d1, d2)
+    store_3(out, o4, step, e0, e1, e2)
+    store_3(out, o5, step, f0, f1, f2)
+    store_3(out, o6, step, g0, g1, g2)
+    store_3(out, o7, step, h0, h1, h2)
+
+
+@helper
+def store_3(out, o, step, a, b, c):
     store(out, o, a)
-    store(out, o + lanes(out), b)
-    store(out, o + 2 * lanes(out), c)
+    store(out, o + step, b)
+    store(out, o + 2 * step, c)
 
 
 @intrinsic
@@ -194,42 +286,48 @@ def panel_on_stack(typing, like):
 
 
 @helper
-def by_turned_columns(a, start, next_row, K, w, next_column, first, end, out, width, rows):
+def by_turned_columns(a, start, next_row, K, w, next_column, first, end, gap, out, width, rows):
     """Three vectors of columns at a time, turned into rows."""
-    L, C, fours = lanes(a), 3 * lanes(a), rows // 4 * 4
+    L, fours = lanes(a), rows // 4 * 4
     panel = panel_on_stack(a[0])
-    for c in range(first, end, C):
-        column = min(c, end - C)
+    for window in range(count_windows(a, first, end, gap)):
+        column, step = place_window(a, window, first, end, gap)
         for k in range(0, K, BLOCK):
             count = min(K - k, BLOCK)
             whole = count // L * L
-            for lane in range(0, C, L):
-                p = (column + lane) * next_column + k
+            for vector in range(3):
+                p = (column + vector * step) * next_column + k
                 for t in range(0, whole, L):
-                    store_turned(panel, t * C + lane, C, w, p + t, next_column)
+                    store_turned(panel, (3 * t + vector) * L, 3 * L, w, p + t, next_column)
                 for t in range(whole, count):
                     for n in range(L):
-                        panel[t * C + lane + n] = w[p + t + n * next_column]
-            for row in range(0, fours, 4):
+                        panel[(3 * t + vector) * L + n] = w[p + t + n * next_column]
+            eights = rows // 8 * 8 if WIDTH == 64 else 0
+            for row in range(0, eights, 8):
                 i, o = start + row * next_row + k, row * width + column
-                columns_4(a, i, next_row, 1, count, panel, 0, C, out, o, width, k > 0)
+                columns_8(a, i, next_row, 1, count, panel, 0, 3 * L, L, out, o, width, step, k > 0)
+            for row in range(eights, fours, 4):
+                i, o = start + row * next_row + k, row * width + column
+                columns_4(a, i, next_row, 1, count, panel, 0, 3 * L, L, out, o, width, step, k > 0)
     rest = start + fours * next_row
-    by_dots(a, rest, next_row, K, w, next_column, first, end, out, fours * width, width, rows - fours)
+    by_dots(a, rest, next_row, K, w, next_column, first, end, gap, out, fours * width, width, rows - fours)
 
 
 @helper
-def by_dots(a, start, next_row, K, w, next_column, first, end, out, begin, width, rows):
+def by_dots(a, start, next_row, K, w, next_column, first, end, gap, out, begin, width, rows):
     fours = rows // 4 * 4
-    for c in range(first, end, PAIR):
-        column = min(c, end - PAIR)
-        for row in range(0, fours, 4):
-            dots_4(a, start + row * next_row, next_row, K, w, column * next_column, next_column,
-                   out, begin + row * width + column, width)  # fmt: skip
-    for c in range(first, end, COLUMNS):
-        column = min(c, end - COLUMNS)
-        for row in range(fours, rows):
-            o = begin + row * width + column
-            dots_1(a, start + row * next_row, K, w, column * next_column, next_column, out, o)
+    for place in range(0, 3 * gap if gap > 0 else 1, max(gap, 1)):
+        last = end + place
+        for c in range(first + place, last, PAIR):
+            column = min(c, last - PAIR)
+            for row in range(0, fours, 4):
+                dots_4(a, start + row * next_row, next_row, K, w, column * next_column, next_column,
+                       out, begin + row * width + column, width)  # fmt: skip
+        for c in range(first + place, last, COLUMNS):
+            column = min(c, last - COLUMNS)
+            for row in range(fours, rows):
+                o = begin + row * width + column
+                dots_1(a, start + row * next_row, K, w, column * next_column, next_column, out, o)
 
 
 @helper
