@@ -18,6 +18,7 @@ from ...activations import TABLE
 from ...call.problem import Inputs, Variant
 from .kernels import short as at
 from .kernels.short import short
+from .kernels.unpacked import COLUMNS
 from .kernels.vector_type import count_lanes
 from .problem import with_rows
 from .spare import borrow, give_back
@@ -101,7 +102,7 @@ def share_units(a: Inputs, variant: Variant, members: int) -> list[int]:
     (steps, rows, inputs), units = a.x.shape, a.u.shape[0]
     if not has_independent_units(steps, variant):
         return [0, units]
-    lanes = count_lanes(a.x.element_size())
+    lanes = max(count_lanes(a.x.element_size()), COLUMNS)
     work = 6 * rows * units * (units + inputs) // (LEAST_OF_ROW if rows == 1 else LEAST_OF_ROWS)
     least = LEAST_LINE // a.x.element_size() if rows == 1 and a.u.stride(1) == 1 else lanes
     count = min(torch.get_num_threads() // members, units // least, work)

@@ -40,6 +40,8 @@ TURNED_ROWS, BLOCK = 8 if WIDTH == 32 else 16, 256 * 32 // WIDTH
 # Bytes of a matrix from which one row reads it in order: tiles of a few columns jump from row to row, which costs the
 # more the further away the matrix lies. On an AMD EPYC with 512 KiB of second cache.
 LARGE = 1 << 18
+# From here on less than eight rows do so too: what tiles jump over does not fit the second cache.
+HUGE = 1 << 23
 
 
 @helper
@@ -95,21 +97,21 @@ def place_window(a, window, first, end, gap):
 
 @helper
 def by_columns(a, start, next_row, K, w, next_k, first, end, gap, out, width, rows):
-    fours = rows // 4 * 4
-    is_large = K * next_k * item_size(a[0]) >= LARGE
+    size = K * next_k * item_size(a[0])
+    fours = 0 if size >= HUGE and rows < 8 else rows // 4 * 4
+    eights = fours // 8 * 8 if WIDTH == 64 else 0
+    tiled = fours if size >= LARGE else rows
     for window in range(count_windows(a, first, end, gap)):
         column, step = place_window(a, window, first, end, gap)
-        eights = rows // 8 * 8 if WIDTH == 64 else 0
         for row in range(0, eights, 8):
             i, o = start + row * next_row, row * width + column
             columns_8(a, i, next_row, 1, K, w, column, next_k, step, out, o, width, step, False)
         for row in range(eights, fours, 4):
             i, o = start + row * next_row, row * width + column
             columns_4(a, i, next_row, 1, K, w, column, next_k, step, out, o, width, step, False)
-        for row in range(fours, 0 if is_large else rows):
+        for row in range(fours, tiled):
             columns_1(a, start + row * next_row, K, w, column, next_k, out, row * width + column, step)
-    for row in range(fours, rows if is_large else 0):
-        stream_1(a, start + row * next_row, K, w, next_k, first, end, gap, out, row * width)
+    stream(a, start + tiled * next_row, next_row, K, w, next_k, first, end, gap, out, tiled * width, width, rows - tiled)
 
 
 @helper
@@ -131,35 +133,39 @@ def by_vectors(a, start, next_row, K, w, next_k, first, end, out, width, rows):
 
 
 @helper
-def stream_1(a, i, K, w, next_k, first, end, gap, out, o):
-    """A row by all columns, four rows of W at a time."""
-    L, whole, size = lanes(a), K // 4 * 4, end - first
-    full_size = size // L * L
-    rest = size - full_size  # columns that are no vector are summed in the order of the others: ranges may end anywhere
-    ranges = 3 if gap > 0 else 1
-    for place in range(ranges):
-        for c in range(first + place * gap, end + place * gap, L):
-            put(out, o + c, full(a, 0.0), end + place * gap - c)
+def stream(a, start, next_row, K, w, next_k, first, end, gap, out, begin, width, rows):
+    """Rows by all columns, four rows of W at a time, each from end to end."""
+    L, whole, ranges = lanes(a), K // 4 * 4, 3 if gap > 0 else 1
+    # Columns that are no vector are summed in the order of the others: a range may end anywhere.
+    last = first + (end - first) // L * L
+    rest = end - last
+    for row in range(rows):
+        for place in range(ranges):
+            for c in range(first, end, L):
+                put(out, begin + row * width + place * gap + c, full(a, 0.0), end - c)
     for k in range(0, whole, 4):
-        v0, v1, v2, v3 = spread(a, i + k), spread(a, i + k + 1), spread(a, i + k + 2), spread(a, i + k + 3)
         for place in range(ranges):
-            q = first + place * gap
-            p0 = k * next_k
+            p0, o = k * next_k + place * gap, begin + place * gap
             p1, p2, p3 = p0 + next_k, p0 + 2 * next_k, p0 + 3 * next_k
-            for c in range(q, q + full_size, L):
-                total = fma(v1, load(w, p1 + c), fma(v0, load(w, p0 + c), load(out, o + c)))
-                store(out, o + c, fma(v3, load(w, p3 + c), fma(v2, load(w, p2 + c), total)))
-            if rest > 0:
-                c = q + full_size
-                total = fma(v0, load_first(w, p0 + c, rest), load_first(out, o + c, rest))
-                total = fma(v2, load_first(w, p2 + c, rest), fma(v1, load_first(w, p1 + c, rest), total))
-                store_first(out, o + c, fma(v3, load_first(w, p3 + c, rest), total), rest)
+            for c in range(first, last, L):
+                w0, w1, w2, w3 = load(w, p0 + c), load(w, p1 + c), load(w, p2 + c), load(w, p3 + c)
+                for row in range(rows):
+                    i, to = start + row * next_row + k, o + row * width + c
+                    total = fma(spread(a, i + 1), w1, fma(spread(a, i), w0, load(out, to)))
+                    store(out, to, fma(spread(a, i + 3), w3, fma(spread(a, i + 2), w2, total)))
+            for row in range(rows if rest > 0 else 0):
+                i, to = start + row * next_row + k, o + row * width + last
+                total = load_first(out, to, rest)
+                for j in range(4):
+                    total = fma(spread(a, i + j), load_first(w, p0 + j * next_k + last, rest), total)
+                store_first(out, to, total, rest)
     for k in range(whole, K):
-        v, p = spread(a, i + k), k * next_k
-        for place in range(ranges):
-            for c in range(first + place * gap, end + place * gap, L):
-                left = end + place * gap - c
-                put(out, o + c, fma(v, get(w, p + c, left), get(out, o + c, left)), left)
+        for row in range(rows):
+            v = spread(a, start + row * next_row + k)
+            for place in range(ranges):
+                p, to = k * next_k + place * gap, begin + row * width + place * gap
+                for c in range(first, end, L):
+                    put(out, to + c, fma(v, get(w, p + c, end - c), get(out, to + c, end - c)), end - c)
 
 
 @helper
