@@ -60,7 +60,7 @@ PACK = """
     torch.manual_seed(0)
     inputs = Inputs(torch.randn(9, 12, 5), torch.randn(5, 51), None, torch.randn(17, 51), None, torch.zeros(12, 17))
     problem = Problem(inputs, Variant())
-    problem.plan_scan(0, 9)
+    problem.plan_scan(0, 9, False)
     print(problem.packed.view(torch.float32).double().sum().item())
 """
 

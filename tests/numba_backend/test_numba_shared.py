@@ -1,4 +1,4 @@
-"""Threads that share the units of one row: the bits of one thread, whoever comes late or not at all."""
+"""Threads that share the units of a scan: the bits of one thread, whoever comes late or not at all."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ CASES = [
     Case(1, 64, 5, 149, layout="torch", go_backwards=True),
     Case(1, 66, 40, 200, "float64", use_bias=False),
     Case(1, 131, 1, 192, activation="relu", recurrent_activation="hard_sigmoid", layout="torch"),
+    Case(2, 70, 5, 150, layout="torch"),
+    Case(3, 21, 9, 150, go_backwards=True),
+    Case(11, 18, 7, 200, layout="torch", go_backwards=True),  # a group of three
+    Case(13, 8, 300, 150, "float64", time_major=True),
+    Case(20, 9, 3, 390, use_bias=False),
 ]
 
 
@@ -28,13 +33,14 @@ def noted(monkeypatch):
     """Let small rows be shared, and note how many steps were."""
     noted: list = []
     monkeypatch.setattr(sharing, "LEAST_BYTES", 1)
+    monkeypatch.setattr(sharing, "LEAST_GAIN", 0)
     monkeypatch.setattr(sharing, "_alone_until", 0.0)
     monkeypatch.setattr(sharing, "ALONE_SECONDS", 0.0)
     run = sharing.run_sharing
 
-    def watched(kernel, parts) -> None:
+    def watched(kernel, parts, place: int, steps: int) -> None:
         assert [int(part[at.SHARE]) for part in parts] == list(range(len(parts)))
-        run(kernel, parts)
+        run(kernel, parts, place, steps)
         noted.extend(parts)
 
     monkeypatch.setattr(problem, "run_sharing", watched)
@@ -121,7 +127,7 @@ def test_without_others_the_first_thread_does_it_all_and_is_left_alone_for_a_whi
 @pytest.mark.parametrize(
     "changes",
     [dict(mask=True), dict(resets=True), dict(reset_after=False), dict(recurrent_dropouts=1), dict(gates=True),
-     dict(layer_norm="joint"), dict(batch=2), dict(time=63), dict(recompute=True)],
+     dict(layer_norm="joint"), dict(time=63), dict(batch=2, time=7), dict(batch=33), dict(recompute=True)],
     ids=str,
 )  # fmt: skip
 def test_what_is_not_shared(changes: dict, monkeypatch, noted) -> None:

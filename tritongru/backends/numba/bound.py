@@ -20,6 +20,7 @@ from .kernels.packing import pack
 from .kernels.reverse import reverse_scan
 from .kernels.scan import scan
 from .problem import LINE, Problem, how_to_scan, round_up, run_packing, with_rows
+from .sharing import may_share
 from .short import BoundShort, is_short
 from .spare import borrow, give_back
 from .sums import FewRows, is_few, sum_plainly
@@ -101,6 +102,34 @@ class BoundReverse:
         run_parts(self._scan, plans)
 
 
+class BoundForward:
+    """The scan of tensors with the sizes and strides of those it was made for.
+
+    Attributes:
+        is_shared: whether threads share its units.
+    """
+
+    def __init__(self, a: Inputs, variant: Variant, gradients: bool, may_share: bool):
+        problem = Problem(a, variant)
+        # Any address but 0, as above.
+        problem.fields |= dict(OUT=1, LAST=1, GATES=int(gradients))
+        parts = problem.plan_scan(0, a.x.shape[0], may_share)
+        self._plans = Plans(problem, parts, (*INPUTS, "OUT", "LAST", "GATES"))
+        problem.release()
+        kernel, self._run = how_to_scan(parts)
+        self.is_shared = kernel is not scan
+        self._pack, self._scan = pack.for_dtype(problem.dtype), kernel.for_dtype(problem.dtype)
+
+    def run(self, *tensors: int) -> None:
+        """Run the scan of tensors at these addresses: INPUTS, outputs, last state and gates, 0 for none."""
+        memory = borrow(self._plans.bytes)
+        plans = self._plans.at(memory.data_ptr(), *tensors)
+        if not self.is_shared:  # else each thread packs what it reads
+            run_packing(self._pack, plans[0], self._plans.packed)
+        self._run(self._scan, plans)
+        give_back(memory)
+
+
 class BoundScan:
     """The plain scan of tensors with the sizes and strides of those it was made for, which nobody checks again.
 
@@ -116,15 +145,8 @@ class BoundScan:
         (T, B, I), U = a.x.shape, a.u.shape[0]
         self.variant = variant
         self._shape, self._width = (T, B, U), gate_width(variant) * U if gradients else 0
-        problem = Problem(a, variant)
-        # Any address but 0, as above.
-        problem.fields |= dict(OUT=1, LAST=1, GATES=int(gradients))
-        parts = problem.plan_scan(0, T)
-        self._forward = Plans(problem, parts, (*INPUTS, "OUT", "LAST", "GATES"))
-        problem.release()
-        kernel, self._run_scan = how_to_scan(parts)
-        self._packs = kernel is scan
-        self._pack, self._scan = pack.for_dtype(problem.dtype), kernel.for_dtype(problem.dtype)
+        self._alone = BoundForward(a, variant, gradients, False)
+        self._shared = BoundForward(a, variant, gradients, True)
         self._reverse: BoundReverse | None = None
         self.few: BoundFewRows | None = None
         if gradients and variant.reset_after and len(chunks_of(T, B, self._width)) == 1:
@@ -145,14 +167,8 @@ class BoundScan:
         T, B, U = self._shape
         out, last = x.new_empty(T, B, U), x.new_empty(B, U)
         gates = x.new_empty(T, B, self._width) if self._width else None
-        memory = borrow(self._forward.bytes)
-        plans = self._forward.at(
-            memory.data_ptr(), *inputs, out.data_ptr(), last.data_ptr(), 0 if gates is None else gates.data_ptr()
-        )
-        if self._packs:
-            run_packing(self._pack, plans[0], self._forward.packed)
-        self._run_scan(self._scan, plans)
-        give_back(memory)
+        forward = self._shared if self._shared.is_shared and may_share() else self._alone
+        forward.run(*inputs, out.data_ptr(), last.data_ptr(), 0 if gates is None else gates.data_ptr())
         return out, last, gates
 
     def run_backward(self, a: Inputs, saved: Saved, d_out: Tensor | None, d_last: Tensor | None, wanted: Inputs):

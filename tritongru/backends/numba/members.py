@@ -38,7 +38,7 @@ def run_members_forward(
     for m, problem in enumerate(problems):
         for name, value in (("OUT", out), ("LAST", last), ("STATES", states), ("GATES", gates)):
             problem.fields[name] = value[m].data_ptr() if value.dim() > 1 else 0
-        parts += problem.plan_scan(0, T)
+        parts += problem.plan_scan(0, T, False)
     run_parts(scan.for_dtype(problems[0].dtype), parts)
     for problem in problems:
         problem.release()

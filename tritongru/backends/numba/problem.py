@@ -18,7 +18,7 @@ from .kernels.packing import pack
 from .kernels.scan import scan
 from .kernels.shared import shared_scan
 from .kernels.vector_type import PANEL, count_lanes
-from .sharing import LEAST_STEPS, count_shares, run_sharing
+from .sharing import LEAST_STEPS, LEAST_STEPS_OF_ROWS, count_shares, may_share, run_sharing
 from .spare import borrow, give_back
 from .threads import address_of, group_size, run_parts, share_rows
 
@@ -99,15 +99,16 @@ class Problem:
 
     def _count_shares(self, steps: int) -> int:
         """Return how many threads share the units of a scan over so many steps, 1 for one that they do not share."""
-        a, fields = self.a, self.fields
+        a, fields, variant = self.a, self.fields, self.variant
         extras = (a.mask, a.resets, a.drop, a.keep, a.scale)
-        if fields["BATCH"] > 1 or self.members > 1 or a.w is None or any(t is not None for t in extras):
+        if self.members > 1 or a.w is None or any(t is not None for t in extras) or not variant.reset_after:
             return 1
-        # It reads the state where it writes it, and begins with the first step.
-        if not self.variant.reset_after or not fields.get("OUT") or steps < max(LEAST_STEPS, fields["STEPS"]):
+        # It reads the states where it writes them, and begins with the first step.
+        rows, least = fields["BATCH"], LEAST_STEPS if fields["BATCH"] == 1 else LEAST_STEPS_OF_ROWS
+        if rows == 0 or not fields.get("OUT") or steps < max(least, fields["STEPS"]):
             return 1
-        U = fields["UNITS"]
-        return count_shares(-(-U // (self.lanes * PANEL)), 3 * U * U * self.dtype.itemsize)
+        U, groups = fields["UNITS"], -(-rows // fields["SIZE"])
+        return count_shares(rows, groups, -(-U // (self.lanes * PANEL)), 3 * U * U * self.dtype.itemsize)
 
     def _set_options(self) -> None:
         """Set the fields of what a call may leave out."""
@@ -178,18 +179,18 @@ class Problem:
 
     def run_scan(self, begin: int, end: int) -> None:
         """Run the steps begin..end, counted in the order of processing."""
-        parts = self.plan_scan(begin, end)
+        parts = self.plan_scan(begin, end, may_share())
         kernel, run = how_to_scan(parts)
         run(kernel.for_dtype(self.dtype), parts)
 
-    def plan_scan(self, begin: int, end: int) -> list[np.ndarray]:
-        """Return the plan of each part of the batch for the steps begin..end."""
+    def plan_scan(self, begin: int, end: int, may_share: bool) -> list[np.ndarray]:
+        """Return the plan of each part for the steps begin..end: of the batch or, if it may be shared, of the units."""
         a, fields = self.a, self.fields
         I, U = fields["INPUT"], fields["UNITS"]
-        shares = self._count_shares(end - begin)
+        shares = self._count_shares(end - begin) if may_share else 1
         if shares > 1:
             fields["SHARES"] = shares
-            self.parts = [dict(FIRST=0, ROWS=1, SHARE=share) for share in range(shares)]
+            self.parts = [dict(FIRST=0, ROWS=fields["BATCH"], SHARE=share) for share in range(shares)]
         # Gates that are multiplied apart begin at whole panels.
         apart = self.drops == 3 or not self.variant.reset_after or shares > 1
         P = round_up(U, self.lanes * (PANEL if apart else 1))
@@ -227,7 +228,11 @@ def run_packing(kernel: Compiled, plan: np.ndarray, size: int) -> None:
 
 def how_to_scan(parts: Sequence[np.ndarray]) -> tuple[Kernel, Callable[[Any, Any], None]]:
     """Return the kernel of a scan's parts, and what runs it with all of them."""
-    return (shared_scan, run_sharing) if parts and parts[0][at.SHARES] > 1 else (scan, run_parts)
+    return (shared_scan, _run_shared) if parts and parts[0][at.SHARES] > 1 else (scan, run_parts)
+
+
+def _run_shared(kernel: Compiled, parts: Sequence[np.ndarray]) -> None:
+    run_sharing(kernel, parts, at.MEETING, parts[0][at.STEPS])
 
 
 def make_plan(fields: dict[str, Any]) -> np.ndarray:

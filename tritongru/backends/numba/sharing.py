@@ -1,48 +1,75 @@
-"""The units of one row shared among threads: by how many, and how they are run. See kernels/shared.py."""
+"""The units of a scan shared among threads: by how many, and how they are run. See kernels/shared.py and meeting.py."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from .compile import Compiled
-from .kernels import fields as at
 from .kernels.meeting import LINE, SHARED_STEPS
 from .threads import address_of, run_parts
 
-LEAST_STEPS = 64  # the other threads begin some steps late
-# Of each thread: panels of each gate, and bytes of the recurrent weights. With fewer bytes one thread is as fast, with
-# more they do not stay in a core's second cache either. Seen with two threads on an AMD EPYC (AVX2), of 512 KiB each.
-LEAST_PANELS, LEAST_BYTES, MOST_BYTES, MOST_SHARES = 2, 1 << 17, 1 << 19, 4
-# How long calls keep to one thread after one whose other threads were late.
+# Of one row; of several, whose steps take longer. The other threads begin some steps late.
+LEAST_STEPS, LEAST_STEPS_OF_ROWS = 64, 8
+# Of each thread: panels of each gate, and bytes of the recurrent weights. With fewer bytes one thread is as fast.
+LEAST_PANELS, LEAST_BYTES, MOST_SHARES = 2, 1 << 17, 4
+# Rows of a batch whose units are shared, and how much more evenly that has to share the work.
+MOST_ROWS, LEAST_GAIN = 32, 1.2
+# How long calls keep to threads that need no other after one whose other threads were late.
 ALONE_SECONDS = 0.25
+# A second cache of so many bytes is said to be large.
+LARGE_CACHE = 1 << 20
 
 _alone_until = 0.0
 
 
-def count_shares(panels: int, weights: int) -> int:
-    """Return how many threads share the units of one row, 1 where that does not pay.
+@functools.cache
+def second_cache() -> int:
+    """Return the bytes of a core's second cache, half a mebibyte where the system does not tell."""
+    try:
+        text = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text(encoding="ascii").strip()
+        return int(text.removesuffix("K")) << 10
+    except (OSError, ValueError):
+        return 1 << 19
+
+
+def count_shares(rows: int, groups: int, panels: int, weights: int) -> int:
+    """Return how many threads share the units of a scan, 1 where they had better share its rows.
 
     Args:
-        panels: of a gate's columns. weights: bytes of the recurrent weights.
+        groups: of rows, which threads may share. panels: of a gate's columns. weights: bytes of the recurrent weights.
     """
-    shares = min(torch.get_num_threads(), panels // LEAST_PANELS, weights // LEAST_BYTES, MOST_SHARES)
-    return shares if shares > 1 and weights <= shares * MOST_BYTES else 1
+    threads = torch.get_num_threads()
+    shares = min(threads, panels // LEAST_PANELS, weights // LEAST_BYTES, MOST_SHARES)
+    if shares < 2 or rows > MOST_ROWS:
+        return 1
+    # How many times as fast threads are that share the rows.
+    speedup = groups / -(-groups // threads)
+    # Each would read all weights in each step. A second cache is large where the third is slow.
+    rereads = weights > second_cache() >= LARGE_CACHE
+    return shares if shares >= speedup * (1 if rereads else LEAST_GAIN) else 1
 
 
-def run_sharing(kernel: Compiled, parts: Sequence[np.ndarray]) -> None:
-    """Run the plan of each thread; the first, which one of them has begun with, needs none of the others.
+def run_sharing(kernel: Compiled, parts: np.ndarray | Sequence[np.ndarray], place: int, steps: int) -> None:
+    """Run the plan of each thread, all of so many steps.
 
-    Where the others were late in most steps, since something else runs on their cores, the next calls go without them.
+    Args:
+        place: of the address of where they meet, in a plan.
     """
     global _alone_until
     meeting = np.zeros((1 + len(parts)) * LINE, np.int64)
     for part in parts:
-        part[at.MEETING] = address_of(meeting)
-    together = time.monotonic() >= _alone_until
-    run_parts(kernel, parts if together else parts[:1])
-    if together and 2 * meeting[SHARED_STEPS] < parts[0][at.STEPS]:
+        part[place] = address_of(meeting)
+    run_parts(kernel, parts)
+    if 2 * meeting[SHARED_STEPS] < steps:  # something else runs on the others' cores
         _alone_until = time.monotonic() + ALONE_SECONDS
+
+
+def may_share() -> bool:
+    """Return whether the other threads were there when they were last asked, or that was some time ago."""
+    return time.monotonic() >= _alone_until

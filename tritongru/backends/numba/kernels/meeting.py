@@ -1,7 +1,13 @@
-"""Where threads that share the units of a row meet: numbers of int64 in memory that all of them see.
+"""How threads that share the units of a scan go through its steps, and where they meet.
 
-Each thread writes numbers of its own alone, a cache line apart. What a thread wrote to other memory before it published
-a number, another one sees after it has read that number (release and acquire).
+In each step a thread computes the states of its units from the whole state before; then the threads wait for each
+other. The first thread never depends on the others: until they have begun, and while one of them is behind, it computes
+all units itself. Meanwhile the others, with less to do, catch up; where a core is busy with something else they are
+waited for ever more rarely. What two threads compute is the same to the bit, so it does not matter that both write it.
+
+They meet at numbers of int64 in memory that all of them see. Each thread writes numbers of its own alone, a cache line
+apart. What a thread wrote to other memory before it published a number, another one sees after it has read that number
+(release and acquire).
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ LINE = 8  # int64 of a cache line
 # done with, and whether it is there.
 SHARED_FROM, STOPPED, SHARED_STEPS = 0, 1, 2
 DONE, PRESENT = 0, 1
+FIRST_PAUSE = 16  # steps
 
 
 @intrinsic
@@ -72,3 +79,72 @@ def wait_for_beginning(meeting):
         if first > 0:
             return first - 1
     return -1
+
+
+def go_together(prepare, project, take):
+    """Return the function that takes all steps of a plan, as one of several threads; see the head of this file.
+
+    Args:
+        prepare: (plan, first, end, like) for some units, before everything else.
+        project: (plan, first, end, s0, s1, like) for some units and the steps of a chunk.
+        take: (plan, s, s0, first, end, like) the step s, counted in the order of processing, of the chunk from s0 on.
+    """
+
+    @helper
+    def go_through(plan, meeting, me, count, steps, chunk, first, end, units, patience, like):
+        """Take all steps.
+
+        Args:
+            me, count: which thread of how many. chunk: of steps. first, end: this one's units, of so many `units` of all.
+            patience: looks at another thread's number for which about as much time passes as in a step.
+        """
+        begin = 0
+        if me > 0 and observe(meeting, STOPPED) != 0:  # it comes too late
+            return
+        prepare(plan, first, end, like)
+        if me > 0:
+            publish(meeting, (1 + me) * LINE + PRESENT, 1)
+            begin = wait_for_beginning(meeting)
+            if begin < 0:
+                return
+        shared_from, has_prepared = steps, False
+        # After another thread was late, the steps up to the next that is shared, and how many they will be the next time.
+        alone_until, pause, shared = 0, FIRST_PAUSE, 0
+        for s0 in range(begin // chunk * chunk, steps, chunk):
+            s1 = min(s0 + chunk, steps)
+            project(plan, first, end, s0, s1, like)
+            has_all = False
+            for s in range(max(s0, begin), s1):
+                if me > 0:
+                    if s > begin and not wait_for_others(meeting, me, count, s, 0):
+                        return
+                    take(plan, s, s0, first, end, like)
+                    publish(meeting, (1 + me) * LINE + DONE, s + 1)
+                    continue
+                if shared_from == steps and are_there(meeting, count):
+                    shared_from = s
+                    publish(meeting, SHARED_FROM, s + 1)
+                is_shared = s == shared_from or (
+                    s > max(shared_from, alone_until) and wait_for_others(meeting, 0, count, s, 1)
+                )
+                take(plan, s, s0, 0, end, like)
+                publish(meeting, LINE + DONE, s + 1)
+                # To do the others' part takes longer for the first time: their weights and input are to be prepared.
+                longer = 1 if has_prepared else 8
+                if is_shared and wait_for_others(meeting, 0, count, s + 1, longer * patience):
+                    shared += 1
+                    continue
+                if is_shared:
+                    alone_until, pause = s + 1 + pause, 2 * pause
+                if not has_prepared:
+                    prepare(plan, end, units, like)
+                    has_prepared = True
+                if not has_all:
+                    project(plan, end, units, s0, s1, like)
+                    has_all = True
+                take(plan, s, s0, end, units, like)
+        if me == 0:
+            publish(meeting, STOPPED, 1)
+            publish(meeting, SHARED_STEPS, shared)
+
+    return go_through

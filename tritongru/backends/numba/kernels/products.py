@@ -158,7 +158,7 @@ def multiply(a, length, at, K, w, rows_of_w, first, end, out, width, groups, cou
                 row = groups[g]
                 i = row * length + at + k
                 tile_4(
-                    a, i, i + length, i + 2 * length, i + 3 * length, w, p + k * C, K_now,
+                    a, i, i + length, i + 2 * length, i + min(3, rows - 1 - row) * length, w, p + k * C, K_now,
                     out, row * width + column, L, width, k > 0,
                 )  # fmt: skip
         for g in range(fours, count):
@@ -172,9 +172,12 @@ def multiply(a, length, at, K, w, rows_of_w, first, end, out, width, groups, cou
 
 @helper
 def project_rows(
-    x, start, next_step, next_row, order, I, w, out, width, groups, count, flags, has_flags, rows, size, steps, R
-):
-    """out (steps, R, width) = x W for some steps; x is addressed by its strides and the rows' places in the batch.
+    x, start, next_step, next_row, order, I, w, first, end, out, width, groups, count, flags, has_flags, rows, size,
+    steps, R,
+):  # fmt: skip
+    """out (steps, R, width)[..., first:end] = x W for some steps, in whole panels.
+
+    x is addressed by its strides and the rows' places in the batch.
 
     Args:
         order: (rows,) place of each row in the batch. flags: (steps, groups) whether a group is needed, where it has
@@ -182,7 +185,7 @@ def project_rows(
     """
     C, L = 3 * lanes(x), lanes(x)
     block = block_length(I)
-    for column in range(0, width, C):
+    for column in range(first, end, C):
         p = column // C * I * C
         for g in range(count):
             row = groups[g]

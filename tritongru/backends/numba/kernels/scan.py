@@ -161,7 +161,7 @@ def scan_part(plan, like):
             flag_groups(mask, order, flags, rows, size, count, T, B, s0, s1, reverse)
         if has_w:
             project_rows(
-                x, start, x_step, plan[at.X_ROW], order, I, w, gx, 3 * P, groups, count, flags, has_mask,
+                x, start, x_step, plan[at.X_ROW], order, I, w, 0, 3 * P, gx, 3 * P, groups, count, flags, has_mask,
                 rows, size, s1 - s0, R,
             )  # fmt: skip
         else:
