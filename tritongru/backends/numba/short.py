@@ -6,7 +6,6 @@ that was written to by any way, `.data` among them, takes effect in the next cal
 
 from __future__ import annotations
 
-import itertools
 import struct
 from collections.abc import Sequence
 
@@ -20,7 +19,8 @@ from .kernels import short as at
 from .kernels.short import short
 from .kernels.unpacked import COLUMNS
 from .kernels.vector_type import count_lanes
-from .problem import with_rows
+from .problem import LINE, round_up, with_rows
+from .sharing import MOST_SHARES, may_share, run_sharing
 from .spare import borrow, give_back
 from .threads import run_parts
 
@@ -31,9 +31,10 @@ MOST_ROWS = 32
 MOST_STATES = 4096  # rows by units, where there are more
 # Keras's weights, whose columns are side by side: four rows are as fast as packed, three are not.
 MOST_GROUPED_STATES, MOST_APART, APART_UNITS = 16384, 16, 64
-# Of a single step, operations of a part below which handing it to another thread does not pay: of one row, which waits for
-# memory, and of several. Of Keras's weights one row reads a part of each line of the matrix, which has to be so long.
-LEAST_OF_ROW, LEAST_OF_ROWS, LEAST_LINE = 800_000, 1_500_000, 1 << 11
+# Operations below which handing a part of the units to another thread does not pay: of one row, which waits for memory, and
+# of several. In each of several steps they have to be so many, too. Of Keras's weights one row reads a part of each line
+# of the matrix, which has to be so many bytes long.
+LEAST_OF_ROW, LEAST_OF_ROWS, LEAST_OF_STEP, LEAST_LINE = 800_000, 1_500_000, 150_000, 1 << 11
 # With more work packing pays once the rows of a batch are shared among threads; the choice must not depend on their
 # number, on which no bit depends.
 LITTLE_WORK = 8_000_000
@@ -49,7 +50,7 @@ def is_short(a: Inputs, variant: Variant) -> bool:
     rows = steps * batch
     if rows == 0 or inputs == 0 or steps > MOST_STEPS:
         return False
-    if batch == 1 or has_independent_units(steps, variant):
+    if batch == 1 or (steps == 1 and variant.reset_after):
         return True
     side_by_side = a.u.stride(1) == 1
     if side_by_side and batch < 4 and units > APART_UNITS:
@@ -89,24 +90,19 @@ def run_short_members(members: Sequence[Inputs], variants: Sequence[Variant]) ->
     return out, last
 
 
-def has_independent_units(steps: int, variant: Variant) -> bool:
-    """Return whether all gates of a unit follow from the state before the first step, so that threads can share them."""
-    return steps == 1 and variant.reset_after
-
-
 def share_units(a: Inputs, variant: Variant, members: int) -> list[int]:
     """Return where each part of the units begins that threads compute, and where the last one ends.
 
     A column's sums are the same in all parts that have a vector of units, so no bit depends on the threads.
     """
-    (steps, rows, inputs), units = a.x.shape, a.u.shape[0]
-    if not has_independent_units(steps, variant):
+    (steps, rows, inputs), units, size = a.x.shape, a.u.shape[0], a.x.element_size()
+    if not variant.reset_after or (steps > 1 and (members > 1 or 6 * rows * units**2 < 2 * LEAST_OF_STEP)):
         return [0, units]
-    lanes = max(count_lanes(a.x.element_size()), COLUMNS)
-    work = 6 * rows * units * (units + inputs) // (LEAST_OF_ROW if rows == 1 else LEAST_OF_ROWS)
-    least = LEAST_LINE // a.x.element_size() if rows == 1 and a.u.stride(1) == 1 else lanes
-    count = min(torch.get_num_threads() // members, units // least, work)
-    vectors = -(-units // lanes)
+    lanes = max(count_lanes(size), COLUMNS)
+    work = 6 * steps * rows * units * (units + inputs) // (LEAST_OF_ROW if rows == 1 else LEAST_OF_ROWS)
+    least = LEAST_LINE // size if rows == 1 and a.u.stride(1) == 1 else lanes
+    most = torch.get_num_threads() // members if steps == 1 else min(torch.get_num_threads(), MOST_SHARES)
+    count, vectors = min(most, units // least, work), -(-units // lanes)
     return [*(part * vectors // count * lanes for part in range(count)), units] if count > 1 else [0, units]
 
 
@@ -119,7 +115,7 @@ class BoundShort:
         kernel: that runs it. space: bytes of scratch that it needs.
     """
 
-    __slots__ = ("_shape", "_sizes", "kernel", "space")
+    __slots__ = ("_alone", "_parts", "_shape", "_space", "kernel", "space")
 
     def __init__(self, a: Inputs, variant: Variant, members: int = 1):
         """Take x (T,B,I), w, u, the biases and h0 (B,U), all float32 or all float64, rows and biases contiguous.
@@ -135,9 +131,15 @@ class BoundShort:
             variant.reset_after, variant.reverse, variant.reset_gate_first,
         )  # fmt: skip
         bounds = share_units(a, variant, members)
-        # Of each part: all of its plan but the addresses.
-        self._sizes = [struct.pack(f"{len(sizes) + 2}q", *sizes, *part) for part in itertools.pairwise(bounds)]
-        self.space = at.count_numbers(steps, rows, u.shape[0]) * a.x.element_size()
+        count = len(bounds) - 1
+        # Which thread of how many that meet, and where.
+        shares = [(part, count, 0) if steps > 1 else (0, 1, 0) for part in range(count)]
+        # Of each part, and of one that is all: its plan but for the addresses.
+        pack = struct.Struct(f"{len(sizes) + 5}q").pack
+        self._parts = [pack(*sizes, *bounds[part : part + 2], *share) for part, share in enumerate(shares)]
+        self._alone = pack(*sizes, 0, u.shape[0], 0, 1, 0)
+        self._space = round_up(at.count_numbers(steps, rows, u.shape[0]) * a.x.element_size(), LINE)
+        self.space = self._space * count
         self.kernel = short.for_dtype(_NUMPY[a.x.dtype])
 
     def run(self, x: Tensor, addresses: Sequence[int]) -> tuple[Tensor, Tensor, None]:
@@ -157,16 +159,22 @@ class BoundShort:
     def write(self, *addresses: int) -> None:
         """Run the scan with the addresses of `run`, and those to write out and the last state to, both contiguous."""
         space = borrow(self.space)
-        if len(self._sizes) == 1:
-            self.kernel.call(_pack_addresses(*addresses, space.data_ptr()) + self._sizes[0], 0.0)
+        steps, count, begin = self._shape[0], len(self._parts), space.data_ptr()
+        if count > 1 and steps == 1:
+            run_parts(self.kernel, self.plans(*addresses, begin))
+        elif count > 1 and may_share():
+            run_sharing(self.kernel, self.plans(*addresses, begin), at.MEETING, steps)
         else:
-            run_parts(self.kernel, self.plans(*addresses, space.data_ptr()))
+            self.kernel.call(_pack_addresses(*addresses, begin) + self._alone, 0.0)
         give_back(space)
 
     def plans(self, *addresses: int) -> np.ndarray:
         """Return the kernel's plans (parts, fields), with the addresses of `write`, and of `space` bytes of scratch."""
-        begin = _pack_addresses(*addresses)
-        return np.frombuffer(b"".join([begin + sizes for sizes in self._sizes]), np.int64).reshape(len(self._sizes), -1)
+        *tensors, begin = addresses
+        plans = b"".join(
+            [_pack_addresses(*tensors, begin + part * self._space) + own for part, own in enumerate(self._parts)]
+        )
+        return np.frombuffer(bytearray(plans), np.int64).reshape(len(self._parts), -1)
 
 
 _pack_addresses = struct.Struct(f"{at.T}q").pack  # they come first

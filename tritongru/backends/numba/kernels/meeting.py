@@ -95,55 +95,62 @@ def go_together(prepare, project, take):
         """Take all steps.
 
         Args:
-            me, count: which thread of how many. chunk: of steps. first, end: this one's units, of so many `units` of all.
+            me, count: which thread of how many; with one nobody meets. chunk: of steps.
+            first, end: this one's units, of so many `units` of all.
             patience: looks at another thread's number for which about as much time passes as in a step.
         """
-        begin = 0
-        if me > 0 and observe(meeting, STOPPED) != 0:  # it comes too late
+        begin, is_first, has_others = 0, me == 0, count > 1
+        if not is_first and observe(meeting, STOPPED) != 0:  # it comes too late
             return
         prepare(plan, first, end, like)
-        if me > 0:
+        if not is_first:
             publish(meeting, (1 + me) * LINE + PRESENT, 1)
             begin = wait_for_beginning(meeting)
             if begin < 0:
                 return
         shared_from, has_prepared = steps, False
-        # After another thread was late, the steps up to the next that is shared, and how many they will be the next time.
+        # After another thread was late, the steps up to the next that is shared, and how many they will be then.
         alone_until, pause, shared = 0, FIRST_PAUSE, 0
-        for s0 in range(begin // chunk * chunk, steps, chunk):
-            s1 = min(s0 + chunk, steps)
-            project(plan, first, end, s0, s1, like)
-            has_all = False
-            for s in range(max(s0, begin), s1):
-                if me > 0:
+        # Chunks whose input is projected: of this thread's units, and of the others'.
+        projected, projected_others = -1, -1
+        for s in range(begin, steps):
+            s0 = s // chunk * chunk
+            is_shared = False
+            # This thread's units, then if need be the others'. A compiler copies a function to every place of a call.
+            left, right = first, end
+            for turn in range(2 if is_first and has_others else 1):
+                if turn == 1:
+                    # To do the others' part takes longer for the first time: it is to be prepared.
+                    longer = 1 if has_prepared else 8
+                    if is_shared and wait_for_others(meeting, 0, count, s + 1, longer * patience):
+                        shared += 1
+                        break
+                    if is_shared:
+                        alone_until, pause = s + 1 + pause, 2 * pause
+                    left, right = end, units
+                    if not has_prepared:
+                        prepare(plan, left, right, like)
+                        has_prepared = True
+                if (projected if turn == 0 else projected_others) != s0:
+                    project(plan, left, right, s0, min(s0 + chunk, steps), like)
+                    if turn == 0:
+                        projected = s0
+                    else:
+                        projected_others = s0
+                if turn == 0 and not is_first:
                     if s > begin and not wait_for_others(meeting, me, count, s, 0):
                         return
-                    take(plan, s, s0, first, end, like)
+                elif turn == 0 and has_others:
+                    if shared_from == steps and are_there(meeting, count):
+                        shared_from = s
+                        publish(meeting, SHARED_FROM, s + 1)
+                    is_shared = s == shared_from or (
+                        s > max(shared_from, alone_until) and wait_for_others(meeting, 0, count, s, 1)
+                    )
+                take(plan, s, s0, left, right, like)
+                if turn == 0 and has_others:
                     publish(meeting, (1 + me) * LINE + DONE, s + 1)
-                    continue
-                if shared_from == steps and are_there(meeting, count):
-                    shared_from = s
-                    publish(meeting, SHARED_FROM, s + 1)
-                is_shared = s == shared_from or (
-                    s > max(shared_from, alone_until) and wait_for_others(meeting, 0, count, s, 1)
-                )
-                take(plan, s, s0, 0, end, like)
-                publish(meeting, LINE + DONE, s + 1)
-                # To do the others' part takes longer for the first time: their weights and input are to be prepared.
-                longer = 1 if has_prepared else 8
-                if is_shared and wait_for_others(meeting, 0, count, s + 1, longer * patience):
-                    shared += 1
-                    continue
-                if is_shared:
-                    alone_until, pause = s + 1 + pause, 2 * pause
-                if not has_prepared:
-                    prepare(plan, end, units, like)
-                    has_prepared = True
-                if not has_all:
-                    project(plan, end, units, s0, s1, like)
-                    has_all = True
-                take(plan, s, s0, end, units, like)
-        if me == 0:
+        if is_first and has_others:
             publish(meeting, STOPPED, 1)
             publish(meeting, SHARED_STEPS, shared)
 
