@@ -33,6 +33,7 @@ from tritongru.tools.benchmark.workloads import Workload  # noqa: E402
 
 TABLE = ROOT / "bench" / "results" / "dispatch" / "cpu.csv"
 STEPS, BATCHES, UNITS = (1, 2, 4, 8, 16, 32, 128), (1, 4, 16, 64), (64, 128, 256, 512)
+LARGE = (768, 1024, 2048)  # at a few steps alone
 DIRECTIONS = INFERENCE, TRAINING
 BACKENDS = ("aten", "numba", "eager")
 MOST_WORK = 1 << 29  # T B U U: beyond it nothing is in doubt, and every sample takes long
@@ -47,6 +48,8 @@ def grid() -> list[tuple[str, int, int, int, int]]:
     cells = [("torch", T, B, U, U) for T, B, U in itertools.product(STEPS, BATCHES, UNITS)]
     cells += [("torch", T, B, 16, 128) for T, B in itertools.product(STEPS, BATCHES)]
     cells += [("keras", T, B, U, U) for T, B, U in itertools.product((1, 2, 4, 16), (1, 16), UNITS)]
+    large = itertools.product(("torch", "keras"), (1, 4, 16), (1, 4, 16), LARGE)
+    cells += [(layout, T, B, U, U) for layout, T, B, U in large]
     return [cell for cell in cells if cell[1] * cell[2] * cell[4] ** 2 <= MOST_WORK]
 
 

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 
 from .call.problem import Shape
 
-# numba packs torch's weights at each call; torch's own GRU reads them as they are. It is faster where few steps do not pay
-# for that: with at least so many units for each step and so many rows of all steps together, fewer of which are not
-# packed without gradients (`backends/numba/short.py`), nor those of one step. With gradients one step never pays.
-UNITS_A_STEP, MANY_ROWS = 256, 33
+# numba packs the weights at each call, or reads those of few rows where they lie (`backends/numba/short.py`). A library's
+# product of many rows, in torch's own GRU or in the eager scan, is faster where few steps do not pay for that: with so many
+# rows of all steps together, and at least so many units for each step.
+MANY_ROWS, UNITS_A_STEP = 33, 192
+# With so many units weights are far away from the processor, and packing them never pays; Keras's with fewer, and not with
+# fewer than LEAST_UNITS. One step of so many rows of theirs jumps from line to line.
+FAR_UNITS, FAR_UNITS_OF_KERAS, LEAST_UNITS, JUMPING_ROWS = 2048, 1024, 768, 16
 
 
 def order_on_cpu(shape: Shape, wants_gradients: bool, reset_gate_first: bool) -> tuple[str, str, str]:
@@ -22,15 +25,17 @@ def order_on_cpu(shape: Shape, wants_gradients: bool, reset_gate_first: bool) ->
     Args:
         reset_gate_first: torch's weights; Keras's have to be put in another order for aten at each call.
     """
-    is_large = shape.units >= UNITS_A_STEP * shape.time
-    if shape.time == 1:
-        packs = is_large and wants_gradients
-    else:
-        packs = is_large and shape.time * shape.batch >= MANY_ROWS
-    is_first = not (reset_gate_first and packs)
-    is_step = shape.time == 1 and not wants_gradients and not reset_gate_first
-    if not is_first:
-        return "aten", "numba", "eager"
+    T, U, has_many = shape.time, shape.units, shape.time * shape.batch >= MANY_ROWS
+    if reset_gate_first:
+        # One step without gradients is not packed.
+        packs = wants_gradients if T == 1 else has_many
+        if packs and U >= (UNITS_A_STEP * T if wants_gradients else min(UNITS_A_STEP * T, FAR_UNITS)):
+            return "aten", "numba", "eager"
+    elif not wants_gradients:
+        is_far = U >= LEAST_UNITS and U >= min(UNITS_A_STEP * T, FAR_UNITS_OF_KERAS)
+        if is_far and (shape.batch >= JUMPING_ROWS if T == 1 else has_many):
+            return "eager", "numba", "aten"
+    is_step = T == 1 and not wants_gradients and not reset_gate_first
     eager_next = is_step or prefers_eager(shape, wants_gradients)
     return ("numba", "eager", "aten") if eager_next else ("numba", "aten", "eager")
 

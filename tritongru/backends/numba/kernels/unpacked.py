@@ -52,12 +52,10 @@ def multiply_unpacked(a, start, next_row, K, w, next_k, next_column, first, end,
     one as without.
     """
     enough = gap > 0 or end - first >= 3 * lanes(a)
-    if next_column == 1 and enough:
-        by_columns(a, start, next_row, K, w, next_k, first, end, gap, out, width, rows)
+    if enough and (next_column == 1 or (next_k == 1 and rows >= TURNED_ROWS)):
+        by_columns(a, start, next_row, K, w, next_k, next_column, first, end, gap, out, width, rows)
     elif next_column == 1:
         by_vectors(a, start, next_row, K, w, next_k, first, end, out, width, rows)
-    elif next_k == 1 and rows >= TURNED_ROWS and enough:
-        by_turned_columns(a, start, next_row, K, w, next_column, first, end, gap, out, width, rows)
     elif next_k == 1 and end - first >= COLUMNS:
         by_dots(a, start, next_row, K, w, next_column, first, end, gap, out, 0, width, rows)
     else:
@@ -96,22 +94,49 @@ def place_window(a, window, first, end, gap):
 
 
 @helper
-def by_columns(a, start, next_row, K, w, next_k, first, end, gap, out, width, rows):
-    size = K * next_k * item_size(a[0])
-    fours = 0 if size >= HUGE and rows < 8 else rows // 4 * 4
+def by_columns(a, start, next_row, K, w, next_k, next_column, first, end, gap, out, width, rows):
+    """Three vectors of columns at a time; columns one by one are turned into rows before."""
+    L, turns, size = lanes(a), next_column != 1, K * next_k * item_size(a[0])
+    fours = 0 if not turns and size >= HUGE and rows < 8 else rows // 4 * 4
     eights = fours // 8 * 8 if WIDTH == 64 else 0
-    tiled = fours if size >= LARGE else rows
+    tiled = fours if turns or size >= LARGE else rows
+    block = BLOCK if turns else K
+    panel = panel_on_stack(a[0])
     for window in range(count_windows(a, first, end, gap)):
         column, step = place_window(a, window, first, end, gap)
-        for row in range(0, eights, 8):
-            i, o = start + row * next_row, row * width + column
-            columns_8(a, i, next_row, 1, K, w, column, next_k, step, out, o, width, step, False)
-        for row in range(eights, fours, 4):
-            i, o = start + row * next_row, row * width + column
-            columns_4(a, i, next_row, 1, K, w, column, next_k, step, out, o, width, step, False)
+        for k in range(0, K, block):
+            count = min(K - k, block)
+            source, p, next_p, next_vector = w, k * next_k + column, next_k, step
+            if turns:
+                turn_columns(panel, w, column * next_column + k, next_column, step, count)
+                source, p, next_p, next_vector = panel, 0, 3 * L, L
+            for row in range(0, eights, 8):
+                i, o = start + row * next_row + k, row * width + column
+                columns_8(a, i, next_row, 1, count, source, p, next_p, next_vector, out, o, width, step, k > 0)
+            for row in range(eights, fours, 4):
+                i, o = start + row * next_row + k, row * width + column
+                columns_4(a, i, next_row, 1, count, source, p, next_p, next_vector, out, o, width, step, k > 0)
         for row in range(fours, tiled):
             columns_1(a, start + row * next_row, K, w, column, next_k, out, row * width + column, step)
-    stream(a, start + tiled * next_row, next_row, K, w, next_k, first, end, gap, out, tiled * width, width, rows - tiled)
+    i, o = start + tiled * next_row, tiled * width
+    if turns:
+        by_dots(a, i, next_row, K, w, next_column, first, end, gap, out, o, width, rows - tiled)
+    else:
+        stream(a, i, next_row, K, w, next_k, first, end, gap, out, o, width, rows - tiled)
+
+
+@helper
+def turn_columns(panel, w, p, next_column, step, count):
+    """panel (count, 3 vectors) from columns of W, from p on; see `place_window` for `step`."""
+    L = lanes(panel)
+    whole = count // L * L
+    for vector in range(3):
+        q = p + vector * step * next_column
+        for t in range(0, whole, L):
+            store_turned(panel, (3 * t + vector) * L, 3 * L, w, q + t, next_column)
+        for t in range(whole, count):
+            for n in range(L):
+                panel[(3 * t + vector) * L + n] = w[q + t + n * next_column]
 
 
 @helper
@@ -289,34 +314,6 @@ def panel_on_stack(typing, like):
         return cgutils.alloca_once(builder, context.get_value_type(like), size=size)
 
     return types.CPointer(like)(like), make
-
-
-@helper
-def by_turned_columns(a, start, next_row, K, w, next_column, first, end, gap, out, width, rows):
-    """Three vectors of columns at a time, turned into rows."""
-    L, fours = lanes(a), rows // 4 * 4
-    panel = panel_on_stack(a[0])
-    for window in range(count_windows(a, first, end, gap)):
-        column, step = place_window(a, window, first, end, gap)
-        for k in range(0, K, BLOCK):
-            count = min(K - k, BLOCK)
-            whole = count // L * L
-            for vector in range(3):
-                p = (column + vector * step) * next_column + k
-                for t in range(0, whole, L):
-                    store_turned(panel, (3 * t + vector) * L, 3 * L, w, p + t, next_column)
-                for t in range(whole, count):
-                    for n in range(L):
-                        panel[(3 * t + vector) * L + n] = w[p + t + n * next_column]
-            eights = rows // 8 * 8 if WIDTH == 64 else 0
-            for row in range(0, eights, 8):
-                i, o = start + row * next_row + k, row * width + column
-                columns_8(a, i, next_row, 1, count, panel, 0, 3 * L, L, out, o, width, step, k > 0)
-            for row in range(eights, fours, 4):
-                i, o = start + row * next_row + k, row * width + column
-                columns_4(a, i, next_row, 1, count, panel, 0, 3 * L, L, out, o, width, step, k > 0)
-    rest = start + fours * next_row
-    by_dots(a, rest, next_row, K, w, next_column, first, end, gap, out, fours * width, width, rows - fours)
 
 
 @helper
