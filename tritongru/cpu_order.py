@@ -6,8 +6,6 @@ AMD EPYCs and on an Intel Xeon, each with AVX2 and with AVX-512). A test holds t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from .call.problem import Shape
 
 # numba packs the weights at each call, or reads those of few rows where they lie (`backends/numba/short.py`). A library's
@@ -35,35 +33,25 @@ def order_on_cpu(shape: Shape, wants_gradients: bool, reset_gate_first: bool) ->
         is_far = U >= LEAST_UNITS and U >= min(UNITS_A_STEP * T, FAR_UNITS_OF_KERAS)
         if is_far and (shape.batch >= JUMPING_ROWS if T == 1 else has_many):
             return "eager", "numba", "aten"
-    is_step = T == 1 and not wants_gradients and not reset_gate_first
-    eager_next = is_step or prefers_eager(shape, wants_gradients)
-    return ("numba", "eager", "aten") if eager_next else ("numba", "aten", "eager")
+    if prefers_eager(shape, wants_gradients, reset_gate_first):
+        return "numba", "eager", "aten"
+    return "numba", "aten", "eager"
 
 
-@dataclass(frozen=True)
-class Threshold:
-    """From which size the eager scan is faster than torch's GRU: from `steps` on, or where all the others are reached.
-
-    Attributes:
-        steps: T alone. least_steps: T. products: T B U U. rows_per_unit: T B / U, which pays for copying weights.
-    """
-
-    steps: int
-    least_steps: int
-    products: int
-    rows_per_unit: float
+# For an installation without numba. With gradients the eager scan's calls pass an autograd.Function, which pays from so many
+# steps on. Without, it is faster where its steps read the weights as they are, up to so many (`backends/eager/short.py`):
+# torch's, and Keras's, which aten has to put in order first. Else its weights are copied once for each call, which pays for
+# many steps, or large products: T, T B U U, and T B / U. Read off cpu.csv, without numba's rows.
+TRAINING_STEPS = 16
+SHORT_STEPS, SHORT_STEPS_OF_KERAS = 2, 8
+LONG_STEPS, LEAST_STEPS, LEAST_PRODUCTS, LEAST_ROWS_PER_UNIT = 512, 48, 1 << 27, 0.5
 
 
-# For an installation without numba. The eager scan costs more per call and less per step: its weights are copied once,
-# and with gradients its calls pass an autograd.Function. Read off cpu.csv, without numba's rows.
-EAGER_FROM = {"training": Threshold(32, 16, 1 << 24, 0.5), "inference": Threshold(512, 48, 1 << 27, 0.5)}
-
-
-def prefers_eager(shape: Shape, wants_gradients: bool) -> bool:
+def prefers_eager(shape: Shape, wants_gradients: bool, reset_gate_first: bool) -> bool:
     """Return whether the eager scan is expected to be faster than torch's own GRU on a CPU."""
-    least = EAGER_FROM["training" if wants_gradients else "inference"]
-    rows = shape.time * shape.batch
-    if shape.time >= least.steps:
+    T, rows, U = shape.time, shape.time * shape.batch, shape.units
+    if wants_gradients:
+        return T >= TRAINING_STEPS
+    if T <= (SHORT_STEPS if reset_gate_first else SHORT_STEPS_OF_KERAS) or T >= LONG_STEPS:
         return True
-    is_large = rows * shape.units**2 >= least.products and rows >= least.rows_per_unit * shape.units
-    return shape.time >= least.least_steps and is_large
+    return T >= LEAST_STEPS and rows * U**2 >= LEAST_PRODUCTS and rows >= LEAST_ROWS_PER_UNIT * U

@@ -149,9 +149,11 @@ def test_auto_on_a_cpu_takes_numba_first() -> None:
         assert decision.backend == "numba" and "eager" in decision.rejected
     assert "device='mps' is not 'cpu'" in decide(facts("mps")).rejected["numba"]
     assert decide(facts("cpu", activation="gelu")).backend == "reference"
-    few = facts("cpu", wants_gradients=True, shape=Shape(3, 3, 5, 9))
-    assert decide(few).backend == "aten", "few steps"
-    assert decide(facts("cpu", wants_gradients=True, shape=Shape(3, 8, 5, 9))).backend == "numba"
+    one_step = facts("cpu", wants_gradients=True, shape=Shape(3, 1, 5, 256), reset_gate_first=True)
+    assert decide(one_step).backend == "aten", "torch's own GRU takes torch's weights as they are"
+    assert decide(facts("cpu", wants_gradients=True, shape=Shape(3, 1, 5, 9), reset_gate_first=True)).backend == "numba"
+    far = facts("cpu", shape=Shape(16, 4, 8, 1024))
+    assert decide(far).backend == "eager", "packing Keras's weights would take longer than the steps"
 
 
 def test_a_numba_that_cannot_be_imported_is_passed_over(monkeypatch) -> None:
@@ -173,10 +175,11 @@ def test_auto_on_a_cpu_takes_the_faster_of_eager_and_aten(without_numba) -> None
         shape = Shape(batch, time, 8, units)
         return decide(facts(device, units=units, shape=shape, wants_gradients=wants_gradients)).backend
 
-    assert chosen(2, 1, 256, False) == chosen(1, 64, 256, True) == "aten"
-    assert chosen(1, 1, 256, False) == "eager"
-    one_step = facts("cpu", shape=Shape(1, 1, 8, 9), reset_gate_first=True)
-    assert decide(one_step).backend == "aten", "torch's own GRU takes torch's weights as they are"
+    assert chosen(9, 1, 256, False) == chosen(15, 64, 256, True) == "aten"
+    assert chosen(1, 1, 256, False) == chosen(8, 1, 256, False) == "eager"
+    for steps, backend in ((2, "eager"), (3, "aten")):
+        few = facts("cpu", shape=Shape(1, steps, 8, 9), reset_gate_first=True)
+        assert decide(few).backend == backend, "torch's own GRU takes torch's weights as they are"
     assert chosen(100, 1, 64, True) == chosen(1000, 1, 64, False) == chosen(50, 16, 512, False) == "eager"
     assert chosen(100, 32, 128, False) == chosen(128, 1, 256, False) == "aten"
     assert chosen(64, 1, 64, False) == chosen(200, 1, 1024, False) == chosen(16, 8, 256, False) == "aten"

@@ -24,6 +24,7 @@ NUMBA_NORM = "numba_backend/test_numba_norms.py -k grid"
 REPEATS = "numba_backend/test_numba_repeats.py"
 PANELS = "numba_backend/test_numba_packing.py"
 FEW = "numba_backend/test_numba_oracle.py -k as_they_lie"
+SHORT_SHARED = "numba_backend/test_numba_short_shared.py"
 SHARED = "numba_backend/test_numba_shared.py"
 KERNEL_NORM = "interpreted/test_norm_kernels.py -k grid"
 WIDE_NORM = "interpreted/test_norm_kernels.py -k have_a_mean"
@@ -222,17 +223,23 @@ MUTANTS = [
     Mutant("backends/numba/kernels/packing.py", "if lane < columns else zero", "if lane < columns else source[start]", PANELS),
     Mutant("backends/numba/kernels/packing.py", "(packer + 1) * panels // packers", "packer * panels // packers + 1", PANELS),
     Mutant("backends/numba/kernels/packing.py", "if next_row == 1 and columns >= L else 0", "if columns >= L else 0", PANELS),
-    Mutant("backends/numba/kernels/unpacked.py", "C, out, o, width, k > 0)", "C, out, o, width, False)", FEW),
-    Mutant("backends/numba/kernels/unpacked.py", "fours * width, width, rows - fours)", "0, width, rows - fours)", FEW),
+    Mutant("backends/numba/kernels/unpacked.py", "columns_4(a, i, next_row, 1, count, source, p, next_p, next_vector, out, o, width, step, k > 0)", "columns_4(a, i, next_row, 1, count, source, p, next_p, next_vector, out, o, width, step, False)", FEW),
+    Mutant("backends/numba/kernels/unpacked.py", "gap, out, o, width, rows - tiled)\n    else:", "gap, out, 0, width, rows - tiled)\n    else:", FEW),
     Mutant("backends/numba/bound.py", "        self._kept = problem.kept", "        kept = problem.kept", REPEATS),
     Mutant("backends/numba/kernels/sums.py", "i_other = batch * units if is_reverse else 0", "i_other = 0", REPEATS),
     Mutant("backends/numba/kernels/sums.py", "product > 2 and split > 0", "False", REPEATS),
     # The units of one row shared among threads.
-    Mutant("backends/numba/kernels/shared.py", "range(begin // 4 * 4, T, chunk)", "range(begin, T, chunk)", SHARED),
-    Mutant("backends/numba/kernels/shared.py", "if s > begin and not wait_for_others(meeting, me, count, s, 0):", "if s < 0:", SHARED),
-    Mutant("backends/numba/kernels/shared.py", "if is_shared and wait_for_others(meeting, 0, count, s + 1, longer * patience):", "if is_shared:", SHARED),
-    Mutant("backends/numba/kernels/shared.py", "            if not has_all:\n", "            if has_all:\n", SHARED),
-    Mutant("backends/numba/sharing.py", "if together else parts[:1]", "if True else parts[:1]", SHARED + " -k alone_for_a_while"),
+    Mutant("backends/numba/kernels/meeting.py", "s0 = s // chunk * chunk", "s0 = begin + (s - begin) // chunk * chunk", SHARED),
+    Mutant("backends/numba/kernels/meeting.py", "if s > begin and not wait_for_others(meeting, me, count, s, 0):", "if s < 0:", SHARED),
+    Mutant("backends/numba/kernels/meeting.py", "if is_shared and wait_for_others(meeting, 0, count, s + 1, longer * patience):", "if is_shared:", SHARED),
+    Mutant("backends/numba/kernels/meeting.py", "(projected if turn == 0 else projected_others) != s0", "(projected if turn == 0 else s0) != s0", SHARED),
+    Mutant("backends/numba/bound.py", "self._shared.is_shared and may_share()", "self._shared.is_shared", SHARED + " -k alone_for_a_while"),
+    Mutant("backends/numba/short.py", "elif count > 1 and may_share():", "elif count > 1:", SHORT_SHARED + " -k for_a_while"),
+    Mutant("backends/numba/short.py", "begin + part * self._space", "begin", SHORT_SHARED),
+    Mutant("backends/numba/short.py", "if not variant.reset_after or (steps", "if (steps", SHORT_SHARED),
+    Mutant("backends/numba/kernels/unpacked.py", "for row in range(rows if rest > 0 else 0)", "for row in range(0)", SHORT_SHARED + " -k row_by_row"),
+    Mutant("backends/numba/kernels/products.py", "i + min(3, rows - 1 - row) * length", "i + min(2, rows - 1 - row) * length", SHARED),
+    Mutant("backends/numba/kernels/shared.py", "advance(out, before * rows * U)", "advance(out, before * U)", SHARED),
     # Zoneout and the bound in numba.
     Mutant("backends/numba/kernels/reverse.py", "d_n, d_z, z = d_n * part, d_z * part, zone_out(z, part)", "d_n, d_z = d_n * part, d_z * part", "numba_backend/test_numba_oracle.py -k zoneout"),
     Mutant("backends/numba/kernels/reverse.py", "total = clamp(total,", "clamp(total,", "numba_backend/test_numba_oracle.py -k zoneout"),

@@ -1,0 +1,104 @@
+"""Scans in numba with their units shared among threads, and with their rows shared or nothing, side by side.
+
+    python bench/sharing.py --threads 2
+
+Takes about two minutes on two quiet cores. Adds rows to bench/results/sharing.csv: the least of five medians, in
+microseconds, of calls without gradients taken in turn, and those of torch's own GRU. Where the choice is not to share, the
+first two are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from members import add  # noqa: E402
+
+from tritongru import gru, repeats  # noqa: E402
+from tritongru.backends.numba import sharing, short  # noqa: E402
+from tritongru.layouts import torch_to_keras  # noqa: E402
+from tritongru.tools.benchmark.results import conditions  # noqa: E402
+
+TABLE = ROOT / "bench" / "results" / "sharing.csv"
+FIELDS = ("run", "date", "device", "torch", "python", "tritongru", "threads")
+# T, B, I, U.
+ONE_STEP = [(1, B, U, U) for B in (1, 4, 16, 64) for U in (64, 128, 256, 512, 1024)]
+FEW_STEPS = [(T, 1, U, U) for T in (4, 16, 64) for U in (128, 256, 512, 1024)] + [(4, 4, 512, 512), (8, 4, 256, 256)]
+SCANS = [
+    (128, 1, 64, 128), (128, 1, 128, 192), (128, 1, 128, 256), (128, 1, 384, 384), (128, 1, 512, 512), (128, 1, 768, 768),
+    (100, 2, 256, 256), (100, 4, 256, 256), (100, 12, 256, 256), (100, 16, 256, 256), (64, 4, 512, 512), (50, 8, 512, 512),
+    (50, 16, 512, 512), (8, 16, 512, 512), (50, 32, 512, 512), (35, 20, 650, 650), (35, 16, 768, 768), (35, 16, 1024, 1024),
+]  # fmt: skip
+
+
+def make_call(layout: str, sizes: tuple[int, int, int, int], backend: str) -> Callable[[], object]:
+    """Return the call that is timed."""
+    T, B, I, U = sizes
+    weights = [torch.randn(3 * U, I) / I**0.5, torch.randn(3 * U, U) / U**0.5, torch.randn(3 * U), torch.randn(3 * U)]
+    kernel, recurrent, *bias = torch_to_keras(*weights) if layout == "keras" else weights
+    given = dict(bias=bias[0] if layout == "keras" else tuple(bias), layout=layout, time_major=True, backend=backend)
+    x = torch.randn(T, B, I)
+    return lambda: gru(x, kernel, recurrent, **given)
+
+
+def time_call(call: Callable[[], object], count: int) -> float:
+    """Return the median of so many calls, in microseconds."""
+    call()
+    times = []
+    for _ in range(count):
+        begin = time.perf_counter()
+        call()
+        times.append(1e6 * (time.perf_counter() - begin))
+    return statistics.median(times)
+
+
+def measure(layout: str, sizes: tuple[int, int, int, int]) -> list[float]:
+    """Return the microseconds of a call that may share its units, of one that may not, and of torch's GRU."""
+    calls = [make_call(layout, sizes, backend) for backend in ("numba", "numba", "aten")]
+    best = [float("inf")] * 3
+    for _ in range(5):
+        for place, call in enumerate(calls):
+            with mock.patch.object(sharing, "MOST_SHARES", 4 if place == 0 else 1):
+                with mock.patch.object(short, "share_units", SHARE if place == 0 else lambda a, *_: [0, a.u.shape[0]]):
+                    repeats.forget()
+                    call()
+                    count = 100 if best[place] < 1e3 else 20 if best[place] < 1e4 else 7
+                    best[place] = min(best[place], time_call(call, count))
+    return best
+
+
+SHARE = short.share_units
+
+
+def main() -> None:
+    """Measure every case and add the rows to the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--csv", type=Path, default=TABLE, help="the table the rows are added to")
+    parser.add_argument("--threads", type=int, default=2, help="of torch and of numba's scan")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    where = conditions(torch.device("cpu"))
+    cases = [(layout, sizes) for sizes in ONE_STEP + FEW_STEPS for layout in ("torch", "keras")]
+    cases += [("torch", sizes) for sizes in SCANS]
+    with torch.no_grad():
+        for layout, sizes in cases:
+            shared, apart, aten = measure(layout, sizes)
+            values = {name: where[name] for name in FIELDS} | {"layout": layout} | dict(zip("TBIU", sizes, strict=True))
+            times = dict(shared_us=f"{shared:.4g}", apart_us=f"{apart:.4g}", aten_us=f"{aten:.4g}")
+            row = values | times | {"ratio": f"{apart / shared:.3g}"}
+            add(options.csv, row)
+            print(*list(row.values())[7:], flush=True)
+
+
+if __name__ == "__main__":
+    main()
