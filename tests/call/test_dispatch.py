@@ -182,7 +182,7 @@ def test_auto_on_a_cpu_takes_the_faster_of_eager_and_aten(without_numba) -> None
         assert decide(few).backend == backend, "torch's own GRU takes torch's weights as they are"
     assert chosen(100, 1, 64, True) == chosen(1000, 1, 64, False) == chosen(50, 16, 512, False) == "eager"
     assert chosen(100, 32, 128, False) == chosen(128, 1, 256, False) == "aten"
-    assert chosen(64, 1, 64, False) == chosen(200, 1, 1024, False) == chosen(16, 8, 256, False) == "aten"
+    assert chosen(64, 1, 64, False) == chosen(200, 1, 512, False) == chosen(16, 8, 256, False) == "aten"
     assert chosen(100, 32, 128, False, "mps") == "aten"
 
 
