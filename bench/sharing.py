@@ -3,8 +3,8 @@
     python bench/sharing.py --threads 2
 
 Takes about two minutes on two quiet cores. Adds rows to bench/results/sharing.csv: the least of five medians, in
-microseconds, of calls without gradients taken in turn, and those of torch's own GRU. Where the choice is not to share, the
-first two are the same.
+microseconds, of calls without gradients taken in turn, and those of torch's own GRU. Where the choice is not to share,
+the first two are the same.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ FIELDS = ("run", "date", "device", "torch", "python", "tritongru", "threads")
 ONE_STEP = [(1, B, U, U) for B in (1, 4, 16, 64) for U in (64, 128, 256, 512, 1024)]
 FEW_STEPS = [(T, 1, U, U) for T in (4, 16, 64) for U in (128, 256, 512, 1024)] + [(4, 4, 512, 512), (8, 4, 256, 256)]
 SCANS = [
-    (128, 1, 64, 128), (128, 1, 128, 192), (128, 1, 128, 256), (128, 1, 384, 384), (128, 1, 512, 512), (128, 1, 768, 768),
-    (100, 2, 256, 256), (100, 4, 256, 256), (100, 12, 256, 256), (100, 16, 256, 256), (64, 4, 512, 512), (50, 8, 512, 512),
-    (50, 16, 512, 512), (8, 16, 512, 512), (50, 32, 512, 512), (35, 20, 650, 650), (35, 16, 768, 768), (35, 16, 1024, 1024),
+    (128, 1, 64, 128), (128, 1, 128, 192), (128, 1, 128, 256), (128, 1, 384, 384), (128, 1, 512, 512),
+    (128, 1, 768, 768), (100, 2, 256, 256), (100, 4, 256, 256), (100, 12, 256, 256), (100, 16, 256, 256),
+    (64, 4, 512, 512), (50, 8, 512, 512), (50, 16, 512, 512), (8, 16, 512, 512), (50, 32, 512, 512),
+    (35, 20, 650, 650), (35, 16, 768, 768), (35, 16, 1024, 1024),
 ]  # fmt: skip
 
 

@@ -1,19 +1,19 @@
 """In which order "auto" tries the backends of a CPU, by sizes.
 
-The sizes are read off bench/results/dispatch/cpu.csv (bench/dispatch.py: aten, numba and eager side by side, one thread, on
-AMD EPYCs and on an Intel Xeon, each with AVX2 and with AVX-512). A test holds the order to that table.
+The sizes are read off bench/results/dispatch/cpu.csv (bench/dispatch.py: aten, numba and eager side by side, one
+thread, on AMD EPYCs and on an Intel Xeon, each with AVX2 and with AVX-512). A test holds the order to that table.
 """
 
 from __future__ import annotations
 
 from .call.problem import Shape
 
-# numba packs the weights at each call, or reads those of few rows where they lie (`backends/numba/short.py`). A library's
-# product of many rows, in torch's own GRU or in the eager scan, is faster where few steps do not pay for that: with so many
-# rows of all steps together, and at least so many units for each step.
+# numba packs the weights at each call, or reads those of few rows where they lie (`backends/numba/short.py`). A
+# library's product of many rows, in torch's own GRU or in the eager scan, is faster where few steps do not pay for
+# that: with so many rows of all steps together, and at least so many units for each step.
 MANY_ROWS, UNITS_A_STEP = 33, 192
-# With so many units weights are far away from the processor, and packing them never pays; Keras's with fewer, and not with
-# fewer than LEAST_UNITS. One step of so many rows of theirs jumps from line to line.
+# With so many units weights are far away from the processor, and packing them never pays; Keras's with fewer, and not
+# with fewer than LEAST_UNITS. One step of so many rows of theirs jumps from line to line.
 FAR_UNITS, FAR_UNITS_OF_KERAS, LEAST_UNITS, JUMPING_ROWS = 2048, 1024, 768, 16
 
 
@@ -38,10 +38,11 @@ def order_on_cpu(shape: Shape, wants_gradients: bool, reset_gate_first: bool) ->
     return "numba", "aten", "eager"
 
 
-# For an installation without numba. With gradients the eager scan's calls pass an autograd.Function, which pays from so many
-# steps on. Without, it is faster where its steps read the weights as they are, up to so many (`backends/eager/short.py`):
-# torch's, and Keras's, which aten has to put in order first. Else its weights are copied once for each call, which pays for
-# many steps, or large products: T, T B U U, and T B / U. Read off cpu.csv, without numba's rows.
+# For an installation without numba. With gradients the eager scan's calls pass an autograd.Function, which pays from so
+# many steps on. Without, it is faster where its steps read the weights as they are, up to so many
+# (`backends/eager/short.py`): torch's, and Keras's, which aten has to put in order first. Else its weights are copied
+# once for each call, which pays for many steps, or large products: T, T B U U, and T B / U. Read off cpu.csv, without
+# numba's rows.
 TRAINING_STEPS = 16
 SHORT_STEPS, SHORT_STEPS_OF_KERAS = 2, 8
 LONG_STEPS, LEAST_STEPS, LEAST_PRODUCTS, LEAST_ROWS_PER_UNIT = 512, 48, 1 << 27, 0.5

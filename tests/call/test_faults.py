@@ -157,7 +157,7 @@ def test_a_failing_compile_is_tried_once_for_calls_alike(launch, monkeypatch):
 
 
 def test_the_decision_tells_what_ran(launch, monkeypatch):
-    arguments = make_arguments(replace(CASE, mask=False))
+    arguments = make_arguments(replace(CASE, mask=False, layout="torch"))
     call = Arguments(**arguments)
     assert functional.run(call)[2].backend == "triton"
     monkeypatch.setattr(launch, "scan_forward", failing(compilation_error()))

@@ -279,7 +279,7 @@ MUTANTS = [
     Mutant("keras/layer.py", "if self.gradient_clip is not None:  # 0 is a bound too", "if self.gradient_clip:", "call/test_zoneout.py -k configurations"),
     Mutant("tools/oracle/compare.py", '        "heads": options.whole(1, options.MOST_UNITS),\n', "", "tools/test_options.py -k several_heads"),
     # Vectors as wide as another processor's.
-    Mutant("backends/numba/kernels/unpacked.py", "both = add_pairs(both, both) if L == 16 else both", "both = both", "numba_backend/test_numba_processes.py -k width"),
+    Mutant("backends/numba/kernels/dots.py", "both = add_pairs(both, both) if L == 16 else both", "both = both", "numba_backend/test_numba_processes.py -k width"),
     Mutant("backends/numba/kernels/unpacked.py", "w, k * next_k + c, count), total)", "w, k * next_k + c, count - 1), total)", "numba_backend/test_numba_processes.py -k width"),
     # Members.
     Mutant("backends/members.py", "variant._replace(reverse=backwards) for", "variant for", "call/test_members.py"),

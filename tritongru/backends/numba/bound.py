@@ -40,7 +40,9 @@ def bind(a: Inputs, variant: Variant, gradients: bool, by_column: bool) -> Bound
         gradients: whether `run_backward` will be called. by_column: whether `BoundFewRows` writes the gradients of w
             and u as (3U,I) and (3U,U).
     """
-    return BoundShort(a, variant) if not gradients and is_short(a, variant) else BoundScan(a, variant, gradients, by_column)
+    if not gradients and is_short(a, variant):
+        return BoundShort(a, variant)
+    return BoundScan(a, variant, gradients, by_column)
 
 
 class Plans:

@@ -16,8 +16,8 @@ from torch import Tensor
 from ...activations import TABLE
 from ...call.problem import Inputs, Variant
 from .kernels import short as at
+from .kernels.dots import COLUMNS
 from .kernels.short import short
-from .kernels.unpacked import COLUMNS
 from .kernels.vector_type import count_lanes
 from .problem import LINE, round_up, with_rows
 from .sharing import MOST_SHARES, may_share, run_sharing
@@ -31,9 +31,9 @@ MOST_ROWS = 32
 MOST_STATES = 4096  # rows by units, where there are more
 # Keras's weights, whose columns are side by side: four rows are as fast as packed, three are not.
 MOST_GROUPED_STATES, MOST_APART, APART_UNITS = 16384, 16, 64
-# Operations below which handing a part of the units to another thread does not pay: of one row, which waits for memory, and
-# of several. In each of several steps they have to be so many, too. Of Keras's weights one row reads a part of each line
-# of the matrix, which has to be so many bytes long.
+# Operations below which handing a part of the units to another thread does not pay: of one row, which waits for
+# memory, and of several. In each of several steps they have to be so many, too. Of Keras's weights one row reads a
+# part of each line of the matrix, which has to be so many bytes long. Read off bench/results/sharing.csv.
 LEAST_OF_ROW, LEAST_OF_ROWS, LEAST_OF_STEP, LEAST_LINE = 800_000, 1_500_000, 150_000, 1 << 11
 # With more work packing pays once the rows of a batch are shared among threads; the choice must not depend on their
 # number, on which no bit depends.
@@ -100,7 +100,7 @@ def share_units(a: Inputs, variant: Variant, members: int) -> list[int]:
         return [0, units]
     lanes = max(count_lanes(size), COLUMNS)
     work = 6 * steps * rows * units * (units + inputs) // (LEAST_OF_ROW if rows == 1 else LEAST_OF_ROWS)
-    least = LEAST_LINE // size if rows == 1 and a.u.stride(1) == 1 else lanes
+    least = max(lanes, LEAST_LINE // size if rows == 1 and a.u.stride(1) == 1 else 0)
     most = torch.get_num_threads() // members if steps == 1 else min(torch.get_num_threads(), MOST_SHARES)
     count, vectors = min(most, units // least, work), -(-units // lanes)
     return [*(part * vectors // count * lanes for part in range(count)), units] if count > 1 else [0, units]

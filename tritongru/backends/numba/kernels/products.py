@@ -6,6 +6,7 @@ matrix is read once for all rows.
 
     4 rows: each sum runs over k in order. 2 rows: even and odd k apart. 1 row: four sums of every fourth k. (A sum
     waits for itself, and twelve sums keep the processor's multipliers busy.)
+    8 rows, two groups of four, where there are registers for 24 sums: the same sums, the matrix read half as often.
 
 Rows are grouped by their place in the batch alone (`threads.group_size`), so that the bits of a row depend neither
 on the other rows nor on the number of threads.
@@ -20,6 +21,8 @@ from .vectors import fma, full, lanes, load, spread, store
 # Rows of a panel, three vectors each, that stay in a processor's first cache while several tiles use it: 30 and 24 KiB.
 LONGEST = 320 * 32 // WIDTH
 BLOCK = 256 * 32 // WIDTH
+# Whether the sums of two groups of four rows stay in registers: AVX-512 has 32 of them.
+PAIRS = WIDTH == 64
 
 
 @helper
@@ -112,18 +115,69 @@ def tile_4(a, i0, i1, i2, i3, w, p, K, out, o, step, next_row, more):
         v = spread(a, i3 + k)
         d0, d1, d2 = fma(v, w0, d0), fma(v, w1, d1), fma(v, w2, d2)
         p += 3 * L
-    store(out, o, a0)
-    store(out, o + step, a1)
-    store(out, o + 2 * step, a2)
-    store(out, o1, b0)
-    store(out, o1 + step, b1)
-    store(out, o1 + 2 * step, b2)
-    store(out, o2, c0)
-    store(out, o2 + step, c1)
-    store(out, o2 + 2 * step, c2)
-    store(out, o3, d0)
-    store(out, o3 + step, d1)
-    store(out, o3 + 2 * step, d2)
+    store_3(out, o, step, a0, a1, a2)
+    store_3(out, o1, step, b0, b1, b2)
+    store_3(out, o2, step, c0, c1, c2)
+    store_3(out, o3, step, d0, d1, d2)
+
+
+@helper
+def tile_8(
+    a, i0, i1, i2, i3, j0, j1, j2, j3, w, p, next_p, next_vector, K, out, o, q, step, next_row, more
+):  # fmt: skip
+    """As `tile_4` for two groups of four rows, whose results begin at o and q; for processors with enough registers.
+
+    Args:
+        next_p, next_vector: from one row of W to the next, and from one vector of it.
+    """
+    a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = d0 = d1 = d2 = full(a, 0.0)
+    e0 = e1 = e2 = f0 = f1 = f2 = g0 = g1 = g2 = h0 = h1 = h2 = full(a, 0.0)
+    o1, o2, o3 = o + next_row, o + 2 * next_row, o + 3 * next_row
+    q1, q2, q3 = q + next_row, q + 2 * next_row, q + 3 * next_row
+    if more:
+        a0, a1, a2 = load(out, o), load(out, o + step), load(out, o + 2 * step)
+        b0, b1, b2 = load(out, o1), load(out, o1 + step), load(out, o1 + 2 * step)
+        c0, c1, c2 = load(out, o2), load(out, o2 + step), load(out, o2 + 2 * step)
+        d0, d1, d2 = load(out, o3), load(out, o3 + step), load(out, o3 + 2 * step)
+        e0, e1, e2 = load(out, q), load(out, q + step), load(out, q + 2 * step)
+        f0, f1, f2 = load(out, q1), load(out, q1 + step), load(out, q1 + 2 * step)
+        g0, g1, g2 = load(out, q2), load(out, q2 + step), load(out, q2 + 2 * step)
+        h0, h1, h2 = load(out, q3), load(out, q3 + step), load(out, q3 + 2 * step)
+    for k in range(K):
+        w0, w1, w2 = load(w, p), load(w, p + next_vector), load(w, p + 2 * next_vector)
+        v = spread(a, i0 + k)
+        a0, a1, a2 = fma(v, w0, a0), fma(v, w1, a1), fma(v, w2, a2)
+        v = spread(a, i1 + k)
+        b0, b1, b2 = fma(v, w0, b0), fma(v, w1, b1), fma(v, w2, b2)
+        v = spread(a, i2 + k)
+        c0, c1, c2 = fma(v, w0, c0), fma(v, w1, c1), fma(v, w2, c2)
+        v = spread(a, i3 + k)
+        d0, d1, d2 = fma(v, w0, d0), fma(v, w1, d1), fma(v, w2, d2)
+        v = spread(a, j0 + k)
+        e0, e1, e2 = fma(v, w0, e0), fma(v, w1, e1), fma(v, w2, e2)
+        v = spread(a, j1 + k)
+        f0, f1, f2 = fma(v, w0, f0), fma(v, w1, f1), fma(v, w2, f2)
+        v = spread(a, j2 + k)
+        g0, g1, g2 = fma(v, w0, g0), fma(v, w1, g1), fma(v, w2, g2)
+        v = spread(a, j3 + k)
+        h0, h1, h2 = fma(v, w0, h0), fma(v, w1, h1), fma(v, w2, h2)
+        p += next_p
+    store_3(out, o, step, a0, a1, a2)
+    store_3(out, o1, step, b0, b1, b2)
+    store_3(out, o2, step, c0, c1, c2)
+    store_3(out, o3, step, d0, d1, d2)
+    store_3(out, q, step, e0, e1, e2)
+    store_3(out, q1, step, f0, f1, f2)
+    store_3(out, q2, step, g0, g1, g2)
+    store_3(out, q3, step, h0, h1, h2)
+
+
+@helper
+def store_3(out, o, step, a, b, c):
+    """Write three vectors, `step` apart."""
+    store(out, o, a)
+    store(out, o + step, b)
+    store(out, o + 2 * step, c)
 
 
 @helper
@@ -149,12 +203,21 @@ def multiply(a, length, at, K, w, rows_of_w, first, end, out, width, groups, cou
         fours -= 1
     if size < 4:
         fours = 0
+    whole = fours - 1 if fours > 0 and rows - groups[fours - 1] < 4 else fours
+    pairs = whole // 2 * 2 if PAIRS else 0
     for c in range(first, end, C):
         column = end - C - (c - first) if back else c
         p = (column // C * rows_of_w + at) * C
         for k in range(0, K, block):
             K_now = min(block, K - k)
-            for g in range(fours):
+            for g in range(0, pairs, 2):
+                row, other = groups[g], groups[g + 1]
+                i, j = row * length + at + k, other * length + at + k
+                tile_8(
+                    a, i, i + length, i + 2 * length, i + 3 * length, j, j + length, j + 2 * length, j + 3 * length,
+                    w, p + k * C, C, L, K_now, out, row * width + column, other * width + column, L, width, k > 0,
+                )  # fmt: skip
+            for g in range(pairs, fours):
                 row = groups[g]
                 i = row * length + at + k
                 tile_4(
@@ -213,11 +276,22 @@ def project_rows(
             K_now = min(block, I - k)
             for s in range(steps):
                 j = start + s * next_step + k
-                for g in range(count):
-                    row = groups[g]
-                    if rows - row >= 3 and (not has_flags or flags[s * count + g] != 0):
+                g = 0
+                while g < count:
+                    row, to = groups[g], (s * R + groups[g]) * width + column
+                    wanted = rows - row >= 3 and (not has_flags or flags[s * count + g] != 0)
+                    both = PAIRS and wanted and rows - row >= 8 and (not has_flags or flags[s * count + g + 1] != 0)
+                    if both:
+                        tile_8(
+                            x, j + order[row] * next_row, j + order[row + 1] * next_row, j + order[row + 2] * next_row,
+                            j + order[row + 3] * next_row, j + order[row + 4] * next_row, j + order[row + 5] * next_row,
+                            j + order[row + 6] * next_row, j + order[row + 7] * next_row, w, p + k * C, C, L, K_now,
+                            out, to, to + 4 * width, L, width, k > 0,
+                        )  # fmt: skip
+                    elif wanted:
                         tile_4(
                             x, j + order[row] * next_row, j + order[row + 1] * next_row, j + order[row + 2] * next_row,
                             j + order[min(row + 3, rows - 1)] * next_row, w, p + k * C, K_now,
-                            out, (s * R + row) * width + column, L, width, k > 0,
+                            out, to, L, width, k > 0,
                         )  # fmt: skip
+                    g += 2 if both else 1

@@ -26,7 +26,7 @@ def count_numbers(steps: int, rows: int, units: int) -> int:
 
 @helper
 def columns_of(plan, first, end):
-    """Return the columns of some units as `multiply_unpacked` takes them: all are side by side, some are in each gate."""
+    """Return the columns of some units as `multiply_unpacked` takes them: all side by side, or some in each gate."""
     units = plan[U]
     if end - first == units:
         return 0, 3 * units, 0

@@ -3,7 +3,7 @@
     columns side by side (Keras, (K,N)):   4 rows or 1 by 3 vectors, as the packed tiles with rows of W further apart;
                                            1 row by a matrix beyond the second cache, four rows of W from end to end;
                                            1 row by a vector where there are fewer columns
-    columns one by one (torch, (N,K)):     4 rows by 2 columns or 1 row by 8: eight dot products, k in vectors;
+    columns one by one (torch, (N,K)):     dot products (dots.py);
                                            from 8 rows on 3 vectors of columns are turned, and 4 rows multiplied by them
 
 Columns that do not fill the last group are computed with those before them once more.
@@ -16,26 +16,25 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..compile import helper
+from .dots import COLUMNS, by_dots
+from .products import PAIRS, store_3, tile_8
 from .rows import get, put
 from .vector_type import PANEL, WIDTH, count_lanes
 from .vectors import (
-    add_pairs,
     fma,
     full,
     item_size,
     lanes,
     load,
     load_first,
-    pick,
     spread,
     store,
     store_first,
     store_turned,
 )
 
-COLUMNS, PAIR = 8, 2  # of the dot products of one row, and of four
-# Rows from which turning columns takes less time than it saves (seen on an AMD EPYC with AVX2, no other was tried), and
-# how long the parts are that are turned at a time.
+# Rows from which turning columns takes less time than it saves (seen on an AMD EPYC with AVX2 and on an Intel Xeon with
+# AVX-512), and how long the parts are that are turned at a time.
 TURNED_ROWS, BLOCK = 8 if WIDTH == 32 else 16, 256 * 32 // WIDTH
 # Bytes of a matrix from which one row reads it in order: tiles of a few columns jump from row to row, which costs the
 # more the further away the matrix lies. On an AMD EPYC with 512 KiB of second cache.
@@ -46,10 +45,10 @@ HUGE = 1 << 23
 
 @helper
 def multiply_unpacked(a, start, next_row, K, w, next_k, next_column, first, end, gap, out, width, rows):
-    """out (rows, width) = a (rows, K) W in the columns first:end, with a gap also in those `gap` and 2 `gap` further on.
+    """out (rows, width) = a (rows, K) W in the columns first:end, with a gap also in those one and two gaps further on.
 
-    With a gap the columns are of three gates, and there are a vector of them at least. A column's bits are the same with
-    one as without.
+    With a gap the columns are of three gates, and there are a vector of them at least. A column's bits are the same
+    with one as without.
     """
     enough = gap > 0 or end - first >= 3 * lanes(a)
     if enough and (next_column == 1 or (next_k == 1 and rows >= TURNED_ROWS)):
@@ -98,7 +97,7 @@ def by_columns(a, start, next_row, K, w, next_k, next_column, first, end, gap, o
     """Three vectors of columns at a time; columns one by one are turned into rows before."""
     L, turns, size = lanes(a), next_column != 1, K * next_k * item_size(a[0])
     fours = 0 if not turns and size >= HUGE and rows < 8 else rows // 4 * 4
-    eights = fours // 8 * 8 if WIDTH == 64 else 0
+    eights = fours // 8 * 8 if PAIRS else 0
     tiled = fours if turns or size >= LARGE else rows
     block = BLOCK if turns else K
     panel = panel_on_stack(a[0])
@@ -112,7 +111,11 @@ def by_columns(a, start, next_row, K, w, next_k, next_column, first, end, gap, o
                 source, p, next_p, next_vector = panel, 0, 3 * L, L
             for row in range(0, eights, 8):
                 i, o = start + row * next_row + k, row * width + column
-                columns_8(a, i, next_row, 1, count, source, p, next_p, next_vector, out, o, width, step, k > 0)
+                j = i + 4 * next_row
+                tile_8(
+                    a, i, i + next_row, i + 2 * next_row, i + 3 * next_row, j, j + next_row, j + 2 * next_row,
+                    j + 3 * next_row, source, p, next_p, next_vector, count, out, o, o + 4 * width, step, width, k > 0,
+                )  # fmt: skip
             for row in range(eights, fours, 4):
                 i, o = start + row * next_row + k, row * width + column
                 columns_4(a, i, next_row, 1, count, source, p, next_p, next_vector, out, o, width, step, k > 0)
@@ -251,60 +254,6 @@ def columns_4(a, i, next_row, next_a, K, w, p, next_k, next_vector, out, o, widt
     store_3(out, o3, step, d0, d1, d2)
 
 
-@helper
-def columns_8(a, i, next_row, next_a, K, w, p, next_k, next_vector, out, o, width, step, more):
-    """As `columns_4` for eight rows, for processors with enough registers."""
-    a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = d0 = d1 = d2 = e0 = e1 = e2 = f0 = f1 = f2 = g0 = g1 = g2 = h0 = h1 = h2 = full(a, 0.0)
-    o1, o2, o3, o4 = o + width, o + 2 * width, o + 3 * width, o + 4 * width
-    o5, o6, o7 = o4 + width, o4 + 2 * width, o4 + 3 * width
-    j = i + 4 * next_row
-    if more:
-        a0, a1, a2 = load(out, o), load(out, o + step), load(out, o + 2 * step)
-        b0, b1, b2 = load(out, o1), load(out, o1 + step), load(out, o1 + 2 * step)
-        c0, c1, c2 = load(out, o2), load(out, o2 + step), load(out, o2 + 2 * step)
-        d0, d1, d2 = load(out, o3), load(out, o3 + step), load(out, o3 + 2 * step)
-        e0, e1, e2 = load(out, o4), load(out, o4 + step), load(out, o4 + 2 * step)
-        f0, f1, f2 = load(out, o5), load(out, o5 + step), load(out, o5 + 2 * step)
-        g0, g1, g2 = load(out, o6), load(out, o6 + step), load(out, o6 + 2 * step)
-        h0, h1, h2 = load(out, o7), load(out, o7 + step), load(out, o7 + 2 * step)
-    for _ in range(K):
-        w0, w1, w2 = load(w, p), load(w, p + next_vector), load(w, p + 2 * next_vector)
-        v = spread(a, i)
-        a0, a1, a2 = fma(v, w0, a0), fma(v, w1, a1), fma(v, w2, a2)
-        v = spread(a, i + next_row)
-        b0, b1, b2 = fma(v, w0, b0), fma(v, w1, b1), fma(v, w2, b2)
-        v = spread(a, i + 2 * next_row)
-        c0, c1, c2 = fma(v, w0, c0), fma(v, w1, c1), fma(v, w2, c2)
-        v = spread(a, i + 3 * next_row)
-        d0, d1, d2 = fma(v, w0, d0), fma(v, w1, d1), fma(v, w2, d2)
-        v = spread(a, j)
-        e0, e1, e2 = fma(v, w0, e0), fma(v, w1, e1), fma(v, w2, e2)
-        v = spread(a, j + next_row)
-        f0, f1, f2 = fma(v, w0, f0), fma(v, w1, f1), fma(v, w2, f2)
-        v = spread(a, j + 2 * next_row)
-        g0, g1, g2 = fma(v, w0, g0), fma(v, w1, g1), fma(v, w2, g2)
-        v = spread(a, j + 3 * next_row)
-        h0, h1, h2 = fma(v, w0, h0), fma(v, w1, h1), fma(v, w2, h2)
-        i += next_a
-        j += next_a
-        p += next_k
-    store_3(out, o, step, a0, a1, a2)
-    store_3(out, o1, step, b0, b1, b2)
-    store_3(out, o2, step, c0, c1, c2)
-    store_3(out, o3, step, d0, d1, d2)
-    store_3(out, o4, step, e0, e1, e2)
-    store_3(out, o5, step, f0, f1, f2)
-    store_3(out, o6, step, g0, g1, g2)
-    store_3(out, o7, step, h0, h1, h2)
-
-
-@helper
-def store_3(out, o, step, a, b, c):
-    store(out, o, a)
-    store(out, o + step, b)
-    store(out, o + 2 * step, c)
-
-
 @intrinsic
 def panel_on_stack(typing, like):
     """A pointer to memory of this call's for BLOCK rows of three vectors, 24 or 48 KiB of the thread's stack."""
@@ -314,103 +263,3 @@ def panel_on_stack(typing, like):
         return cgutils.alloca_once(builder, context.get_value_type(like), size=size)
 
     return types.CPointer(like)(like), make
-
-
-@helper
-def by_dots(a, start, next_row, K, w, next_column, first, end, gap, out, begin, width, rows):
-    fours = rows // 4 * 4
-    for place in range(0, 3 * gap if gap > 0 else 1, max(gap, 1)):
-        last = end + place
-        for c in range(first + place, last, PAIR):
-            column = min(c, last - PAIR)
-            for row in range(0, fours, 4):
-                dots_4(a, start + row * next_row, next_row, K, w, column * next_column, next_column,
-                       out, begin + row * width + column, width)  # fmt: skip
-        for c in range(first + place, last, COLUMNS):
-            column = min(c, last - COLUMNS)
-            for row in range(fours, rows):
-                o = begin + row * width + column
-                dots_1(a, start + row * next_row, K, w, column * next_column, next_column, out, o)
-
-
-@helper
-def dots_1(a, i, K, w, p, s, out, o):
-    """Eight columns, `s` apart from p on, with one row."""
-    L = lanes(a)
-    c0 = c1 = c2 = c3 = c4 = c5 = c6 = c7 = full(a, 0.0)
-    q, p4 = p, p + 4 * s
-    whole = K // L * L
-    for k in range(0, whole, L):
-        v = load(a, i + k)
-        c0, c1 = fma(v, load(w, q), c0), fma(v, load(w, q + s), c1)
-        c2, c3 = fma(v, load(w, q + 2 * s), c2), fma(v, load(w, q + 3 * s), c3)
-        c4, c5 = fma(v, load(w, p4), c4), fma(v, load(w, p4 + s), c5)
-        c6, c7 = fma(v, load(w, p4 + 2 * s), c6), fma(v, load(w, p4 + 3 * s), c7)
-        q += L
-        p4 += L
-    n = K - whole
-    if n > 0:
-        v = load_first(a, i + whole, n)
-        c0, c1 = fma(v, load_first(w, q, n), c0), fma(v, load_first(w, q + s, n), c1)
-        c2, c3 = fma(v, load_first(w, q + 2 * s, n), c2), fma(v, load_first(w, q + 3 * s, n), c3)
-        c4, c5 = fma(v, load_first(w, p4, n), c4), fma(v, load_first(w, p4 + s, n), c5)
-        c6, c7 = fma(v, load_first(w, p4 + 2 * s, n), c6), fma(v, load_first(w, p4 + 3 * s, n), c7)
-    first = add_pairs(add_pairs(c0, c1), add_pairs(c2, c3))
-    second = add_pairs(add_pairs(c4, c5), add_pairs(c6, c7))
-    if L == 16:
-        both = add_pairs(first, second)
-        store_first(out, o, add_pairs(both, both), 8)
-    elif L == 8:
-        store(out, o, add_pairs(first, second))
-    else:
-        store(out, o, first)
-        store(out, o + 4, second)
-
-
-@helper
-def dots_4(a, i, next_row, K, w, p, s, out, o, width):
-    """Two columns with four rows."""
-    L = lanes(a)
-    a0 = a1 = b0 = b1 = c0 = c1 = d0 = d1 = full(a, 0.0)
-    whole = K // L * L
-    for k in range(0, whole, L):
-        w0, w1, j = load(w, p + k), load(w, p + k + s), i + k
-        v = load(a, j)
-        a0, a1 = fma(v, w0, a0), fma(v, w1, a1)
-        v = load(a, j + next_row)
-        b0, b1 = fma(v, w0, b0), fma(v, w1, b1)
-        v = load(a, j + 2 * next_row)
-        c0, c1 = fma(v, w0, c0), fma(v, w1, c1)
-        v = load(a, j + 3 * next_row)
-        d0, d1 = fma(v, w0, d0), fma(v, w1, d1)
-    n = K - whole
-    if n > 0:
-        w0, w1, j = load_first(w, p + whole, n), load_first(w, p + whole + s, n), i + whole
-        v = load_first(a, j, n)
-        a0, a1 = fma(v, w0, a0), fma(v, w1, a1)
-        v = load_first(a, j + next_row, n)
-        b0, b1 = fma(v, w0, b0), fma(v, w1, b1)
-        v = load_first(a, j + 2 * next_row, n)
-        c0, c1 = fma(v, w0, c0), fma(v, w1, c1)
-        v = load_first(a, j + 3 * next_row, n)
-        d0, d1 = fma(v, w0, d0), fma(v, w1, d1)
-    first = add_pairs(add_pairs(a0, a1), add_pairs(b0, b1))
-    second = add_pairs(add_pairs(c0, c1), add_pairs(d0, d1))
-    if L >= 8:
-        both = add_pairs(first, second)
-        both = add_pairs(both, both) if L == 16 else both
-        put_pair(both, 0, out, o)
-        put_pair(both, 2, out, o + width)
-        put_pair(both, 4, out, o + 2 * width)
-        put_pair(both, 6, out, o + 3 * width)
-    else:
-        put_pair(first, 0, out, o)
-        put_pair(first, 2, out, o + width)
-        put_pair(second, 0, out, o + 2 * width)
-        put_pair(second, 2, out, o + 3 * width)
-
-
-@helper
-def put_pair(vector, lane, out, o):
-    out[o] = pick(vector, lane)
-    out[o + 1] = pick(vector, lane + 1)
