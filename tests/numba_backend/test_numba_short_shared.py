@@ -42,7 +42,7 @@ def noted(monkeypatch):
     monkeypatch.setattr(short, "LEAST_OF_STEP", 0)
     monkeypatch.setattr(sharing, "_alone_until", 0.0)
     monkeypatch.setattr(sharing, "ALONE_SECONDS", 0.0)
-    for name in ("run_parts", "run_sharing"):
+    for name in ("run_apart", "run_sharing"):
         run = getattr(short, name)
 
         def watched(kernel, plans, *rest, run=run) -> None:
@@ -109,8 +109,8 @@ def test_threads_that_come_late_or_not_at_all(case: Case, seconds: float | None,
     assert noted
 
 
-def test_calls_after_a_late_thread_need_no_other_for_a_while(monkeypatch, noted) -> None:
-    case = STEPS[0]
+@pytest.mark.parametrize("case", [STEPS[0], ONE_STEP[2]], ids=str)
+def test_calls_after_a_late_thread_need_no_other_for_a_while(case: Case, monkeypatch, noted) -> None:
     right = outputs(case, 1, monkeypatch)
     monkeypatch.setattr(sharing, "ALONE_SECONDS", 60.0)
     monkeypatch.setattr(threads, "find_team", lambda: None)

@@ -55,6 +55,13 @@ def count_shares(rows: int, groups: int, panels: int, weights: int) -> int:
     return shares if shares >= speedup * (1 if rereads else LEAST_GAIN) else 1
 
 
+def run_apart(kernel: Compiled, parts: np.ndarray) -> None:
+    """Run the plans of parts that do not meet, as those of a single step."""
+    global _alone_until
+    if run_parts(kernel, parts):  # the others' cores were busy or asleep
+        _alone_until = time.monotonic() + ALONE_SECONDS
+
+
 def run_sharing(kernel: Compiled, parts: np.ndarray | Sequence[np.ndarray], place: int, steps: int) -> None:
     """Run the plan of each thread, all of so many steps.
 

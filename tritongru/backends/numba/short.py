@@ -20,7 +20,7 @@ from .kernels.dots import COLUMNS
 from .kernels.short import short
 from .kernels.vector_type import count_lanes
 from .problem import LINE, round_up, with_rows
-from .sharing import MOST_SHARES, may_share, run_sharing
+from .sharing import MOST_SHARES, may_share, run_apart, run_sharing
 from .spare import borrow, give_back
 from .threads import run_parts
 
@@ -160,12 +160,12 @@ class BoundShort:
         """Run the scan with the addresses of `run`, and those to write out and the last state to, both contiguous."""
         space = borrow(self.space)
         steps, count, begin = self._shape[0], len(self._parts), space.data_ptr()
-        if count > 1 and steps == 1:
-            run_parts(self.kernel, self.plans(*addresses, begin))
-        elif count > 1 and may_share():
-            run_sharing(self.kernel, self.plans(*addresses, begin), at.MEETING, steps)
-        else:
+        if count == 1 or not may_share():
             self.kernel.call(_pack_addresses(*addresses, begin) + self._alone, 0.0)
+        elif steps == 1:
+            run_apart(self.kernel, self.plans(*addresses, begin))
+        else:
+            run_sharing(self.kernel, self.plans(*addresses, begin), at.MEETING, steps)
         give_back(space)
 
     def plans(self, *addresses: int) -> np.ndarray:

@@ -24,17 +24,20 @@ from torch import Tensor
 
 from ...environment import count_forks
 from .compile import Compiled
-from .kernels.parts import ANSWERED, ASKED, COUNT, run_parts_of_task
+from .kernels.parts import ALONE, ANSWERED, ASKED, COUNT, run_parts_of_task
 
 # Operations of a part below which handing it to another thread does not pay: about 50 microseconds.
 LEAST_WORK = 2_000_000
 PAUSE = 1e-5  # seconds between two looks at whether a call's own threads are done
 
 
-def run_parts(kernel: Compiled, plans: np.ndarray | Sequence[np.ndarray]) -> None:
+def run_parts(kernel: Compiled, plans: np.ndarray | Sequence[np.ndarray]) -> bool:
     """Call a kernel with each plan; return when all calls have returned. None begins before the ones before it do.
 
-    Where other threads do not come, this one does it all. What a signal raises, it raises before or after.
+    Where other threads do not come, one does it all. What a signal raises, it raises before or after.
+
+    Returns:
+        whether that was so though others were asked.
     """
     if isinstance(plans, np.ndarray):
         begin, step = address_of(plans), plans.strides[0]
@@ -45,14 +48,15 @@ def run_parts(kernel: Compiled, plans: np.ndarray | Sequence[np.ndarray]) -> Non
     if count < 2:
         for address in addresses:
             kernel.call(address, 0.0)
-        return
+        return False
     work = run_parts_of_task.for_dtype(kernel.dtype)
-    task = np.array((0, 0, len(addresses), kernel.address, *addresses), np.int64)
+    task = np.array((0, 0, len(addresses), kernel.address, 0, *addresses), np.int64)
     if (team := find_team()) is not None and not count_forks():
         # A function of one argument: of a second one it reads no register.
         team(work.address, address_of(task), count, 0)
     else:
         _run_in_new_threads(work, task, count)
+    return bool(task[ALONE])
 
 
 def address_of(array: np.ndarray) -> int:

@@ -9,11 +9,11 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..compile import Kernel
-from .meeting import observe
+from .meeting import observe, publish
 
 # A task: how often a thread has asked for a part, and how often one is done with the answer; how many parts there are,
-# the kernel's address, and the address of each plan.
-ASKED, ANSWERED, COUNT, KERNEL, PLANS = range(5)
+# the kernel's address, whether one thread took all parts, and the address of each plan.
+ASKED, ANSWERED, COUNT, KERNEL, ALONE, PLANS = range(6)
 
 
 @intrinsic
@@ -42,9 +42,13 @@ def call(typing, function, plan, like):
 
 def run_task(task, like):
     """Run parts of a task until none is left; a part is begun after those before it."""
+    count, taken = observe(task, COUNT), 0
     part = take(task, ASKED)
     while part < observe(task, COUNT):
         call(task[KERNEL], task[PLANS + part], like)
+        taken += 1
+        if taken == count:
+            publish(task, ALONE, 1)
         take(task, ANSWERED)
         part = take(task, ASKED)
     take(task, ANSWERED)
