@@ -138,3 +138,29 @@ def test_what_is_not_shared(changes: dict, monkeypatch, noted) -> None:
         assert not noted
     for name, value in right.items():
         torch.testing.assert_close(found[name], value, rtol=2e-4, atol=2e-4)
+
+
+def test_units_are_shared_where_sharing_rows_is_worse(monkeypatch) -> None:
+    monkeypatch.setattr(sharing, "LEAST_BYTES", 1 << 17)
+    monkeypatch.setattr(sharing, "LEAST_GAIN", 1.2)
+    small, large = 3 * 256**2 * 4, 3 * 512**2 * 4
+    # Threads, bytes of the second cache, rows, groups, panels, bytes of the weights.
+    expected = {
+        (1, 1 << 21, 1, 1, 11, large): 1,
+        (2, 1 << 19, 1, 1, 11, small): 2,
+        (2, 1 << 19, 1, 1, 3, small): 1,
+        (2, 1 << 19, 1, 1, 11, 1 << 17): 1,
+        (8, 1 << 19, 1, 1, 11, large): 4,
+        (2, 1 << 21, 16, 4, 11, large): 2,
+        (2, 1 << 21, 16, 4, 11, small): 1,
+        (2, 1 << 19, 16, 4, 11, large): 1,
+        (2, 1 << 20, 16, 4, 11, large): 1,
+        (2, 1 << 19, 12, 3, 11, small): 2,
+        (2, 1 << 19, 20, 5, 11, large): 2,
+        (8, 1 << 21, 32, 8, 11, large): 1,
+        (2, 1 << 21, 33, 9, 11, large): 1,
+    }
+    for (count, cache, *sizes), shares in expected.items():
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
+        monkeypatch.setattr(sharing, "second_cache", lambda cache=cache: cache)
+        assert sharing.count_shares(*sizes) == shares, (count, cache, sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import itertools
 import threading
 import time
 
@@ -81,6 +82,10 @@ def test_the_bits_of_one_thread(case: Case, count: int, monkeypatch, noted) -> N
     bounds = [(int(plan[at.BEGIN]), int(plan[at.END])) for plan in noted]
     assert len(bounds) >= 8 and bounds[0][0] == 0 and max(end for _, end in bounds) == case.units
     assert all((plan[at.SHARES] > 1) == (case.time > 1) for plan in noted)
+    # A thread that is late still writes into its scratch while the first one does its part.
+    size = at.count_numbers(case.time, case.batch, case.units) * right[0].element_size()
+    for before, plan in itertools.pairwise(noted):
+        assert plan[at.BEGIN] == 0 or plan[at.SPACE] - before[at.SPACE] >= size
     assert_equals_oracle(case, right)
 
 
