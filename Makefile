@@ -177,7 +177,7 @@ rehearse: $(VENV)/.installed
 		$(BIN)/python bench/gpu.py $$step --rehearse --out out/rehearsal || exit 1; \
 	done
 
-lint: $(VENV)/.linters
+lint: $(VENV)/.linters $(VENV)/.peers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python

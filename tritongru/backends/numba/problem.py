@@ -226,7 +226,7 @@ def run_packing(kernel: Compiled, plan: np.ndarray, size: int) -> None:
     run_parts(kernel, plans)
 
 
-def how_to_scan(parts: Sequence[np.ndarray]) -> tuple[Kernel, Callable[[Any, Any], None]]:
+def how_to_scan(parts: Sequence[np.ndarray]) -> tuple[Kernel, Callable[[Any, Any], object]]:
     """Return the kernel of a scan's parts, and what runs it with all of them."""
     return (shared_scan, _run_shared) if parts and parts[0][at.SHARES] > 1 else (scan, run_parts)
 
