@@ -234,7 +234,7 @@ MUTANTS = [
     Mutant("backends/numba/kernels/meeting.py", "if is_shared and wait_for_others(meeting, 0, count, s + 1, longer * patience):", "if is_shared:", SHARED),
     Mutant("backends/numba/kernels/meeting.py", "(projected if turn == 0 else projected_others) != s0", "(projected if turn == 0 else s0) != s0", SHARED),
     Mutant("backends/numba/bound.py", "self._shared.is_shared and may_share()", "self._shared.is_shared", SHARED + " -k alone_for_a_while"),
-    Mutant("backends/numba/short.py", "if count == 1 or not may_share():", "if count == 1:", SHORT_SHARED + " -k for_a_while"),
+    Mutant("backends/numba/short.py", "if count == 1 or not may_share(steps > 1):", "if count == 1:", SHORT_SHARED + " -k for_a_while"),
     Mutant("backends/numba/kernels/parts.py", "if taken == count:", "if taken > count:", SHORT_SHARED + " -k for_a_while"),
     Mutant("backends/numba/short.py", "begin + part * self._space", "begin", SHORT_SHARED),
     Mutant("backends/numba/short.py", "if not variant.reset_after or (steps", "if (steps", SHORT_SHARED),

@@ -34,7 +34,7 @@ def noted(monkeypatch):
     noted: list = []
     monkeypatch.setattr(sharing, "LEAST_BYTES", 1)
     monkeypatch.setattr(sharing, "LEAST_GAIN", 0)
-    monkeypatch.setattr(sharing, "_alone_until", 0.0)
+    monkeypatch.setattr(sharing, "_alone_until", {True: 0.0, False: 0.0})
     monkeypatch.setattr(sharing, "ALONE_SECONDS", 0.0)
     run = sharing.run_sharing
 

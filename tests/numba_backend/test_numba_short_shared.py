@@ -41,7 +41,7 @@ def noted(monkeypatch):
     for name in ("LEAST_OF_ROW", "LEAST_OF_ROWS", "LEAST_LINE"):
         monkeypatch.setattr(short, name, 1)
     monkeypatch.setattr(short, "LEAST_OF_STEP", 0)
-    monkeypatch.setattr(sharing, "_alone_until", 0.0)
+    monkeypatch.setattr(sharing, "_alone_until", {True: 0.0, False: 0.0})
     monkeypatch.setattr(sharing, "ALONE_SECONDS", 0.0)
     for name in ("run_apart", "run_sharing"):
         run = getattr(short, name)

@@ -111,11 +111,12 @@ class BoundForward:
         is_shared: whether threads share its units.
     """
 
-    def __init__(self, a: Inputs, variant: Variant, gradients: bool, may_share: bool):
+    def __init__(self, a: Inputs, variant: Variant, gradients: bool, by_units: bool):
+        """As `BoundScan`; by_units: whether the units may be shared among threads."""
         problem = Problem(a, variant)
         # Any address but 0, as above.
         problem.fields |= dict(OUT=1, LAST=1, GATES=int(gradients))
-        parts = problem.plan_scan(0, a.x.shape[0], may_share)
+        parts = problem.plan_scan(0, a.x.shape[0], by_units)
         self._plans = Plans(problem, parts, (*INPUTS, "OUT", "LAST", "GATES"))
         problem.release()
         kernel, self._run = how_to_scan(parts)
@@ -147,8 +148,9 @@ class BoundScan:
         (T, B, I), U = a.x.shape, a.u.shape[0]
         self.variant = variant
         self._shape, self._width = (T, B, U), gate_width(variant) * U if gradients else 0
-        self._alone = BoundForward(a, variant, gradients, False)
-        self._shared = BoundForward(a, variant, gradients, True)
+        self._shared = self._alone = BoundForward(a, variant, gradients, True)
+        if self._shared.is_shared:  # for calls while other threads are late
+            self._alone = BoundForward(a, variant, gradients, False)
         self._reverse: BoundReverse | None = None
         self.few: BoundFewRows | None = None
         if gradients and variant.reset_after and len(chunks_of(T, B, self._width)) == 1:

@@ -183,11 +183,11 @@ class Problem:
         kernel, run = how_to_scan(parts)
         run(kernel.for_dtype(self.dtype), parts)
 
-    def plan_scan(self, begin: int, end: int, may_share: bool) -> list[np.ndarray]:
-        """Return the plan of each part for the steps begin..end: of the batch or, if it may be shared, of the units."""
+    def plan_scan(self, begin: int, end: int, by_units: bool) -> list[np.ndarray]:
+        """Return the plan of each part for the steps begin..end: of the batch or, if that may be, of the units."""
         a, fields = self.a, self.fields
         I, U = fields["INPUT"], fields["UNITS"]
-        shares = self._count_shares(end - begin) if may_share else 1
+        shares = self._count_shares(end - begin) if by_units else 1
         if shares > 1:
             fields["SHARES"] = shares
             self.parts = [dict(FIRST=0, ROWS=fields["BATCH"], SHARE=share) for share in range(shares)]

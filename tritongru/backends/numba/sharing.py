@@ -25,7 +25,8 @@ ALONE_SECONDS = 0.25
 # A second cache of so many bytes is said to be large: that of Intel's servers, whose third cache is slow.
 LARGE_CACHE = 5 << 18
 
-_alone_until = 0.0
+# Until when, for parts that meet after each step, and for those that do not.
+_alone_until = {True: 0.0, False: 0.0}
 
 
 @functools.cache
@@ -57,9 +58,8 @@ def count_shares(rows: int, groups: int, panels: int, weights: int) -> int:
 
 def run_apart(kernel: Compiled, parts: np.ndarray) -> None:
     """Run the plans of parts that do not meet, as those of a single step."""
-    global _alone_until
-    if run_parts(kernel, parts):  # the others' cores were busy or asleep
-        _alone_until = time.monotonic() + ALONE_SECONDS
+    if run_parts(kernel, parts):  # the others' cores were busy, or asleep
+        _alone_until[False] = time.monotonic() + ALONE_SECONDS
 
 
 def run_sharing(kernel: Compiled, parts: np.ndarray | Sequence[np.ndarray], place: int, steps: int) -> None:
@@ -68,15 +68,14 @@ def run_sharing(kernel: Compiled, parts: np.ndarray | Sequence[np.ndarray], plac
     Args:
         place: of the address of where they meet, in a plan.
     """
-    global _alone_until
     meeting = np.zeros((1 + len(parts)) * LINE, np.int64)
     for part in parts:
         part[place] = address_of(meeting)
     run_parts(kernel, parts)
     if 2 * meeting[SHARED_STEPS] < steps:  # something else runs on the others' cores
-        _alone_until = time.monotonic() + ALONE_SECONDS
+        _alone_until[True] = time.monotonic() + ALONE_SECONDS
 
 
-def may_share() -> bool:
+def may_share(meets: bool = True) -> bool:
     """Return whether the other threads were there when they were last asked, or that was some time ago."""
-    return time.monotonic() >= _alone_until
+    return time.monotonic() >= _alone_until[meets]

@@ -160,7 +160,7 @@ class BoundShort:
         """Run the scan with the addresses of `run`, and those to write out and the last state to, both contiguous."""
         space = borrow(self.space)
         steps, count, begin = self._shape[0], len(self._parts), space.data_ptr()
-        if count == 1 or not may_share():
+        if count == 1 or not may_share(steps > 1):
             self.kernel.call(_pack_addresses(*addresses, begin) + self._alone, 0.0)
         elif steps == 1:
             run_apart(self.kernel, self.plans(*addresses, begin))
