@@ -132,18 +132,25 @@ def further_measures(c: Configuration, leaves: dict[str, Leaf], truth: dict[str,
     if c.layer_norm:
         measures += [run(c, inputs, c.torch_dtype(), ORACLE) for inputs in moved]
     if c.dtype == "float64":
-        coarse, ratio = run(c, leaves, torch.float32, ORACLE), 2.0 ** (23 - 52)
-        measures.append({name: right + (coarse[name].double() - right) * ratio for name, right in truth.items()})
+        # A sum that cancels may be right by luck in one draw.
+        for number in range(MOVES):
+            inputs = disturb(leaves, c, number, torch.float32)
+            exact, coarse = (run(c, inputs, dtype, ORACLE) for dtype in (torch.float64, torch.float32))
+            wrong = {name: (coarse[name].double() - right) * 2.0 ** (23 - 52) for name, right in exact.items()}
+            measures.append({name: right + wrong[name] for name, right in truth.items()})
     return measures
 
 
-def disturb(leaves: dict[str, Leaf], c: Configuration, number: int) -> dict[str, Leaf]:
-    """Return `leaves` with every number one rounding away, in float64."""
+def disturb(
+    leaves: dict[str, Leaf], c: Configuration, number: int, rounding: torch.dtype | None = None
+) -> dict[str, Leaf]:
+    """Return `leaves` with every number one rounding away, in float64; where `rounding` is a dtype, numbers of it."""
     generator = torch.Generator().manual_seed(c.seed + 3 + number)
-    epsilon = torch.finfo(c.torch_dtype()).eps
+    epsilon = torch.finfo(rounding or c.torch_dtype()).eps
 
     def moved(leaf: Leaf) -> Leaf:
-        return Leaf(move(leaf.view(leaf.base), epsilon, generator), lambda base: base)
+        value = move(leaf.view(leaf.base), epsilon, generator)
+        return Leaf(value if rounding is None else value.to(rounding).double(), lambda base: base)
 
     return {name: moved(leaf) for name, leaf in leaves.items()}
 
