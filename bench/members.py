@@ -117,19 +117,24 @@ def choose(backend: str, at_once: Callable[..., bool]) -> Callable[..., bool]:
     return before
 
 
+def time_call(call: Callable[[], object], count: int) -> float:
+    """Return the median of so many calls, in seconds, after one that is not timed."""
+    call()
+    times = []
+    for _ in range(count):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
 def measure(call: Callable[[], None], backend: str, repeats: int) -> tuple[float, float]:
     """Return the milliseconds of a call whose members run at once, and one after another."""
     best = [float("inf")] * 2
     for _ in range(5):
         for place, at_once in enumerate((True, False)):
             chosen = choose(backend, lambda *_, at_once=at_once: at_once)
-            call()
-            times = []
-            for _ in range(repeats):
-                begin = time.perf_counter()
-                call()
-                times.append(1e3 * (time.perf_counter() - begin))
-            best[place] = min(best[place], statistics.median(times))
+            best[place] = min(best[place], 1e3 * time_call(call, repeats))
             choose(backend, chosen)
     return best[0], best[1]
 

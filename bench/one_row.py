@@ -42,7 +42,7 @@ def multiply_often(row, weights, sums, K, N, steps, like):
     L = lanes(like)
     for _ in range(steps):
         for column in range(0, N, 3 * L):
-            tile_1(a, 0, w, column * K, K, out, column, L)
+            tile_1(a, 0, w, column * K, 3 * L, L, K, out, column, L)
 
 
 def median_us(call) -> float:

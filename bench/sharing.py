@@ -10,10 +10,9 @@ the first two are the same.
 from __future__ import annotations
 
 import argparse
-import statistics
+import contextlib
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -22,10 +21,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from members import add  # noqa: E402
+from members import add, time_call  # noqa: E402
 
 from tritongru import gru, repeats  # noqa: E402
 from tritongru.backends.numba import sharing, short  # noqa: E402
+from tritongru.call.problem import Inputs  # noqa: E402
 from tritongru.layouts import torch_to_keras  # noqa: E402
 from tritongru.tools.benchmark.results import conditions  # noqa: E402
 
@@ -52,33 +52,32 @@ def make_call(layout: str, sizes: tuple[int, int, int, int], backend: str) -> Ca
     return lambda: gru(x, kernel, recurrent, **given)
 
 
-def time_call(call: Callable[[], object], count: int) -> float:
-    """Return the median of so many calls, in microseconds."""
-    call()
-    times = []
-    for _ in range(count):
-        begin = time.perf_counter()
-        call()
-        times.append(1e6 * (time.perf_counter() - begin))
-    return statistics.median(times)
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Let no call share its units."""
+    with mock.patch.object(sharing, "MOST_SHARES", 1), mock.patch.object(short, "share_units", keep_together):
+        yield
+
+
+def keep_together(a: Inputs, *_: object) -> list[int]:
+    """Return the bounds of one part that is all units."""
+    return [0, a.u.shape[0]]
 
 
 def measure(layout: str, sizes: tuple[int, int, int, int]) -> list[float]:
     """Return the microseconds of a call that may share its units, of one that may not, and of torch's GRU."""
-    calls = [make_call(layout, sizes, backend) for backend in ("numba", "numba", "aten")]
+    ours, aten = (make_call(layout, sizes, backend) for backend in ("numba", "aten"))
     best = [float("inf")] * 3
     for _ in range(5):
-        for place, call in enumerate(calls):
-            with mock.patch.object(sharing, "MOST_SHARES", 4 if place == 0 else 1):
-                with mock.patch.object(short, "share_units", SHARE if place == 0 else lambda a, *_: [0, a.u.shape[0]]):
-                    repeats.forget()
-                    call()
-                    count = 100 if best[place] < 1e3 else 20 if best[place] < 1e4 else 7
-                    best[place] = min(best[place], time_call(call, count))
+        for place, (call, choice) in enumerate(
+            ((ours, contextlib.nullcontext), (ours, apart), (aten, contextlib.nullcontext))
+        ):
+            with choice():
+                repeats.forget()
+                count = 100 if best[place] < 1e3 else 20 if best[place] < 1e4 else 7
+                call()  # plans it
+                best[place] = min(best[place], 1e6 * time_call(call, count))
     return best
-
-
-SHARE = short.share_units
 
 
 def main() -> None:

@@ -59,8 +59,14 @@ def test_the_table_has_the_grid(device):
 @pytest.mark.parametrize("device", OF_THE_SIZES)
 def test_the_choice_is_hardly_ever_slower_than_the_fastest_by_more_than_five_percent(device):
     found = losses(read_cells(device))
-    assert sum(loss > 1.05 for loss in found.values()) <= 0.02 * len(found), report(found, 1.05)
+    assert sum(loss > 1.05 for loss in found.values()) <= 0.01 * len(found), report(found, 1.05)
     assert max(found.values()) <= 1.2, report(found, 1.2)
+
+
+def test_on_the_first_processor_the_choice_is_never_slower_by_more_than_five_percent():
+    found = losses([row for row in read_cells(OTHERS[0]) if not goes_another_way(row)])
+    assert len(found) > 200
+    assert max(found.values()) <= 1.05, report(found, 1.05)
 
 
 @pytest.mark.parametrize("device", OTHERS)

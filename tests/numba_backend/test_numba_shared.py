@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import _thread
 import ctypes
 import threading
-import time
 
 import pytest
 import torch
+from late_threads import let_threads_be_late
 
 from tritongru import repeats
 from tritongru.backends.numba import problem, sharing, threads
@@ -71,14 +70,7 @@ def test_threads_that_come_late_or_not_at_all(seconds: float | None, monkeypatch
     case = Case(1, 400, 5, 150)
     right = alone(case, monkeypatch)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    monkeypatch.setattr(threads, "find_team", lambda: None)
-    start = _thread.start_new_thread
-
-    def start_late(work, arguments) -> None:
-        if seconds is not None:
-            start(lambda: (time.sleep(seconds), work(*arguments)), ())
-
-    monkeypatch.setattr(threads._thread, "start_new_thread", start_late)
+    let_threads_be_late(monkeypatch, seconds)
     for _ in range(5):
         found = run_case(make_arguments(case), "numba")
         for name, value in right.items():

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import _thread
 import itertools
 import threading
-import time
 
 import pytest
 import torch
+from late_threads import let_threads_be_late
 
 from tritongru import GRU, Stream, gru, repeats
-from tritongru.backends.numba import sharing, short, threads
+from tritongru.backends.numba import sharing, short
 from tritongru.backends.numba.kernels import short as at
 from tritongru.tools.oracle.cases import Case, make_arguments
 
@@ -100,14 +99,7 @@ def test_what_is_not_shared(changes: dict, monkeypatch, noted) -> None:
 @pytest.mark.parametrize("case", [STEPS[1], STEPS[3]], ids=str)
 def test_threads_that_come_late_or_not_at_all(case: Case, seconds: float | None, monkeypatch, noted) -> None:
     right = outputs(case, 1, monkeypatch)
-    monkeypatch.setattr(threads, "find_team", lambda: None)
-    start = _thread.start_new_thread
-
-    def start_late(work, arguments) -> None:
-        if seconds is not None:
-            start(lambda: (time.sleep(seconds), work(*arguments)), ())
-
-    monkeypatch.setattr(threads._thread, "start_new_thread", start_late)
+    let_threads_be_late(monkeypatch, seconds)
     for _ in range(5):
         for found, value in zip(outputs(case, 3, monkeypatch), right, strict=True):
             assert torch.equal(found, value)
@@ -118,8 +110,7 @@ def test_threads_that_come_late_or_not_at_all(case: Case, seconds: float | None,
 def test_calls_after_a_late_thread_need_no_other_for_a_while(case: Case, monkeypatch, noted) -> None:
     right = outputs(case, 1, monkeypatch)
     monkeypatch.setattr(sharing, "ALONE_SECONDS", 60.0)
-    monkeypatch.setattr(threads, "find_team", lambda: None)
-    monkeypatch.setattr(threads._thread, "start_new_thread", lambda work, arguments: None)
+    let_threads_be_late(monkeypatch, None)
     for _ in range(3):
         for found, value in zip(outputs(case, 2, monkeypatch), right, strict=True):
             assert torch.equal(found, value)

@@ -111,8 +111,7 @@ def go_together(prepare, project, take):
         shared_from, has_prepared = steps, False
         # After another thread was late, the steps up to the next that is shared, and how many they will be then.
         alone_until, pause, shared = 0, FIRST_PAUSE, 0
-        # Chunks whose input is projected: of this thread's units, and of the others'.
-        projected, projected_others = -1, -1
+        others_from = -1  # where the chunk begins whose input is projected for the others' units too
         for s in range(begin, steps):
             s0 = s // chunk * chunk
             is_shared = False
@@ -131,12 +130,10 @@ def go_together(prepare, project, take):
                     if not has_prepared:
                         prepare(plan, left, right, like)
                         has_prepared = True
-                if (projected if turn == 0 else projected_others) != s0:
+                if s == max(s0, begin) if turn == 0 else others_from != s0:
                     project(plan, left, right, s0, min(s0 + chunk, steps), like)
-                    if turn == 0:
-                        projected = s0
-                    else:
-                        projected_others = s0
+                if turn == 1:
+                    others_from = s0
                 if turn == 0 and not is_first:
                     if s > begin and not wait_for_others(meeting, me, count, s, 0):
                         return

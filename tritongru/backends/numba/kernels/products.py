@@ -26,38 +26,32 @@ PAIRS = WIDTH == 64
 
 
 @helper
-def tile_1(a, i, w, p, K, out, o, step):
-    """out[o + {0,1,2} step ..] = a[i : i + K] W, a row by a panel at `p`."""
-    L = lanes(a)
+def tile_1(a, i, w, p, next_p, next_vector, K, out, o, step):
+    """out[o + {0,1,2} step ..] = a[i : i + K] W, a row by three vectors of columns, from p on.
+
+    Args:
+        next_p, next_vector: from one row of W to the next, and from one vector of it.
+    """
     a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = d0 = d1 = d2 = full(a, 0.0)
-    whole = K // 4 * 4
+    second, third, whole = next_vector, 2 * next_vector, K // 4 * 4
     for k in range(0, whole, 4):
         v = spread(a, i + k)
-        a0 = fma(v, load(w, p), a0)
-        a1 = fma(v, load(w, p + L), a1)
-        a2 = fma(v, load(w, p + 2 * L), a2)
+        a0, a1, a2 = fma(v, load(w, p), a0), fma(v, load(w, p + second), a1), fma(v, load(w, p + third), a2)
+        p += next_p
         v = spread(a, i + k + 1)
-        b0 = fma(v, load(w, p + 3 * L), b0)
-        b1 = fma(v, load(w, p + 4 * L), b1)
-        b2 = fma(v, load(w, p + 5 * L), b2)
+        b0, b1, b2 = fma(v, load(w, p), b0), fma(v, load(w, p + second), b1), fma(v, load(w, p + third), b2)
+        p += next_p
         v = spread(a, i + k + 2)
-        c0 = fma(v, load(w, p + 6 * L), c0)
-        c1 = fma(v, load(w, p + 7 * L), c1)
-        c2 = fma(v, load(w, p + 8 * L), c2)
+        c0, c1, c2 = fma(v, load(w, p), c0), fma(v, load(w, p + second), c1), fma(v, load(w, p + third), c2)
+        p += next_p
         v = spread(a, i + k + 3)
-        d0 = fma(v, load(w, p + 9 * L), d0)
-        d1 = fma(v, load(w, p + 10 * L), d1)
-        d2 = fma(v, load(w, p + 11 * L), d2)
-        p += 12 * L
+        d0, d1, d2 = fma(v, load(w, p), d0), fma(v, load(w, p + second), d1), fma(v, load(w, p + third), d2)
+        p += next_p
     for k in range(whole, K):
         v = spread(a, i + k)
-        a0 = fma(v, load(w, p), a0)
-        a1 = fma(v, load(w, p + L), a1)
-        a2 = fma(v, load(w, p + 2 * L), a2)
-        p += 3 * L
-    store(out, o, (a0 + b0) + (c0 + d0))
-    store(out, o + step, (a1 + b1) + (c1 + d1))
-    store(out, o + 2 * step, (a2 + b2) + (c2 + d2))
+        a0, a1, a2 = fma(v, load(w, p), a0), fma(v, load(w, p + second), a1), fma(v, load(w, p + third), a2)
+        p += next_p
+    store_3(out, o, step, (a0 + b0) + (c0 + d0), (a1 + b1) + (c1 + d1), (a2 + b2) + (c2 + d2))
 
 
 @helper
@@ -94,9 +88,8 @@ def tile_2(a, i, j, w, p, K, out, o, step, next_row):
 
 
 @helper
-def tile_4(a, i0, i1, i2, i3, w, p, K, out, o, step, next_row, more):
-    """As `tile_2` for four rows; added to `out` where `more`."""
-    L = lanes(a)
+def tile_4(a, i0, i1, i2, i3, next_a, w, p, next_p, next_vector, K, out, o, step, next_row, more):
+    """As `tile_1` for four rows, whose numbers are `next_a` apart; added to `out` where `more`."""
     a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = d0 = d1 = d2 = full(a, 0.0)
     o1, o2, o3 = o + next_row, o + 2 * next_row, o + 3 * next_row
     if more:
@@ -104,8 +97,9 @@ def tile_4(a, i0, i1, i2, i3, w, p, K, out, o, step, next_row, more):
         b0, b1, b2 = load(out, o1), load(out, o1 + step), load(out, o1 + 2 * step)
         c0, c1, c2 = load(out, o2), load(out, o2 + step), load(out, o2 + 2 * step)
         d0, d1, d2 = load(out, o3), load(out, o3 + step), load(out, o3 + 2 * step)
-    for k in range(K):
-        w0, w1, w2 = load(w, p), load(w, p + L), load(w, p + 2 * L)
+    k = 0
+    for _ in range(K):
+        w0, w1, w2 = load(w, p), load(w, p + next_vector), load(w, p + 2 * next_vector)
         v = spread(a, i0 + k)
         a0, a1, a2 = fma(v, w0, a0), fma(v, w1, a1), fma(v, w2, a2)
         v = spread(a, i1 + k)
@@ -114,7 +108,8 @@ def tile_4(a, i0, i1, i2, i3, w, p, K, out, o, step, next_row, more):
         c0, c1, c2 = fma(v, w0, c0), fma(v, w1, c1), fma(v, w2, c2)
         v = spread(a, i3 + k)
         d0, d1, d2 = fma(v, w0, d0), fma(v, w1, d1), fma(v, w2, d2)
-        p += 3 * L
+        k += next_a
+        p += next_p
     store_3(out, o, step, a0, a1, a2)
     store_3(out, o1, step, b0, b1, b2)
     store_3(out, o2, step, c0, c1, c2)
@@ -125,11 +120,7 @@ def tile_4(a, i0, i1, i2, i3, w, p, K, out, o, step, next_row, more):
 def tile_8(
     a, i0, i1, i2, i3, j0, j1, j2, j3, w, p, next_p, next_vector, K, out, o, q, step, next_row, more
 ):  # fmt: skip
-    """As `tile_4` for two groups of four rows, whose results begin at o and q; for processors with enough registers.
-
-    Args:
-        next_p, next_vector: from one row of W to the next, and from one vector of it.
-    """
+    """As `tile_4` for two groups of four rows, whose results begin at o and q; for processors with enough registers."""
     a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = d0 = d1 = d2 = full(a, 0.0)
     e0 = e1 = e2 = f0 = f1 = f2 = g0 = g1 = g2 = h0 = h1 = h2 = full(a, 0.0)
     o1, o2, o3 = o + next_row, o + 2 * next_row, o + 3 * next_row
@@ -221,7 +212,7 @@ def multiply(a, length, at, K, w, rows_of_w, first, end, out, width, groups, cou
                 row = groups[g]
                 i = row * length + at + k
                 tile_4(
-                    a, i, i + length, i + 2 * length, i + min(3, rows - 1 - row) * length, w, p + k * C, K_now,
+                    a, i, i + length, i + 2 * length, i + min(3, rows - 1 - row) * length, 1, w, p + k * C, C, L, K_now,
                     out, row * width + column, L, width, k > 0,
                 )  # fmt: skip
         for g in range(fours, count):
@@ -230,7 +221,7 @@ def multiply(a, length, at, K, w, rows_of_w, first, end, out, width, groups, cou
             if rows - row >= 2 and size > 1:
                 tile_2(a, i, i + length, w, p, K, out, row * width + column, L, width)
             else:
-                tile_1(a, i, w, p, K, out, row * width + column, L)
+                tile_1(a, i, w, p, C, L, K, out, row * width + column, L)
 
 
 @helper
@@ -265,11 +256,11 @@ def project_rows(
                 for s in range(0, whole, 4):
                     j = i + s * next_step
                     tile_4(
-                        x, j, j + next_step, j + 2 * next_step, j + 3 * next_step, w, p, I,
+                        x, j, j + next_step, j + 2 * next_step, j + 3 * next_step, 1, w, p, C, L, I,
                         out, o + s * R * width, L, R * width, False,
                     )  # fmt: skip
                 for s in range(whole, steps):
-                    tile_1(x, i + s * next_step, w, p, I, out, o + s * R * width, L)
+                    tile_1(x, i + s * next_step, w, p, C, L, I, out, o + s * R * width, L)
         if size < 4:
             continue
         for k in range(0, max(I, 1), block):
@@ -291,7 +282,7 @@ def project_rows(
                     elif wanted:
                         tile_4(
                             x, j + order[row] * next_row, j + order[row + 1] * next_row, j + order[row + 2] * next_row,
-                            j + order[min(row + 3, rows - 1)] * next_row, w, p + k * C, K_now,
+                            j + order[min(row + 3, rows - 1)] * next_row, 1, w, p + k * C, C, L, K_now,
                             out, to, L, width, k > 0,
                         )  # fmt: skip
                     g += 2 if both else 1

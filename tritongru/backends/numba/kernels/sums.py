@@ -10,8 +10,9 @@ the initial state; every sum runs over the rows in order, also where they are re
 from __future__ import annotations
 
 from ..compile import Kernel, helper
+from .products import tile_4
 from .rows import get, put
-from .unpacked import columns_4, multiply_unpacked
+from .unpacked import multiply_unpacked
 from .vectors import fma, full, lanes, pointer, spread
 
 (
@@ -32,7 +33,10 @@ def multiply_transposed(a, i, a_row, M, b, j, b_row, columns, rows, out, o, widt
     whole = columns // C * C
     for m in range(0, fours, 4):
         for c in range(0, whole, C):
-            columns_4(a, i + m, 1, a_row, rows, b, j + c, b_row, L, out, o + m * width + c, width, L, more)
+            n = i + m
+            tile_4(
+                a, n, n + 1, n + 2, n + 3, a_row, b, j + c, b_row, L, rows, out, o + m * width + c, L, width, more
+            )  # fmt: skip
         for c in range(whole, columns, L):
             tile_of_one(a, i + m, a_row, b, j + c, b_row, rows, out, o + m * width + c, width, more, columns - c)
     for m in range(fours, M):

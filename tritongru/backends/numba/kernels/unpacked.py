@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 
 from ..compile import helper
 from .dots import COLUMNS, by_dots
-from .products import PAIRS, store_3, tile_8
+from .products import PAIRS, tile_1, tile_4, tile_8
 from .rows import get, put
 from .vector_type import PANEL, WIDTH, count_lanes
 from .vectors import (
@@ -118,9 +118,12 @@ def by_columns(a, start, next_row, K, w, next_k, next_column, first, end, gap, o
                 )  # fmt: skip
             for row in range(eights, fours, 4):
                 i, o = start + row * next_row + k, row * width + column
-                columns_4(a, i, next_row, 1, count, source, p, next_p, next_vector, out, o, width, step, k > 0)
+                tile_4(
+                    a, i, i + next_row, i + 2 * next_row, i + 3 * next_row, 1, source, p, next_p, next_vector, count,
+                    out, o, step, width, k > 0,
+                )  # fmt: skip
         for row in range(fours, tiled):
-            columns_1(a, start + row * next_row, K, w, column, next_k, out, row * width + column, step)
+            tile_1(a, start + row * next_row, w, column, next_k, step, K, out, row * width + column, step)
     i, o = start + tiled * next_row, tiled * width
     if turns:
         by_dots(a, i, next_row, K, w, next_column, first, end, gap, out, o, width, rows - tiled)
@@ -194,64 +197,6 @@ def stream(a, start, next_row, K, w, next_k, first, end, gap, out, begin, width,
                 p, to = k * next_k + place * gap, begin + row * width + place * gap
                 for c in range(first, end, L):
                     put(out, to + c, fma(v, get(w, p + c, end - c), get(out, to + c, end - c)), end - c)
-
-
-@helper
-def columns_1(a, i, K, w, p, next_k, out, o, step):
-    a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = d0 = d1 = d2 = full(a, 0.0)
-    whole = K // 4 * 4
-    for k in range(0, whole, 4):
-        v = spread(a, i + k)
-        a0, a1, a2 = fma(v, load(w, p), a0), fma(v, load(w, p + step), a1), fma(v, load(w, p + 2 * step), a2)
-        p += next_k
-        v = spread(a, i + k + 1)
-        b0, b1, b2 = fma(v, load(w, p), b0), fma(v, load(w, p + step), b1), fma(v, load(w, p + 2 * step), b2)
-        p += next_k
-        v = spread(a, i + k + 2)
-        c0, c1, c2 = fma(v, load(w, p), c0), fma(v, load(w, p + step), c1), fma(v, load(w, p + 2 * step), c2)
-        p += next_k
-        v = spread(a, i + k + 3)
-        d0, d1, d2 = fma(v, load(w, p), d0), fma(v, load(w, p + step), d1), fma(v, load(w, p + 2 * step), d2)
-        p += next_k
-    for k in range(whole, K):
-        v = spread(a, i + k)
-        a0, a1, a2 = fma(v, load(w, p), a0), fma(v, load(w, p + step), a1), fma(v, load(w, p + 2 * step), a2)
-        p += next_k
-    store(out, o, (a0 + b0) + (c0 + d0))
-    store(out, o + step, (a1 + b1) + (c1 + d1))
-    store(out, o + 2 * step, (a2 + b2) + (c2 + d2))
-
-
-@helper
-def columns_4(a, i, next_row, next_a, K, w, p, next_k, next_vector, out, o, width, step, more):
-    """Four rows, whose numbers are `next_a` apart, by three vectors of columns; added to `out` where `more`.
-
-    Args:
-        next_vector, step: from one vector to the next in `w` and in `out`.
-    """
-    a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = d0 = d1 = d2 = full(a, 0.0)
-    o1, o2, o3 = o + width, o + 2 * width, o + 3 * width
-    if more:
-        a0, a1, a2 = load(out, o), load(out, o + step), load(out, o + 2 * step)
-        b0, b1, b2 = load(out, o1), load(out, o1 + step), load(out, o1 + 2 * step)
-        c0, c1, c2 = load(out, o2), load(out, o2 + step), load(out, o2 + 2 * step)
-        d0, d1, d2 = load(out, o3), load(out, o3 + step), load(out, o3 + 2 * step)
-    for _ in range(K):
-        w0, w1, w2 = load(w, p), load(w, p + next_vector), load(w, p + 2 * next_vector)
-        v = spread(a, i)
-        a0, a1, a2 = fma(v, w0, a0), fma(v, w1, a1), fma(v, w2, a2)
-        v = spread(a, i + next_row)
-        b0, b1, b2 = fma(v, w0, b0), fma(v, w1, b1), fma(v, w2, b2)
-        v = spread(a, i + 2 * next_row)
-        c0, c1, c2 = fma(v, w0, c0), fma(v, w1, c1), fma(v, w2, c2)
-        v = spread(a, i + 3 * next_row)
-        d0, d1, d2 = fma(v, w0, d0), fma(v, w1, d1), fma(v, w2, d2)
-        i += next_a
-        p += next_k
-    store_3(out, o, step, a0, a1, a2)
-    store_3(out, o1, step, b0, b1, b2)
-    store_3(out, o2, step, c0, c1, c2)
-    store_3(out, o3, step, d0, d1, d2)
 
 
 @intrinsic
