@@ -170,12 +170,14 @@ def test_results_may_be_written_to() -> None:
             assert torch.equal(state, kept)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 64])
-@pytest.mark.parametrize("inputs", [1, 4, 30])
+@pytest.mark.parametrize("rows", [1, 3, 64, 300])
+@pytest.mark.parametrize("inputs", [1, 4, 150])
 @pytest.mark.parametrize("units", [1, 5, 40])
 @pytest.mark.parametrize("by_column", [False, True])
-def test_sums_of_few_rows(rows: int, inputs: int, units: int, by_column: bool) -> None:
+def test_sums_of_few_rows(rows: int, inputs: int, units: int, by_column: bool, monkeypatch) -> None:
     from tritongru.call.problem import Inputs
+
+    monkeypatch.setattr(sums, "LEAST_WORK", 1)
 
     def weights(*shape: int) -> Tensor:
         return torch.randn(shape[::-1]).t() if by_column else torch.randn(shape)
@@ -184,7 +186,12 @@ def test_sums_of_few_rows(rows: int, inputs: int, units: int, by_column: bool) -
                weights(units, 3 * units), torch.randn(3 * units), torch.randn(rows, units))  # fmt: skip
     d, entering = torch.randn(rows, 4 * units), torch.randn(rows, units)
     for wanted in (Inputs(*[True] * 5, False), Inputs(False, True, False, True, True, False)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
         few, all_steps = sums._sum_few_rows(a, wanted, d, entering), sums._sum_all_steps(a, wanted, d, entering)
+        for threads in (2, 7):  # no bit depends on them
+            monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+            for found, right in zip(sums._sum_few_rows(a, wanted, d, entering), few, strict=True):
+                assert found is right is None or torch.equal(found, right)
         for found, right in zip(few, all_steps, strict=True):
             assert (found is None) == (right is None)
             if found is not None:

@@ -10,8 +10,9 @@ import torch
 from late_threads import let_threads_be_late
 
 from tritongru import repeats
-from tritongru.backends.numba import problem, sharing, threads
+from tritongru.backends.numba import backward, problem, sharing, threads
 from tritongru.backends.numba.kernels import fields as at
+from tritongru.compat import GRU
 from tritongru.tools.oracle.cases import Case, make_arguments, run_case
 
 CASES = [
@@ -112,24 +113,75 @@ def test_without_others_the_first_thread_does_it_all_and_is_left_alone_for_a_whi
         asked.clear()
         for _ in range(3):
             assert torch.equal(run_case(make_arguments(case), "numba")["outputs"], right["outputs"])
-        # What is shared else are the sums of gradients, which are torch's own.
-        assert asked == [2] * (3 if seconds == 0 else 1)
+        # Forward, backward, and the sums of gradients, in which threads need not meet.
+        assert asked == [2] * (9 if seconds == 0 else 2)
 
 
 @pytest.mark.parametrize(
     "changes",
-    [dict(mask=True), dict(resets=True), dict(reset_after=False), dict(recurrent_dropouts=1), dict(gates=True),
-     dict(layer_norm="joint"), dict(time=63), dict(batch=2, time=7), dict(batch=33), dict(recompute=True)],
+    [dict(mask=True), dict(resets=True), dict(reset_after=False), dict(recurrent_dropouts=1), dict(zoneout=True),
+     dict(layer_norm="joint"), dict(time=7), dict(time=31), dict(batch=2, time=7), dict(batch=33)],
     ids=str,
 )  # fmt: skip
 def test_what_is_not_shared(changes: dict, monkeypatch, noted) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    case = Case(**(dict(batch=1, time=70, input_size=5, units=150) | changes))
-    found, right = (run_case(make_arguments(case), backend) for backend in ("numba", "reference"))
-    if "recompute" not in changes:
-        assert not noted
+    assert not compare(dict(batch=1, time=70, input_size=5, units=150) | changes, noted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "directions"),
+    [(dict(gates=True), {"backward"}), (dict(gradient_clip=0.5), {"forward"}),
+     (dict(recompute=True, time=1200), {"backward"})],
+    ids=str,
+)  # fmt: skip
+def test_what_is_shared_in_one_direction(changes: dict, directions: set[str], monkeypatch, noted) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(backward, "CHUNK_ROWS", 90)
+    monkeypatch.setattr(backward, "CHUNK", 0)
+    found = compare(dict(batch=1, time=70, input_size=5, units=150) | changes, noted)
+    if "recompute" in changes:  # of the forward pass; what the backward pass computes again begins in the middle
+        found.remove("forward")
+    assert found == directions
+
+
+def compare(sizes: dict, noted: list) -> set[str]:
+    """Compare a call with the oracle; return in which directions units were shared."""
+    found, right = (run_case(make_arguments(Case(**sizes)), backend) for backend in ("numba", "reference"))
     for name, value in right.items():
         torch.testing.assert_close(found[name], value, rtol=2e-4, atol=2e-4)
+    return {"backward" if part[at.TRANSPOSED] else "forward" for part in noted}
+
+
+@pytest.mark.parametrize("rows_of_chunk", [16, 24, 69, 512])
+@pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[5], CASES[7]], ids=str)
+def test_chunks_of_the_way_back(case: Case, rows_of_chunk: int, monkeypatch, noted) -> None:
+    monkeypatch.setattr(problem, "LEAST_STEPS", 2)
+    monkeypatch.setattr(problem, "LEAST_READ", 0)
+    monkeypatch.setattr(backward, "CHUNK_ROWS", rows_of_chunk)
+    monkeypatch.setattr(backward, "CHUNK", 0)
+    right = alone(case, monkeypatch)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    for _ in range(2):
+        found = run_case(make_arguments(case), "numba")
+        for name, value in right.items():
+            assert torch.equal(found[name], value), name
+    chunks = backward.chunks_of(case.time, case.batch, 1)
+    assert sum(part[at.TRANSPOSED] and part[at.SHARE] == 0 for part in noted) == 2 * len(chunks)
+
+
+@pytest.mark.parametrize("wanted", ["outputs", "state", "a step of the outputs"])
+def test_the_gradient_of_one_result(wanted: str, monkeypatch, noted) -> None:
+    torch.manual_seed(0)
+    layer, x = GRU(5, 150), torch.randn(70, 1, 5, requires_grad=True)
+    found = []
+    for count in (1, 2, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
+        outputs, state = layer(x)
+        loss = state if wanted == "state" else outputs if wanted == "outputs" else outputs[17]
+        found.append(torch.autograd.grad(loss.square().sum(), [x, *layer.parameters()]))
+    assert any(part[at.TRANSPOSED] for part in noted)
+    for each in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(each, found[0], strict=True))
 
 
 def test_units_are_shared_where_sharing_rows_is_worse(monkeypatch) -> None:

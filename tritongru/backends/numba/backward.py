@@ -16,10 +16,11 @@ from ..gradients import Saved, Setting
 from .compile import Compiled
 from .kernels import fields as at
 from .kernels.reverse import reverse_scan
+from .kernels.shared_reverse import shared_reverse_scan
 from .kernels.vector_type import PANEL
-from .problem import Problem, in_compute_dtype, round_up, with_rows
+from .problem import Problem, are_shared, in_compute_dtype, round_up, run_plans, with_rows
+from .sharing import may_share
 from .sums import sum_plainly
-from .threads import run_parts
 
 # Numbers of a chunk's gate gradients, and its least rows: fewer make the products of the weights' gradients slow.
 # Estimates.
@@ -47,7 +48,7 @@ def run_backward(
     """
     reverse = plan_reverse(a, variant, saved, d_out, d_last, wanted)
     for kernel, parts in reverse.walk():
-        run_parts(kernel, parts)
+        run_plans(kernel, parts)
     return reverse.gradients(a.x.dtype)
 
 
@@ -109,24 +110,35 @@ class Reverse:
         self.problem.fields["PLACES"] = self.problem.keep(flat.cumsum(0) - 1)
         return flat.nonzero()[:, 0]
 
-    def plan(self) -> list[np.ndarray]:
-        """Pack the weights, and return the plan of each part of the batch."""
-        self.problem.pack_weights(RECURRENT=3 * self.problem.fields["PADDED"] * self.problem.fields["COLUMNS"])
-        return self.problem.make_parts(self._scratch, lambda R: 0)
+    def plan(self, steps: int, by_units: bool) -> list[np.ndarray]:
+        """Pack the weights, and return the plan of each part: of the batch or, if that may be, of the units.
+
+        Args:
+            steps: of the longest chunk.
+        """
+        problem, fields = self.problem, self.problem.fields
+        P, N = fields["PADDED"], fields["COLUMNS"]
+        sizes = dict(RECURRENT=3 * P * N)
+        if by_units and self.variant.gradient_clip is None and problem.share_units(steps) > 1:
+            R = round_up(fields["BATCH"], fields["SIZE"])
+            sizes |= dict(CARRIED=steps * R * N, D_STEPS=steps * R * 3 * P)
+        problem.pack_weights(**sizes)
+        return problem.make_parts(self._scratch, lambda R: 0)
 
     def walk(self) -> Iterator[tuple[Compiled, list[np.ndarray]]]:
         """Yield a kernel and the plans to run it with, for each chunk of steps; what is between is done here."""
         a, problem, wanted, v = self.a, self.problem, self.wanted, self.variant
         T, B, _ = self.after.shape
-        parts = self.plan()
-        kernel = reverse_scan.for_dtype(problem.dtype)
-        rows = a if self.valid is None else a._replace(x=a.x.flatten(0, 1).index_select(0, self.valid))
         bounds = chunks_of(T, B, self.wide)
+        parts = self.plan(bounds[0][1] - bounds[0][0] if bounds else 0, may_share())
+        kernel = (shared_reverse_scan if are_shared(parts) else reverse_scan).for_dtype(problem.dtype)
+        rows = a if self.valid is None else a._replace(x=a.x.flatten(0, 1).index_select(0, self.valid))
         is_plain = v.reset_after and a.drop is None and a.scale is None and len(bounds) == 1
         sums = None if is_plain else Sums(rows, v, wanted, self.steps)
         norm = None if a.scale is None else Normalization(a.u, a.drop, a.scale, v, a.x.dtype)
         found = self.found
-        for begin, end in bounds:
+        d_states = self._find_states(len(bounds))
+        for number, (begin, end) in enumerate(bounds):
             first, last = (T - end, T - begin) if v.reverse else (begin, end)
             gates, flat = self._gates_of(begin, end, first, last)
             d_gates = a.x.new_empty(self.steps.count(first, last), self.wide)
@@ -137,6 +149,7 @@ class Reverse:
             norms = None if norm is None else self._prepare(norm, entering, rows, first, last)
             for part in parts:
                 part[at.BEGIN], part[at.END] = begin, end
+                part[at.D_LAST], part[at.D_H0] = d_states[number : number + 2]
                 part[at.GATES] = gates
                 part[at.D_GATES], part[at.D_FIRST] = d_gates.data_ptr(), self.steps.starts[first]
                 if norms is not None:
@@ -154,6 +167,12 @@ class Reverse:
             found = found._replace(x=d_x)
         self.found = found._replace(h0=self.d_h0 if wanted.h0 else None, fresh=self.d_fresh, keep=self.d_keep)  # type: ignore[arg-type]
 
+    def _find_states(self, chunks: int) -> list[int]:
+        """Return where the state's gradient is at each end of the chunks; 0 for zeros."""
+        problem, (B, U) = self.problem, self.after.shape[1:]
+        between = [problem.keep(self.a.x.new_empty(B, U)) for _ in range(chunks - 1)]
+        return [problem.fields.get("D_LAST", 0), *between, problem.fields["D_H0"]]
+
     def _prepare(self, norm: Normalization, entering: Tensor, rows: Inputs, first: int, last: int) -> Norms:
         """Return the norms of the steps first..last, whose entering states (N,U) are known."""
         gx = self.steps.read(rows.x, first, last) if norm.joint else None
@@ -166,6 +185,8 @@ class Reverse:
         return Inputs(*(None if value is None else value.to(dtype) for value in self.found))  # type: ignore[arg-type]
 
     def _scratch(self, R: int) -> dict[str, int]:
+        if self.problem.fields.get("SHARES"):
+            return dict(SUMS=R * self.problem.fields["COLUMNS"])
         drops, P, N = self.problem.drops, self.problem.fields["PADDED"], self.problem.fields["COLUMNS"]
         return dict(
             H=R * N, SHOWN=0 if self.a.mask is None else R * N, KEPT=drops * R * N, ENTERING=R * 3 * P,

@@ -6,7 +6,7 @@ and strides; the others are addresses, each some bytes behind the beginning of a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -15,21 +15,24 @@ from ...call.problem import Inputs, Variant
 from ..eager.layout import entering_states, gate_width
 from ..gradients import Saved
 from .backward import chunks_of, plan_reverse, run_backward
+from .compile import Kernel
 from .kernels import fields as at
 from .kernels.packing import pack
 from .kernels.reverse import reverse_scan
 from .kernels.scan import scan
-from .problem import LINE, Problem, how_to_scan, round_up, run_packing, with_rows
+from .kernels.shared import shared_scan
+from .kernels.shared_reverse import shared_reverse_scan
+from .problem import LINE, Problem, are_shared, round_up, run_packing, run_plans, with_rows
 from .sharing import may_share
 from .short import BoundShort, is_short
 from .spare import borrow, give_back
 from .sums import FewRows, is_few, sum_plainly
-from .threads import run_parts
 
 # What the addresses of a plan point into: the tensors of a call by their own names, and the scan's memory.
-_PACKED = ("W", "RECURRENT", "BIAS", "BIAS_N")
+_PACKED = ("W", "RECURRENT", "BIAS", "BIAS_N", "CARRIED", "D_STEPS")
 _SCRATCH = ("H", "ENTERING", "PROJECTED", "SUMS", "SHOWN", "KEPT", "PLACED", "GROUPS", "LIVE", "FLAGS")
 OF_REVERSE = ("U_GIVEN", "H0", "STATES", "GATES", "D_OUT", "D_LAST", "D_GATES", "D_H0")
+NO_FIELDS: Mapping[int, int] = {}
 INPUTS = ("X", "W_GIVEN", "BIAS_X", "U_GIVEN", "BIAS_H", "H0")
 
 
@@ -49,14 +52,17 @@ class Plans:
     """The plans of a scan's parts with other addresses in them.
 
     Args:
-        problem: planned, with its weights packed. parts: its plans. tensors: the fields that point to the beginning of
-            a tensor, in the order in which `at` takes their addresses.
+        problem: planned, with its weights packed, whose memory is given back. parts: its plans. tensors: the fields
+            that point to the beginning of a tensor, in the order in which `run` takes their addresses. kernels: for
+            parts of the batch, and of the units.
 
     Attributes:
-        bytes: of memory that the plans need. packed: of them those of the weights.
+        bytes: of memory that the plans need. are_shared: whether threads share the units.
     """
 
-    def __init__(self, problem: Problem, parts: Sequence[np.ndarray], tensors: Sequence[str]):
+    def __init__(
+        self, problem: Problem, parts: Sequence[np.ndarray], tensors: Sequence[str], kernels: tuple[Kernel, Kernel]
+    ):
         self._offsets = np.stack(parts)
         self._sources = np.zeros(self._offsets.shape, np.intp)
         begins = problem.packed.data_ptr(), problem.scratch.data_ptr()
@@ -66,12 +72,46 @@ class Plans:
                 self._sources[given, place] = number
                 self._offsets[given, place] -= begins[number - 1] if number <= 2 else self._offsets[given, place]
         self._kept = problem.kept  # what the other addresses point into, as the bound of gradients
-        self.packed = round_up(problem.packed_bytes, LINE)
-        self.bytes = self.packed + problem.scratch.numel()
+        self._packed = round_up(problem.packed_bytes, LINE)
+        self.bytes = self._packed + problem.scratch.numel()
+        self.are_shared = are_shared(parts)
+        self._pack, self._scan = pack.for_dtype(problem.dtype), kernels[self.are_shared].for_dtype(problem.dtype)
+        problem.release()
 
-    def at(self, memory: int, *tensors: int) -> np.ndarray:
-        """Return the plans (parts, fields) with `bytes` of memory at an address, and tensors at theirs; 0 for none."""
-        return self._offsets + np.array((0, memory, memory + self.packed, *tensors))[self._sources]
+    def run(self, memory: int, *tensors: int, fields: Mapping[int, int] = NO_FIELDS) -> None:
+        """Run the scan with `bytes` of memory at an address, and tensors at theirs; 0 for none.
+
+        Args:
+            fields: other values than those planned, by their places.
+        """
+        plans = self._offsets + np.array((0, memory, memory + self._packed, *tensors))[self._sources]
+        for place, value in fields.items():
+            plans[:, place] = value
+        if not self.are_shared:  # else each thread packs what it reads
+            run_packing(self._pack, plans[0], self._packed)
+        run_plans(self._scan, plans)
+
+
+class Choice:
+    """A scan planned with its units shared among threads, if that may be, and without.
+
+    Args:
+        plan: with or without.
+
+    Attributes:
+        bytes: of memory that `run` needs.
+    """
+
+    def __init__(self, plan: Callable[[bool], Plans]):
+        self._shared = self._alone = plan(True)
+        if self._shared.are_shared:  # for calls while other threads are late
+            self._alone = plan(False)
+        self.bytes = max(self._shared.bytes, self._alone.bytes)
+
+    def run(self, memory: int, *tensors: int, fields: Mapping[int, int] = NO_FIELDS) -> None:
+        """Run it; arguments as those of `Plans.run`."""
+        plans = self._shared if self._shared.are_shared and may_share() else self._alone
+        plans.run(memory, *tensors, fields=fields)
 
 
 class BoundReverse:
@@ -80,13 +120,15 @@ class BoundReverse:
     def __init__(self, a: Inputs, variant: Variant):
         T, B = a.x.shape[:2]
         saved = Saved(a.x.new_empty(T, B, a.u.shape[0]), a.x.new_empty(0), a.x.new_empty(0))
-        reverse = plan_reverse(a, variant, saved, None, None, Inputs(*[None] * len(Inputs._fields)))  # type: ignore[arg-type]
-        # Any address but 0: it only says that there is such a tensor.
-        reverse.problem.fields |= dict(GATES=1, D_OUT=1, D_LAST=1, D_GATES=1, BEGIN=0, END=T)
-        self._plans = Plans(reverse.problem, reverse.plan(), OF_REVERSE)
-        self._pack, self._scan = (kernel.for_dtype(reverse.problem.dtype) for kernel in (pack, reverse_scan))
-        reverse.problem.release()
-        self._dtype, self.bytes = a.x.dtype, self._plans.bytes
+
+        def plan(by_units: bool) -> Plans:
+            reverse = plan_reverse(a, variant, saved, None, None, Inputs(*[None] * len(Inputs._fields)))  # type: ignore[arg-type]
+            # Any address but 0: it only says that there is such a tensor.
+            reverse.problem.fields |= dict(GATES=1, D_OUT=1, D_LAST=1, D_GATES=1, BEGIN=0, END=T)
+            return Plans(reverse.problem, reverse.plan(T, by_units), OF_REVERSE, (reverse_scan, shared_reverse_scan))
+
+        self._scan = Choice(plan)
+        self._dtype, self.bytes = a.x.dtype, self._scan.bytes
 
     def run(self, memory: int, saved: Sequence[int], d_out: Tensor | None, d_last: Tensor | None, *found: int) -> None:
         """Run the scan with `bytes` of memory at an address.
@@ -97,40 +139,21 @@ class BoundReverse:
         """
         d_out, d_last = with_rows(d_out, self._dtype), None if d_last is None else d_last.contiguous()
         given = [0 if t is None else t.data_ptr() for t in (d_out, d_last)]
-        plans = self._plans.at(memory, *saved, *given, *found)
-        if d_out is not None:
-            plans[:, at.D_OUT_STEP], plans[:, at.D_OUT_ROW] = d_out.stride()[:2]
-        run_packing(self._pack, plans[0], self._plans.packed)
-        run_parts(self._scan, plans)
+        strides = NO_FIELDS if d_out is None else {at.D_OUT_STEP: d_out.stride(0), at.D_OUT_ROW: d_out.stride(1)}
+        self._scan.run(memory, *saved, *given, *found, fields=strides)
 
 
-class BoundForward:
-    """The scan of tensors with the sizes and strides of those it was made for.
+def choose_forward(a: Inputs, variant: Variant, gradients: bool) -> Choice:
+    """Return the scan of a `BoundScan`, which takes INPUTS, outputs, last state and gates, 0 for none."""
 
-    Attributes:
-        is_shared: whether threads share its units.
-    """
-
-    def __init__(self, a: Inputs, variant: Variant, gradients: bool, by_units: bool):
-        """As `BoundScan`; by_units: whether the units may be shared among threads."""
+    def plan(by_units: bool) -> Plans:
         problem = Problem(a, variant)
         # Any address but 0, as above.
         problem.fields |= dict(OUT=1, LAST=1, GATES=int(gradients))
         parts = problem.plan_scan(0, a.x.shape[0], by_units)
-        self._plans = Plans(problem, parts, (*INPUTS, "OUT", "LAST", "GATES"))
-        problem.release()
-        kernel, self._run = how_to_scan(parts)
-        self.is_shared = kernel is not scan
-        self._pack, self._scan = pack.for_dtype(problem.dtype), kernel.for_dtype(problem.dtype)
+        return Plans(problem, parts, (*INPUTS, "OUT", "LAST", "GATES"), (scan, shared_scan))
 
-    def run(self, *tensors: int) -> None:
-        """Run the scan of tensors at these addresses: INPUTS, outputs, last state and gates, 0 for none."""
-        memory = borrow(self._plans.bytes)
-        plans = self._plans.at(memory.data_ptr(), *tensors)
-        if not self.is_shared:  # else each thread packs what it reads
-            run_packing(self._pack, plans[0], self._plans.packed)
-        self._run(self._scan, plans)
-        give_back(memory)
+    return Choice(plan)
 
 
 class BoundScan:
@@ -148,15 +171,13 @@ class BoundScan:
         (T, B, I), U = a.x.shape, a.u.shape[0]
         self.variant = variant
         self._shape, self._width = (T, B, U), gate_width(variant) * U if gradients else 0
-        self._shared = self._alone = BoundForward(a, variant, gradients, True)
-        if self._shared.is_shared:  # for calls while other threads are late
-            self._alone = BoundForward(a, variant, gradients, False)
+        self._forward = choose_forward(a, variant, gradients)
         self._reverse: BoundReverse | None = None
         self.few: BoundFewRows | None = None
         if gradients and variant.reset_after and len(chunks_of(T, B, self._width)) == 1:
             self._reverse = BoundReverse(a, variant)
             # Rows that are the same distance apart.
-            if is_few(T * B, I) and (B == 1 or T == 1 or a.x.stride(0) == B * a.x.stride(1)):
+            if is_few(T * B, I, U) and (B == 1 or T == 1 or a.x.stride(0) == B * a.x.stride(1)):
                 self.few = BoundFewRows(self._reverse, a, variant, by_column)
 
     def run(self, x: Tensor, inputs: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -171,8 +192,9 @@ class BoundScan:
         T, B, U = self._shape
         out, last = x.new_empty(T, B, U), x.new_empty(B, U)
         gates = x.new_empty(T, B, self._width) if self._width else None
-        forward = self._shared if self._shared.is_shared and may_share() else self._alone
-        forward.run(*inputs, out.data_ptr(), last.data_ptr(), 0 if gates is None else gates.data_ptr())
+        memory, at_gates = borrow(self._forward.bytes), 0 if gates is None else gates.data_ptr()
+        self._forward.run(memory.data_ptr(), *inputs, out.data_ptr(), last.data_ptr(), at_gates)
+        give_back(memory)
         return out, last, gates
 
     def run_backward(self, a: Inputs, saved: Saved, d_out: Tensor | None, d_last: Tensor | None, wanted: Inputs):

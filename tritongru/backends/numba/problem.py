@@ -12,13 +12,13 @@ from torch import Tensor
 from ...activations import TABLE
 from ...call.problem import Inputs, Variant
 from ..eager.layout import compute_dtype
-from .compile import Compiled, Kernel
+from .compile import Compiled
 from .kernels import fields as at
 from .kernels.packing import pack
 from .kernels.scan import scan
 from .kernels.shared import shared_scan
 from .kernels.vector_type import PANEL, count_lanes
-from .sharing import LEAST_STEPS, LEAST_STEPS_OF_ROWS, count_shares, may_share, run_sharing
+from .sharing import LEAST_READ, LEAST_STEPS, count_shares, may_share, run_sharing
 from .spare import borrow, give_back
 from .threads import address_of, group_size, run_parts, share_rows
 
@@ -97,18 +97,22 @@ class Problem:
         if order is not None:
             self.fields["ORDER"] = self.keep(order)
 
-    def _count_shares(self, steps: int) -> int:
-        """Return how many threads share the units of a scan over so many steps, 1 for one that they do not share."""
-        a, fields, variant = self.a, self.fields, self.variant
+    def share_units(self, steps: int) -> int:
+        """Let threads share the units of a scan over so many steps; return how many, 1 if they had better not."""
+        a, fields = self.a, self.fields
         extras = (a.mask, a.resets, a.drop, a.keep, a.scale)
-        if self.members > 1 or a.w is None or any(t is not None for t in extras) or not variant.reset_after:
+        if self.members > 1 or any(t is not None for t in extras) or not self.variant.reset_after:
             return 1
-        # It reads the states where it writes them, and begins with the first step.
-        rows, least = fields["BATCH"], LEAST_STEPS if fields["BATCH"] == 1 else LEAST_STEPS_OF_ROWS
-        if rows == 0 or not fields.get("OUT") or steps < max(least, fields["STEPS"]):
+        rows, U = fields["BATCH"], fields["UNITS"]
+        weights = 3 * U * U * self.dtype.itemsize
+        if rows == 0 or steps < LEAST_STEPS or (rows == 1 and steps * weights < LEAST_READ):
             return 1
-        U, groups = fields["UNITS"], -(-rows // fields["SIZE"])
-        return count_shares(rows, groups, -(-U // (self.lanes * PANEL)), 3 * U * U * self.dtype.itemsize)
+        groups, panels = -(-rows // fields["SIZE"]), -(-U // (self.lanes * PANEL))
+        shares = count_shares(rows, groups, panels, weights)
+        if shares > 1:
+            fields["SHARES"] = shares
+            self.parts = [dict(FIRST=0, ROWS=rows, SHARE=share) for share in range(shares)]
+        return shares
 
     def _set_options(self) -> None:
         """Set the fields of what a call may leave out."""
@@ -140,7 +144,7 @@ class Problem:
         return value.data_ptr()
 
     def pack_weights(self, **sizes: int) -> None:
-        """Pack the weights into as many numbers as wanted, by the names of their fields."""
+        """Take as many numbers as wanted, by the names of their fields, that all parts see; pack the weights there."""
         self.packed_bytes = sum(sizes.values()) * self.dtype.itemsize
         self.packed = borrow(self.packed_bytes)
         start = self.packed.data_ptr()
@@ -180,17 +184,15 @@ class Problem:
     def run_scan(self, begin: int, end: int) -> None:
         """Run the steps begin..end, counted in the order of processing."""
         parts = self.plan_scan(begin, end, may_share())
-        kernel, run = how_to_scan(parts)
-        run(kernel.for_dtype(self.dtype), parts)
+        run_plans((shared_scan if are_shared(parts) else scan).for_dtype(self.dtype), parts)
 
     def plan_scan(self, begin: int, end: int, by_units: bool) -> list[np.ndarray]:
         """Return the plan of each part for the steps begin..end: of the batch or, if that may be, of the units."""
         a, fields = self.a, self.fields
         I, U = fields["INPUT"], fields["UNITS"]
-        shares = self._count_shares(end - begin) if by_units else 1
-        if shares > 1:
-            fields["SHARES"] = shares
-            self.parts = [dict(FIRST=0, ROWS=fields["BATCH"], SHARE=share) for share in range(shares)]
+        # Where units are shared, states are read where they are written, from the first step on.
+        by_units = by_units and a.w is not None and bool(fields.get("OUT")) and end - begin == fields["STEPS"]
+        shares = self.share_units(end - begin) if by_units else 1
         # Gates that are multiplied apart begin at whole panels.
         apart = self.drops == 3 or not self.variant.reset_after or shares > 1
         P = round_up(U, self.lanes * (PANEL if apart else 1))
@@ -226,13 +228,17 @@ def run_packing(kernel: Compiled, plan: np.ndarray, size: int) -> None:
     run_parts(kernel, plans)
 
 
-def how_to_scan(parts: Sequence[np.ndarray]) -> tuple[Kernel, Callable[[Any, Any], object]]:
-    """Return the kernel of a scan's parts, and what runs it with all of them."""
-    return (shared_scan, _run_shared) if parts and parts[0][at.SHARES] > 1 else (scan, run_parts)
+def are_shared(plans: np.ndarray | Sequence[np.ndarray]) -> bool:
+    """Return whether the parts of a scan are some of its units each, not some of its rows."""
+    return len(plans) > 1 and bool(plans[0][at.SHARES])
 
 
-def _run_shared(kernel: Compiled, parts: Sequence[np.ndarray]) -> None:
-    run_sharing(kernel, parts, at.MEETING, parts[0][at.STEPS])
+def run_plans(kernel: Compiled, plans: np.ndarray | Sequence[np.ndarray]) -> None:
+    """Run all parts of a scan."""
+    if are_shared(plans):
+        run_sharing(kernel, plans, at.MEETING, int(plans[0][at.END] - plans[0][at.BEGIN]))
+    else:
+        run_parts(kernel, plans)
 
 
 def make_plan(fields: dict[str, Any]) -> np.ndarray:

@@ -14,8 +14,9 @@ from .compile import Compiled
 from .kernels.meeting import LINE, SHARED_STEPS
 from .threads import address_of, run_parts
 
-# Of one row; of several, whose steps take longer. The other threads begin some steps late.
-LEAST_STEPS, LEAST_STEPS_OF_ROWS = 64, 8
+# Steps of a scan, since the other threads begin some of them late, and bytes of recurrent weights that one row reads in
+# all of them: as many as take a thread some 0.1 ms.
+LEAST_STEPS, LEAST_READ = 8, 1 << 23
 # Of each thread: panels of each gate, and bytes of the recurrent weights. With fewer bytes one thread is as fast.
 LEAST_PANELS, LEAST_BYTES, MOST_SHARES = 2, 1 << 17, 4
 # Rows of a batch whose units are shared, and how much more evenly that has to share the work.

@@ -12,10 +12,13 @@ from ...call.problem import Inputs
 from ..eager.layout import product_like
 from .kernels import sums as at
 from .kernels.sums import sums
+from .sharing import may_share, run_apart
+from .threads import LEAST_WORK
 
-# Rows of all steps up to which the sums are compiled code's; beyond them they are torch's products. Chosen where 16
-# rows were timed, on an AMD EPYC with AVX2; no other processor and no other number was.
-FEW_ROWS = 64
+# Rows of all steps up to which the sums are compiled code's whatever their sizes, timed with 16 on an AMD EPYC with AVX2;
+# and up to which they are where there is little to compute, timed with 128 to 512 on an AMD EPYC with AVX-512. Beyond
+# them they are torch's products.
+FEW_ROWS, MOST_ROWS, LITTLE_WORK = 64, 512, 1 << 26
 
 
 def sum_plainly(a: Inputs, wanted: Inputs, d: Tensor, entering: Tensor) -> Inputs:
@@ -24,13 +27,19 @@ def sum_plainly(a: Inputs, wanted: Inputs, d: Tensor, entering: Tensor) -> Input
     Args:
         a: x (T,B,I) or (N,I). d: (N,4U) as `eager.layout` says. entering: (N,U) states.
     """
-    few = a.w is not None and is_few(*entering.shape[:1], a.x.shape[-1])
+    few = a.w is not None and is_few(entering.shape[0], a.x.shape[-1], entering.shape[1])
     return (_sum_few_rows if few else _sum_all_steps)(a, wanted, d, entering)
 
 
-def is_few(rows: int, inputs: int) -> bool:
+def is_few(rows: int, inputs: int, units: int) -> bool:
     """Return whether compiled code sums so many rows."""
-    return 0 < rows <= FEW_ROWS and inputs > 0
+    most = MOST_ROWS if count_operations(rows, inputs, units) <= LITTLE_WORK else FEW_ROWS
+    return 0 < rows <= most and inputs > 0
+
+
+def count_operations(rows: int, inputs: int, units: int) -> int:
+    """Return how many operations the sums of so many rows are, the product for the gradient of x among them."""
+    return 6 * rows * units * (2 * inputs + units)
 
 
 def _sum_all_steps(a: Inputs, wanted: Inputs, d: Tensor, entering: Tensor) -> Inputs:
@@ -90,8 +99,11 @@ class FewRows:
         """
         (rows, inputs), units = x.shape, a.u.shape[0]
         sizes = rows, inputs, units, x.stride(0), *a.w.stride(), a.h0.stride(0), batch, reverse, *by_column  # type: ignore[union-attr]
-        self._sizes = struct.pack(f"{len(sizes)}q", *sizes)
-        self._run = sums.for_dtype(np.dtype(np.float64 if x.dtype == torch.float64 else np.float32)).call
+        pack = struct.Struct(f"{len(sizes) + 2}q").pack
+        count = min(torch.get_num_threads(), max(count_operations(rows, inputs, units) // LEAST_WORK, 1))
+        self._parts = [pack(*sizes, part, count) for part in range(count)]
+        self._alone = pack(*sizes, 0, 1)
+        self._kernel = sums.for_dtype(np.dtype(np.float64 if x.dtype == torch.float64 else np.float32))
 
     def run(self, *addresses: int) -> None:
         """Write the gradients, all contiguous.
@@ -100,7 +112,12 @@ class FewRows:
             addresses: of d (N,4U), x, w, and states (N,U) that entered the steps, or that left them where that of h0
                 follows; of the gradients of x, w, u, bias_x and bias_h, 0 where not wanted.
         """
-        self._run(_pack_addresses(*addresses) + self._sizes, 0.0)
+        tensors = _pack_addresses(*addresses)
+        if len(self._parts) == 1 or not may_share(meets=False):
+            self._kernel.call(tensors + self._alone, 0.0)
+            return
+        plans = bytearray(b"".join(tensors + own for own in self._parts))
+        run_apart(self._kernel, np.frombuffer(plans, np.int64).reshape(len(self._parts), -1))
 
 
 _pack_addresses = struct.Struct(f"{at.N}q").pack  # they come first

@@ -18,6 +18,7 @@ from .kernels.parts import run_parts_of_task
 from .kernels.reverse import reverse_scan
 from .kernels.scan import scan
 from .kernels.shared import shared_scan
+from .kernels.shared_reverse import shared_reverse_scan
 from .kernels.short import short
 from .kernels.sums import sums
 
@@ -27,11 +28,12 @@ KERNELS = {
     "scan": scan,
     "reverse_scan": reverse_scan,
     "shared_scan": shared_scan,
+    "shared_reverse_scan": shared_reverse_scan,
     "pack": pack,
     "sums": sums,
     "parts": run_parts_of_task,
 }
-OF_GRADIENTS = ("reverse_scan", "sums")
+OF_GRADIENTS = ("reverse_scan", "shared_reverse_scan", "sums")
 
 
 def warm(

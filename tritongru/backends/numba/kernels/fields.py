@@ -34,10 +34,12 @@ inside, the gates' order is z, r, n.
     # One part: its rows, in groups of SIZE, and the steps to take in the order of processing.
     ROWS, SIZE, FIRST, ORDER,  # ORDER: (B,) int64, the rows of all parts; 0: as they are. FIRST: where the part begins
     BEGIN, END,
-    SHARE, SHARES, MEETING,  # of a row whose units several threads share: which of how many, and where they meet
+    SHARE, SHARES, MEETING,  # of units that several threads share: which of how many, and where they meet
+    # What these leave for each other in a reverse scan: (steps,R,N), and (steps,R,3P) in the order q, z, r.
+    CARRIED, D_STEPS,
     CHUNK,  # steps projected at a time
     # Its scratch: numbers of R rows each, then int64 by row and by group, and bytes by step and group.
     H, ENTERING, PROJECTED, SUMS, SHOWN, KEPT, PLACED, GROUPS, LIVE, FLAGS,
-) = range(87)  # fmt: skip
+) = range(89)  # fmt: skip
 
 NAMES = tuple(name for name in list(globals()) if name.isupper())

@@ -48,6 +48,18 @@ def entering_state(plan, s, t, before, b, has_resets, resets, states, h0, fresh,
     return states, (before * plan[at.BATCH] + b) * plan[at.UNITS]
 
 
+@helper
+def differentiate_state(f, g, total, z, n, h):
+    """da_n and da_z of a state's gradient."""
+    return total * (1.0 - z) * slope(f, n), total * (h - n) * slope(g, z)
+
+
+@helper
+def differentiate_reset(g, d_n, r, q):
+    """dq and da_r with reset_after."""
+    return d_n * r, d_n * q * slope(g, r)
+
+
 def reverse_part(plan, like):
     """Run the steps of one part from the last to the first; see `fields` for the plan."""
     T, B, U, P, N = plan[at.STEPS], plan[at.BATCH], plan[at.UNITS], plan[at.PADDED], plan[at.COLUMNS]
@@ -130,16 +142,14 @@ def reverse_part(plan, like):
                     store(waiting, row * N + j, full(like, 0.0))
                 z, r = get(gates, k + z_at + j, left), get(gates, k + r_at + j, left)
                 n = get(gates, k + n_at + j, left)
-                d_n = total * (1.0 - z) * slope(f, n)
-                d_z = total * (get(h, i_h + j, left) - n) * slope(g, z)
+                d_n, d_z = differentiate_state(f, g, total, z, n, get(h, i_h + j, left))
                 if has_keep:
                     part = get(keep, t * plan[at.KEEP_STEP] + b * plan[at.KEEP_ROW] + j, left)
                     if plan[at.D_KEEP] != 0:
                         put(d_keep, place * U + j, total * (1.0 - z) * (n - get(h, i_h + j, left)), left)
                     d_n, d_z, z = d_n * part, d_z * part, zone_out(z, part)
                 if after:
-                    d_r = d_n * get(gates, k + j, left) * slope(g, r)
-                    d_q = d_n * r
+                    d_q, d_r = differentiate_reset(g, d_n, r, get(gates, k + j, left))
                     store(d, a + j, d_q)
                     store(d, a + 2 * P + j, d_r)
                     put(d_gates, o + j, d_q, left)

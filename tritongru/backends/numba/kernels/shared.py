@@ -19,9 +19,9 @@ from .vectors import advance, fma, lanes, load, pointer
 
 
 @helper
-def first_unit(plan, share, C):
-    """The first of a thread's units, a multiple of a panel."""
-    return share * (plan[at.PADDED] // C) // plan[at.SHARES] * C
+def first_unit(share, shares, units, C):
+    """The first of a thread's units, of so many of all; a multiple of a panel, C."""
+    return share * (units // C) // shares * C
 
 
 @helper
@@ -88,13 +88,13 @@ go_through = go_together(pack_units, project_units, take_step)
 def shared_part(plan, like):
     """Run the part of one thread; see `fields` for the plan. Gates are in the order z, r, n."""
     T, U, P, rows, size = plan[at.STEPS], plan[at.UNITS], plan[at.PADDED], plan[at.ROWS], plan[at.SIZE]
-    me, C = plan[at.SHARE], 3 * lanes(like)
+    me, shares, C = plan[at.SHARE], plan[at.SHARES], 3 * lanes(like)
     place_rows(plan, pointer(plan[at.PLACED], 0), pointer(plan[at.GROUPS], 0), rows, size, -(-rows // size))
     pack_all_biases(plan, like)
     # A look at another thread's number takes some cycles, the product of one row 3 U P / 16.
     go_through(
-        plan, pointer(plan[at.MEETING], 0), me, plan[at.SHARES], T, plan[at.CHUNK], first_unit(plan, me, C),
-        first_unit(plan, me + 1, C), P, U * P * rows, like,
+        plan, pointer(plan[at.MEETING], 0), me, shares, T, plan[at.CHUNK], first_unit(me, shares, P, C),
+        first_unit(me + 1, shares, P, C), P, U * P * rows, like,
     )  # fmt: skip
     if me == 0:
         out, last = pointer(plan[at.OUT], like), pointer(plan[at.LAST], like)

@@ -10,7 +10,7 @@ the initial state; every sum runs over the rows in order, also where they are re
 from __future__ import annotations
 
 from ..compile import Kernel, helper
-from .products import tile_4
+from .products import BLOCK, tile_4
 from .rows import get, put
 from .unpacked import multiply_unpacked
 from .vectors import fma, full, lanes, pointer, spread
@@ -21,31 +21,42 @@ from .vectors import fma, full, lanes, pointer, spread
     D, X, W, H, H0, D_X, D_W, D_U, D_BIAS_X, D_BIAS_H,
     N, I, U, X_ROW, W_ROW, W_COLUMN, H0_ROW, BATCH, REVERSE,
     W_BY_COLUMN, U_BY_COLUMN,  # whether D_W is (3U,I) in place of (I,3U), and D_U (3U,U) in place of (U,3U)
-) = range(21)  # fmt: skip
+    PART, PARTS,  # which part of the numbers of each gradient of how many, no bit of which depends on it
+) = range(23)  # fmt: skip
 
 
 @helper
-def multiply_transposed(a, i, a_row, M, b, j, b_row, columns, rows, out, o, width, more):
-    """out (M, width)[:, :columns] = a (rows, M)' b (rows, columns), added where `more`."""
-    if rows == 0:
-        return
-    C, L, fours = 3 * lanes(a), lanes(a), M // 4 * 4
+def first_of(part, parts, count, unit):
+    """Where a part of so many numbers begins: at a multiple of a unit, behind the last part at their end."""
+    return count if part == parts else part * (count // unit) // parts * unit
+
+
+@helper
+def multiply_transposed(a, i, a_row, first, end, b, j, b_row, columns, rows, out, o, width, more):
+    """out (.., width)[first:end, :columns] = a (rows, ..)[:, first:end]' b (rows, columns), added where `more`."""
+    C, L, fours = 3 * lanes(a), lanes(a), first + (end - first) // 4 * 4
     whole = columns // C * C
-    for m in range(0, fours, 4):
+    for k in range(0, rows, BLOCK):
+        count, adds, a_k, b_k = min(BLOCK, rows - k), more or k > 0, i + k * a_row, j + k * b_row
         for c in range(0, whole, C):
-            n = i + m
-            tile_4(
-                a, n, n + 1, n + 2, n + 3, a_row, b, j + c, b_row, L, rows, out, o + m * width + c, L, width, more
-            )  # fmt: skip
+            for m in range(first, fours, 4):
+                n = a_k + m
+                tile_4(
+                    a, n, n + 1, n + 2, n + 3, a_row, b, b_k + c, b_row, L, count, out, o + m * width + c, L, width,
+                    adds,
+                )  # fmt: skip
         for c in range(whole, columns, L):
-            tile_of_one(a, i + m, a_row, b, j + c, b_row, rows, out, o + m * width + c, width, more, columns - c)
-    for m in range(fours, M):
-        for c in range(0, columns, L):
-            to = o + m * width + c
-            total = get(out, to, columns - c) if more else full(a, 0.0)
-            for n in range(rows):
-                total = fma(spread(a, i + m + n * a_row), get(b, j + n * b_row + c, columns - c), total)
-            put(out, to, total, columns - c)
+            for m in range(first, fours, 4):
+                tile_of_one(
+                    a, a_k + m, a_row, b, b_k + c, b_row, count, out, o + m * width + c, width, adds, columns - c
+                )
+        for m in range(fours, end):
+            for c in range(0, columns, L):
+                to = o + m * width + c
+                total = get(out, to, columns - c) if adds else full(a, 0.0)
+                for n in range(count):
+                    total = fma(spread(a, a_k + m + n * a_row), get(b, b_k + n * b_row + c, columns - c), total)
+                put(out, to, total, columns - c)
 
 
 @helper
@@ -83,10 +94,11 @@ def sum_part(plan, like):
     d, x, h, w = pointer(plan[D], like), pointer(plan[X], like), pointer(plan[H], like), pointer(plan[W], like)
     d_w, d_u = pointer(plan[D_W], like), pointer(plan[D_U], like)
     d_bias_x, d_bias_h = pointer(plan[D_BIAS_X], like), pointer(plan[D_BIAS_H], like)
-    width, gates = 4 * units, 3 * units
+    width, gates, part, parts = 4 * units, 3 * units, plan[PART], plan[PARTS]
     if plan[D_X] != 0:
-        d_x = pointer(plan[D_X], like)
-        multiply_unpacked(d, units, width, gates, w, plan[W_COLUMN], plan[W_ROW], 0, inputs, 0, d_x, inputs, rows)
+        d_x, panel = pointer(plan[D_X], like), 3 * lanes(like)
+        first, end = first_of(part, parts, inputs, panel), first_of(part + 1, parts, inputs, panel)
+        multiply_unpacked(d, units, width, gates, w, plan[W_COLUMN], plan[W_ROW], first, end, 0, d_x, inputs, rows)
     # One place calls the product: a compiler copies it to every place. First d_W; then d_R, its two parts of columns,
     # of all rows or, where the states are in two places, of the first and of the last ones.
     has_h0, batch, is_reverse = plan[H0] != 0, plan[BATCH], plan[REVERSE] != 0
@@ -111,15 +123,19 @@ def sum_part(plan, like):
             elif has_h0:
                 i_other = batch * units if is_reverse else 0
         i, more = begin * width + column, product > 2 and split > 0
+        M = columns if by_column else length
+        first, end = first_of(part, parts, M, 4), first_of(part + 1, parts, M, 4)
         if by_column:
             multiply_transposed(
-                d, i, width, columns, other, i_other, other_row, length, count, target, to, length, more
+                d, i, width, first, end, other, i_other, other_row, length, count, target, to, length, more
             )
         else:
-            multiply_transposed(other, i_other, other_row, length, d, i, width, columns, count, target, to, gates, more)
-    if plan[D_BIAS_X] != 0:
+            multiply_transposed(
+                other, i_other, other_row, first, end, d, i, width, columns, count, target, to, gates, more
+            )
+    if plan[D_BIAS_X] != 0 and part == 0:
         sum_rows(d, units, width, gates, rows, d_bias_x, 0)
-    if plan[D_BIAS_H] != 0:
+    if plan[D_BIAS_H] != 0 and part == 0:
         sum_rows(d, units, width, 2 * units, rows, d_bias_h, 0)
         sum_rows(d, 0, width, units, rows, d_bias_h, 2 * units)
 
