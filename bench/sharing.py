@@ -1,10 +1,10 @@
-"""Scans in numba with their units shared among threads, and with their rows shared or nothing, side by side.
+"""Calls in numba with units and sums shared among threads, and with their rows shared or nothing, side by side.
 
     python bench/sharing.py --threads 2
 
-Takes about two minutes on two quiet cores. Adds rows to bench/results/sharing.csv: the least of five medians, in
-microseconds, of calls without gradients taken in turn, and those of torch's own GRU. Where the choice is not to share,
-the first two are the same.
+Takes about three minutes on two quiet cores. Adds rows to bench/results/sharing.csv: the least of five medians, in
+microseconds, of calls taken in turn, and those of torch's own GRU. Where the choice is not to share, the first two are
+the same.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from members import add, time_call  # noqa: E402
 
 from tritongru import gru, repeats  # noqa: E402
-from tritongru.backends.numba import sharing, short  # noqa: E402
+from tritongru.backends.numba import sharing, short, sums  # noqa: E402
 from tritongru.call.problem import Inputs  # noqa: E402
 from tritongru.layouts import torch_to_keras  # noqa: E402
 from tritongru.tools.benchmark.results import conditions  # noqa: E402
@@ -40,22 +40,40 @@ SCANS = [
     (64, 4, 512, 512), (50, 8, 512, 512), (50, 16, 512, 512), (8, 16, 512, 512), (50, 32, 512, 512),
     (35, 20, 650, 650), (35, 16, 768, 768), (35, 16, 1024, 1024),
 ]  # fmt: skip
+TRAINING = [
+    (16, 1, 64, 128), (16, 1, 256, 256), (16, 1, 512, 512), (32, 1, 64, 192), (64, 1, 128, 256), (100, 1, 64, 128),
+    (128, 1, 128, 256), (128, 1, 384, 384), (128, 1, 512, 512), (64, 1, 768, 768), (100, 2, 256, 256),
+    (4, 16, 128, 128), (8, 4, 256, 256), (32, 4, 64, 128), (8, 16, 512, 512), (50, 12, 256, 256),
+    (50, 16, 512, 512), (35, 20, 650, 650),
+]  # fmt: skip
 
 
-def make_call(layout: str, sizes: tuple[int, int, int, int], backend: str) -> Callable[[], object]:
-    """Return the call that is timed."""
+def make_call(layout: str, sizes: tuple[int, int, int, int], training: bool, backend: str) -> Callable[[], object]:
+    """Return the call that is timed, with its backward pass where it trains."""
     T, B, I, U = sizes
     weights = [torch.randn(3 * U, I) / I**0.5, torch.randn(3 * U, U) / U**0.5, torch.randn(3 * U), torch.randn(3 * U)]
     kernel, recurrent, *bias = torch_to_keras(*weights) if layout == "keras" else weights
     given = dict(bias=bias[0] if layout == "keras" else tuple(bias), layout=layout, time_major=True, backend=backend)
-    x = torch.randn(T, B, I)
-    return lambda: gru(x, kernel, recurrent, **given)
+    x, cotangent = torch.randn(T, B, I), torch.randn(T, B, U)
+    if not training:
+        return lambda: gru(x, kernel, recurrent, **given)
+    trained = [t.requires_grad_() for t in (kernel, recurrent, *bias)]
+
+    def train() -> None:
+        outputs, _ = gru(x, kernel, recurrent, **given)
+        torch.autograd.grad(outputs, trained, cotangent)
+
+    return train
 
 
 @contextlib.contextmanager
 def apart() -> Iterator[None]:
-    """Let no call share its units."""
-    with mock.patch.object(sharing, "MOST_SHARES", 1), mock.patch.object(short, "share_units", keep_together):
+    """Let no call share its units, nor its sums."""
+    with (
+        mock.patch.object(sharing, "MOST_SHARES", 1),
+        mock.patch.object(short, "share_units", keep_together),
+        mock.patch.object(sums, "LEAST_WORK", sys.maxsize),
+    ):
         yield
 
 
@@ -64,9 +82,9 @@ def keep_together(a: Inputs, *_: object) -> list[int]:
     return [0, a.u.shape[0]]
 
 
-def measure(layout: str, sizes: tuple[int, int, int, int]) -> list[float]:
+def measure(layout: str, sizes: tuple[int, int, int, int], training: bool) -> list[float]:
     """Return the microseconds of a call that may share its units, of one that may not, and of torch's GRU."""
-    ours, aten = (make_call(layout, sizes, backend) for backend in ("numba", "aten"))
+    ours, aten = (make_call(layout, sizes, training, backend) for backend in ("numba", "aten"))
     best = [float("inf")] * 3
     for _ in range(5):
         for place, (call, choice) in enumerate(
@@ -88,12 +106,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     where = conditions(torch.device("cpu"))
-    cases = [(layout, sizes) for sizes in ONE_STEP + FEW_STEPS for layout in ("torch", "keras")]
-    cases += [("torch", sizes) for sizes in SCANS]
-    with torch.no_grad():
-        for layout, sizes in cases:
-            shared, apart, aten = measure(layout, sizes)
-            values = {name: where[name] for name in FIELDS} | {"layout": layout} | dict(zip("TBIU", sizes, strict=True))
+    cases = [(layout, "inference", sizes) for sizes in ONE_STEP + FEW_STEPS for layout in ("torch", "keras")]
+    cases += [("torch", "inference", sizes) for sizes in SCANS]
+    cases += [("torch", "forward+backward", sizes) for sizes in TRAINING]
+    for layout, direction, sizes in cases:
+        training = direction != "inference"
+        with torch.set_grad_enabled(training):
+            shared, apart, aten = measure(layout, sizes, training)
+            values = {name: where[name] for name in FIELDS} | {"layout": layout, "direction": direction}
+            values |= dict(zip("TBIU", sizes, strict=True))
             times = dict(shared_us=f"{shared:.4g}", apart_us=f"{apart:.4g}", aten_us=f"{aten:.4g}")
             row = values | times | {"ratio": f"{apart / shared:.3g}"}
             add(options.csv, row)

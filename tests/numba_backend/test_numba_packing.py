@@ -8,10 +8,12 @@ import torch
 
 pytest.importorskip("numba")
 
+from tritongru.backends.numba import backward, bound, problem, sharing, threads
 from tritongru.backends.numba.kernels import fields as at
 from tritongru.backends.numba.kernels.packing import pack
 from tritongru.backends.numba.kernels.vector_type import PANEL, count_lanes
 from tritongru.backends.numba.problem import make_plan, round_up
+from tritongru.tools.oracle.cases import Case, make_arguments, run_case
 
 DTYPES = {np.dtype(np.float32): torch.float32, np.dtype(np.float64): torch.float64}
 
@@ -72,3 +74,46 @@ def test_packed_weights(inputs: int, units: int, dtype: np.dtype, layout: str, p
     each = gates(u, P)
     right = np.concatenate((each[2].T, each[0].T, each[1].T))
     np.testing.assert_array_equal(transposed, packed(np.pad(right, [(0, 0), (0, N - units)]), lanes * PANEL))
+
+
+@pytest.mark.parametrize("way", ["apart", "ahead by one", "ahead by all"])
+@pytest.mark.parametrize(
+    "case",
+    [Case(20, 9, 5, 150), Case(20, 9, 5, 150, lengths=True, layout="torch"), Case(9, 40, 5, 64, recompute=True),
+     Case(2, 9, 5, 150, "float64", go_backwards=True, reset_after=False)],
+    ids=str,
+)  # fmt: skip
+def test_who_packs_makes_no_difference(case: Case, way: str, monkeypatch) -> None:
+    monkeypatch.setattr(threads, "LEAST_WORK", 1)
+    monkeypatch.setattr(sharing, "MOST_SHARES", 1)
+    monkeypatch.setattr(backward, "CHUNK_ROWS", 40)
+    monkeypatch.setattr(backward, "CHUNK", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    right = run_case(make_arguments(case), "numba")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(problem, "second_cache", lambda: 1 << 30 if way == "apart" else 0)
+    monkeypatch.setattr(problem, "PACKED_ALONE", 1 if way == "ahead by all" else 1 << 30)
+    packers, pack_ahead = [], problem.pack_ahead
+    for module in (problem, backward, bound):
+        monkeypatch.setattr(
+            module, "pack_ahead",
+            lambda plans, dtype: (packers.extend(int(plan[at.PACKERS]) for plan in plans), pack_ahead(plans, dtype)),
+        )  # fmt: skip
+    for _ in range(3):
+        found = run_case(make_arguments(case), "numba")
+        for name, value in right.items():
+            assert torch.equal(found[name], value), name
+    # Two rows are one part, which packs by itself if not all threads do.
+    one = 1 if case.batch > 2 else 0
+    assert set(packers) == {{"apart": 0, "ahead by one": one, "ahead by all": 3}[way]}
+
+
+def test_copies_of_packed_weights_are_small(monkeypatch) -> None:
+    monkeypatch.setattr(problem, "second_cache", lambda: 1 << 20)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    assert problem.count_packers(1 << 20, 16) == 0
+    assert problem.count_packers((1 << 20) + 64, 16) == 4
+    assert problem.count_packers(1 << 20, 17) == 4
+    assert problem.count_packers(1 << 18, 1) == 0
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert problem.count_packers(1 << 22, 1) == 0

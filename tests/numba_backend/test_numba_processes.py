@@ -54,13 +54,16 @@ QUIET = """
 PACK = """
     import sys, torch
     from tritongru.backends.numba import compile
-    from tritongru.backends.numba.problem import Problem
+    from tritongru.backends.numba.kernels import fields
+    from tritongru.backends.numba.problem import Problem, pack_ahead
     compile.NOTICE_SECONDS = 0.1
     from tritongru.call.problem import Inputs, Variant
     torch.manual_seed(0)
     inputs = Inputs(torch.randn(9, 12, 5), torch.randn(5, 51), None, torch.randn(17, 51), None, torch.zeros(12, 17))
     problem = Problem(inputs, Variant())
-    problem.plan_scan(0, 9, False)
+    (plan,) = problem.plan_scan(0, 9, False)
+    plan[fields.PACKERS] = 1  # not by the scan itself
+    pack_ahead([plan], problem.dtype)
     print(problem.packed.view(torch.float32).double().sum().item())
 """
 

@@ -18,7 +18,7 @@ from .kernels import fields as at
 from .kernels.reverse import reverse_scan
 from .kernels.shared_reverse import shared_reverse_scan
 from .kernels.vector_type import PANEL
-from .problem import Problem, are_shared, in_compute_dtype, round_up, run_plans, with_rows
+from .problem import Problem, are_shared, in_compute_dtype, pack_ahead, round_up, run_plans, with_rows
 from .sharing import may_share
 from .sums import sum_plainly
 
@@ -111,7 +111,7 @@ class Reverse:
         return flat.nonzero()[:, 0]
 
     def plan(self, steps: int, by_units: bool) -> list[np.ndarray]:
-        """Pack the weights, and return the plan of each part: of the batch or, if that may be, of the units.
+        """Return the plan of each part: of the batch or, if that may be, of the units.
 
         Args:
             steps: of the longest chunk.
@@ -122,7 +122,7 @@ class Reverse:
         if by_units and self.variant.gradient_clip is None and problem.share_units(steps) > 1:
             R = round_up(fields["BATCH"], fields["SIZE"])
             sizes |= dict(CARRIED=steps * R * N, D_STEPS=steps * R * 3 * P)
-        problem.pack_weights(**sizes)
+        problem.take_memory(**sizes)
         return problem.make_parts(self._scratch, lambda R: 0)
 
     def walk(self) -> Iterator[tuple[Compiled, list[np.ndarray]]]:
@@ -131,6 +131,7 @@ class Reverse:
         T, B, _ = self.after.shape
         bounds = chunks_of(T, B, self.wide)
         parts = self.plan(bounds[0][1] - bounds[0][0] if bounds else 0, may_share())
+        pack_ahead(parts, problem.dtype)
         kernel = (shared_reverse_scan if are_shared(parts) else reverse_scan).for_dtype(problem.dtype)
         rows = a if self.valid is None else a._replace(x=a.x.flatten(0, 1).index_select(0, self.valid))
         is_plain = v.reset_after and a.drop is None and a.scale is None and len(bounds) == 1

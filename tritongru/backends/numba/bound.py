@@ -17,12 +17,11 @@ from ..gradients import Saved
 from .backward import chunks_of, plan_reverse, run_backward
 from .compile import Kernel
 from .kernels import fields as at
-from .kernels.packing import pack
 from .kernels.reverse import reverse_scan
 from .kernels.scan import scan
 from .kernels.shared import shared_scan
 from .kernels.shared_reverse import shared_reverse_scan
-from .problem import LINE, Problem, are_shared, round_up, run_packing, run_plans, with_rows
+from .problem import LINE, Problem, are_shared, pack_ahead, round_up, run_plans, with_rows
 from .sharing import may_share
 from .short import BoundShort, is_short
 from .spare import borrow, give_back
@@ -52,7 +51,7 @@ class Plans:
     """The plans of a scan's parts with other addresses in them.
 
     Args:
-        problem: planned, with its weights packed, whose memory is given back. parts: its plans. tensors: the fields
+        problem: planned, whose memory is given back. parts: its plans. tensors: the fields
             that point to the beginning of a tensor, in the order in which `run` takes their addresses. kernels: for
             parts of the batch, and of the units.
 
@@ -72,10 +71,10 @@ class Plans:
                 self._sources[given, place] = number
                 self._offsets[given, place] -= begins[number - 1] if number <= 2 else self._offsets[given, place]
         self._kept = problem.kept  # what the other addresses point into, as the bound of gradients
-        self._packed = round_up(problem.packed_bytes, LINE)
+        self._packed = problem.packed_bytes
         self.bytes = self._packed + problem.scratch.numel()
         self.are_shared = are_shared(parts)
-        self._pack, self._scan = pack.for_dtype(problem.dtype), kernels[self.are_shared].for_dtype(problem.dtype)
+        self._dtype, self._scan = problem.dtype, kernels[self.are_shared].for_dtype(problem.dtype)
         problem.release()
 
     def run(self, memory: int, *tensors: int, fields: Mapping[int, int] = NO_FIELDS) -> None:
@@ -87,8 +86,7 @@ class Plans:
         plans = self._offsets + np.array((0, memory, memory + self._packed, *tensors))[self._sources]
         for place, value in fields.items():
             plans[:, place] = value
-        if not self.are_shared:  # else each thread packs what it reads
-            run_packing(self._pack, plans[0], self._packed)
+        pack_ahead(plans, self._dtype)
         run_plans(self._scan, plans)
 
 

@@ -14,7 +14,7 @@ from ..eager.layout import gate_width
 from ..gradients import Saved
 from .backward import plan_reverse
 from .kernels.scan import scan
-from .problem import Problem, in_compute_dtype
+from .problem import Problem, in_compute_dtype, pack_ahead
 from .short import is_short, run_short_members
 from .threads import run_parts
 
@@ -38,7 +38,9 @@ def run_members_forward(
     for m, problem in enumerate(problems):
         for name, value in (("OUT", out), ("LAST", last), ("STATES", states), ("GATES", gates)):
             problem.fields[name] = value[m].data_ptr() if value.dim() > 1 else 0
-        parts += problem.plan_scan(0, T, False)
+        own = problem.plan_scan(0, T, False)
+        pack_ahead(own, problem.dtype)
+        parts += own
     run_parts(scan.for_dtype(problems[0].dtype), parts)
     for problem in problems:
         problem.release()

@@ -18,16 +18,16 @@ from .kernels.packing import pack
 from .kernels.scan import scan
 from .kernels.shared import shared_scan
 from .kernels.vector_type import PANEL, count_lanes
-from .sharing import LEAST_READ, LEAST_STEPS, count_shares, may_share, run_sharing
-from .spare import borrow, give_back
-from .threads import address_of, group_size, run_parts, share_rows
+from .sharing import LEAST_READ, LEAST_STEPS, count_shares, may_share, run_sharing, second_cache
+from .spare import MOST_BYTES, borrow, give_back
+from .threads import group_size, run_parts, share_rows
 
 # Bytes of projected input that are kept at a time: a part of a core's second cache, of 256 KiB and more. An estimate.
 CHUNK = 1 << 17
 LINE = 64  # bytes of a cache line
-# Bytes of weights that take a thread a tenth of a millisecond to pack, as seen on an AMD EPYC with AVX2; another thread
-# begins within some ten microseconds.
-PACKED_ALONE = 1 << 20
+# Bytes of weights that take a thread some thirty microseconds to pack; another thread begins within ten. Seen on an AMD
+# EPYC with AVX-512.
+PACKED_ALONE = 1 << 18
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -143,16 +143,20 @@ class Problem:
         self.kept.append(value)
         return value.data_ptr()
 
-    def pack_weights(self, **sizes: int) -> None:
-        """Take as many numbers as wanted, by the names of their fields, that all parts see; pack the weights there."""
-        self.packed_bytes = sum(sizes.values()) * self.dtype.itemsize
+    def take_memory(self, **sizes: int) -> None:
+        """Take memory of so many numbers for packed weights and what else all parts see, by the names of its fields."""
+        size = round_up(sum(sizes.values()) * self.dtype.itemsize, LINE)
+        is_shared = bool(self.fields.get("SHARES"))
+        packers = 0 if is_shared else count_packers(size, len(self.parts))
+        is_apart = not (is_shared or packers)
+        self.packed_bytes = size * len(self.parts) if is_apart else size
         self.packed = borrow(self.packed_bytes)
-        start = self.packed.data_ptr()
-        for name, size in sizes.items():
-            self.fields[name] = start
-            start += size * self.dtype.itemsize
-        if not self.fields.get("SHARES"):  # each thread packs what it reads
-            run_packing(pack.for_dtype(self.dtype), make_plan(self.fields), self.packed_bytes)
+        self.fields["PACKERS"] = packers
+        for part, own in enumerate(self.parts):
+            start = self.packed.data_ptr() + is_apart * part * size
+            for name, numbers in sizes.items():
+                own[name] = start
+                start += numbers * self.dtype.itemsize
 
     def release(self) -> None:
         """Give the memory of the packed weights to the next call: all parts have been run."""
@@ -184,6 +188,7 @@ class Problem:
     def run_scan(self, begin: int, end: int) -> None:
         """Run the steps begin..end, counted in the order of processing."""
         parts = self.plan_scan(begin, end, may_share())
+        pack_ahead(parts, self.dtype)
         run_plans((shared_scan if are_shared(parts) else scan).for_dtype(self.dtype), parts)
 
     def plan_scan(self, begin: int, end: int, by_units: bool) -> list[np.ndarray]:
@@ -201,7 +206,7 @@ class Problem:
         if a.w is not None:
             fields |= dict(W_GIVEN=a.w.data_ptr(), W_ROW=a.w.stride(0), W_COLUMN=a.w.stride(1))
             sizes["W"] = 3 * P * max(I, 1)
-        self.pack_weights(**sizes)
+        self.take_memory(**sizes)
         copies = max(self.drops, 0 if self.variant.reset_after else 1)
 
         def chunk(R: int) -> int:
@@ -217,15 +222,24 @@ class Problem:
         return self.make_parts(scratch, chunk)
 
 
-def run_packing(kernel: Compiled, plan: np.ndarray, size: int) -> None:
-    """Pack so many bytes of weights, each thread some of the panels."""
+def count_packers(size: int, parts: int) -> int:
+    """Return how many threads pack so many bytes of weights ahead of a scan, 0 if each of the parts does it.
+
+    Lines that other threads have read are slow to write, so each has its own where they fit its second cache.
+    """
+    if parts > 1 and size <= second_cache() and size * parts <= MOST_BYTES:
+        return 0
     count = min(torch.get_num_threads(), size // PACKED_ALONE)
-    if count < 2:
-        kernel.call(address_of(plan), 0.0)
-        return
-    plans = np.tile(plan, (count, 1))
-    plans[:, at.PACKER], plans[:, at.PACKERS] = range(count), count
-    run_parts(kernel, plans)
+    return count if count > 1 else int(parts > 1)
+
+
+def pack_ahead(plans: np.ndarray | Sequence[np.ndarray], dtype: np.dtype) -> None:
+    """Pack the weights for all parts of a scan that do not do it themselves, each thread some of the panels."""
+    count = int(plans[0][at.PACKERS]) if len(plans) else 0
+    if count:
+        shares = np.tile(plans[0], (count, 1))
+        shares[:, at.PACKER] = range(count)
+        run_parts(pack.for_dtype(dtype), shares)
 
 
 def are_shared(plans: np.ndarray | Sequence[np.ndarray]) -> bool:

@@ -15,9 +15,9 @@ from .kernels.sums import sums
 from .sharing import may_share, run_apart
 from .threads import LEAST_WORK
 
-# Rows of all steps up to which the sums are compiled code's whatever their sizes, timed with 16 on an AMD EPYC with AVX2;
-# and up to which they are where there is little to compute, timed with 128 to 512 on an AMD EPYC with AVX-512. Beyond
-# them they are torch's products.
+# Rows of all steps up to which the sums are compiled code's whatever their sizes, timed with 16 on an AMD EPYC with
+# AVX2; and up to which they are where there is little to compute, timed with 128 to 512 on an AMD EPYC with AVX-512.
+# Beyond them they are torch's products.
 FEW_ROWS, MOST_ROWS, LITTLE_WORK = 64, 512, 1 << 26
 
 

@@ -13,7 +13,7 @@ inside, the gates' order is z, r, n.
     W_GIVEN, W_ROW, W_COLUMN, U_GIVEN, U_ROW, U_COLUMN, BIAS_X, BIAS_H,
     # Packed: (I,3P) and (U,3P), or (3P,N) with rows in the order n, z, r; (3P,), and (P,) inside the reset product.
     W, RECURRENT, TRANSPOSED, BIAS, BIAS_N,
-    PACKER, PACKERS,  # of threads that pack: which of how many, 0 of 0 for one
+    PACKER, PACKERS,  # which thread of how many packs for all parts; 0 of 0 where each packs what it reads
     X, X_STEP, X_ROW,  # (T,B,I), or (T,B,3U) where there is no W
     H0, H0_ROW,  # (B,U)
     MASK, RESETS,  # (T,B) bytes

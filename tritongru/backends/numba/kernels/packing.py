@@ -123,9 +123,10 @@ def pack_all_biases(plan, like):
     )  # fmt: skip
 
 
-def pack_weights(plan, like):
-    """Pack the weights of a plan, or a thread's share of them; `like` is zero."""
-    C, packer, packers = 3 * lanes(like), plan[at.PACKER], max(plan[at.PACKERS], 1)
+@helper
+def pack_share(plan, packer, packers, like):
+    """Pack a thread's share of the weights of a plan; `like` is zero."""
+    C = 3 * lanes(like)
     is_transposed = plan[at.TRANSPOSED] != 0
     panels = plan[at.COLUMNS] // C if is_transposed else 3 * plan[at.PADDED] // C
     first, last = packer * panels // packers, (packer + 1) * panels // packers
@@ -135,6 +136,11 @@ def pack_weights(plan, like):
     pack_gates(plan, 1, first, last, like)
     if packer == 0:
         pack_all_biases(plan, like)
+
+
+def pack_weights(plan, like):
+    """Pack the weights of a plan for all of its parts, or a thread's share of them."""
+    pack_share(plan, plan[at.PACKER], plan[at.PACKERS], like)
 
 
 pack = Kernel(pack_weights)

@@ -16,6 +16,7 @@ from ..compile import Kernel, helper
 from . import fields as at
 from .functions import clamp, slope
 from .norms import normalize_row_back
+from .packing import pack_share
 from .products import multiply
 from .rows import copy_row, fill_row, get, put, show_row
 from .scan import BYTE, place_rows, zone_out
@@ -92,6 +93,8 @@ def reverse_part(plan, like):
 
     place_rows(plan, order, groups, rows, size, count)
     if plan[at.END] == T:
+        if plan[at.PACKERS] == 0:
+            pack_share(plan, 0, 1, like)
         for i in range(0, R * N, L):
             store(dh, i, full(like, 0.0))
             if has_mask:

@@ -21,6 +21,7 @@ from ..compile import Kernel, helper
 from . import fields as at
 from .functions import activate
 from .norms import normalize_row
+from .packing import pack_share
 from .products import multiply, project_rows
 from .rows import copy_row, fill_row, get, put, show_row
 from .vectors import advance, fma, full, lanes, load, pointer, store
@@ -134,6 +135,8 @@ def scan_part(plan, like):
     R = count * size
     x_step = -plan[at.X_STEP] if reverse else plan[at.X_STEP]
 
+    if plan[at.PACKERS] == 0:
+        pack_share(plan, 0, 1, like)
     place_rows(plan, order, groups, rows, size, count)
     for i in range(rows * P, R * P, L):
         store(h, i, full(like, 0.0))
