@@ -27,6 +27,7 @@ CASES = [
 BY_ROW = ("outputs", "state", "d x", "d initial_state", "d reset_state")
 
 
+@pytest.mark.usefixtures("weights")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_same_call_same_bits(case: Case) -> None:
     arguments = make_arguments(case)
@@ -58,6 +59,7 @@ def test_calls_at_once_do_not_share_memory() -> None:
     assert not spare._spare
 
 
+@pytest.mark.usefixtures("weights")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_any_number_of_threads_gives_the_same_bits(monkeypatch, case: Case) -> None:
     arguments = make_arguments(case)
@@ -81,6 +83,7 @@ def test_steps_taken_at_a_time_make_no_difference(monkeypatch, case: Case) -> No
         assert torch.equal(value, whole[name]), name
 
 
+@pytest.mark.usefixtures("weights")
 @pytest.mark.parametrize("batch", [2, 8, 11])
 def test_rows_in_another_order_give_the_same_rows(batch: int) -> None:
     """Whole groups are moved: a row's bits follow from its place among the last rows alone."""

@@ -22,6 +22,7 @@ from tritongru import gru
 from tritongru.tools.oracle.cases import Case
 
 BAD = [float("nan"), float("inf"), -1e38]
+pytestmark = pytest.mark.usefixtures("weights")
 
 
 @pytest.mark.parametrize("scales", SCALES, ids=str)

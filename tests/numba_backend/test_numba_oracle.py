@@ -85,6 +85,7 @@ def test_the_gradient_of_a_zoneout_mask() -> None:
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.usefixtures("weights")
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 def test_activations(name: str, reset_after: bool) -> None:
@@ -98,6 +99,7 @@ def test_activations(name: str, reset_after: bool) -> None:
             assert check_against_oracle(case, ("numba",)), "nothing compared"
 
 
+@pytest.mark.usefixtures("weights")
 @pytest.mark.parametrize(
     "case",
     [
@@ -122,6 +124,7 @@ def test_shapes_and_dtypes(case: Case) -> None:
     assert_equals_oracle(replace(case, recompute=True))
 
 
+@pytest.mark.usefixtures("weights")
 @pytest.mark.parametrize("strategy", [configurations(), plain_configurations()], ids=["any", "plain"])
 def test_any_configuration(strategy) -> None:
     compared = []

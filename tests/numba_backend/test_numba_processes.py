@@ -26,8 +26,8 @@ from tritongru.backends.numba.kernels.parts import take
 from tritongru.backends.numba.kernels.vectors import pointer
 from tritongru.tools.oracle.cases import Case, make_arguments, run_case
 
-CASE = Case(12, 9, 5, 17)
-MASKED = Case(12, 9, 5, 17, mask=True)
+CASE = Case(12, 70, 5, 17)
+MASKED = Case(12, 70, 5, 17, mask=True)
 
 
 def run_script(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -42,7 +42,7 @@ FORWARD = """
     from tritongru.backends import numba
     from tritongru.call.problem import Inputs, Variant
     torch.manual_seed(0)
-    inputs = Inputs(torch.randn(9, 12, 5), torch.randn(5, 51), None, torch.randn(17, 51), None, torch.zeros(12, 17))
+    inputs = Inputs(torch.randn(90, 12, 5), torch.randn(5, 51), None, torch.randn(17, 51), None, torch.zeros(12, 17))
     print(numba.run_forward(inputs, Variant(), True)[0].double().sum().item())
 """
 # Whether this process or an earlier one compiles does not matter.
@@ -59,9 +59,9 @@ PACK = """
     compile.NOTICE_SECONDS = 0.1
     from tritongru.call.problem import Inputs, Variant
     torch.manual_seed(0)
-    inputs = Inputs(torch.randn(9, 12, 5), torch.randn(5, 51), None, torch.randn(17, 51), None, torch.zeros(12, 17))
+    inputs = Inputs(torch.randn(90, 12, 5), torch.randn(5, 51), None, torch.randn(17, 51), None, torch.zeros(12, 17))
     problem = Problem(inputs, Variant())
-    (plan,) = problem.plan_scan(0, 9, False)
+    (plan,) = problem.plan_scan(0, 90, False)
     plan[fields.PACKERS] = 1  # not by the scan itself
     pack_ahead([plan], problem.dtype)
     print(problem.packed.view(torch.float32).double().sum().item())
@@ -75,7 +75,7 @@ class Encoded(Dataset):
         return 4
 
     def __getitem__(self, row: int) -> torch.Tensor:
-        results = run_case(make_arguments(Case(12, 9, 5, 17, seed=row)), "numba")
+        results = run_case(make_arguments(Case(12, 70, 5, 17, seed=row)), "numba")
         return torch.cat([value.flatten() for value in results.values()])
 
 
@@ -96,7 +96,7 @@ FORK = """
     from tritongru.call.problem import Inputs, Variant
     threads.LEAST_WORK = 1
     torch.get_num_threads = lambda: 2
-    inputs = Inputs(torch.randn(9, 12, 5), torch.randn(5, 51), None, torch.randn(17, 51), None, torch.zeros(12, 17))
+    inputs = Inputs(torch.randn(90, 12, 5), torch.randn(5, 51), None, torch.randn(17, 51), None, torch.zeros(12, 17))
     here = numba.run_forward(inputs, Variant(), True)[0]
     started, start = [], threads._thread.start_new_thread
     threads._thread.start_new_thread = lambda *work: (started.append(work), start(*work))
@@ -120,7 +120,7 @@ def test_after_a_fork_a_child_has_threads_of_its_own() -> None:
 def test_several_threads_at_once(monkeypatch) -> None:
     monkeypatch.setattr(threads, "LEAST_WORK", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    arguments = [make_arguments(Case(9 + number, 7, 4, 8 + number, seed=number)) for number in range(6)]
+    arguments = [make_arguments(Case(9 + number, 70, 4, 8 + number, seed=number)) for number in range(6)]
     expected = [run_case(given, "numba") for given in arguments]
     found: list = [None] * 6
     together = threading.Barrier(6)

@@ -36,6 +36,7 @@ def shorter() -> list[repeats.Repeat]:
     return [known for known in repeats._known.values() if known.repeat is not None]
 
 
+@pytest.mark.usefixtures("weights")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_second_call_is_the_first(case: Case) -> None:
     arguments = make_arguments(case)
@@ -50,6 +51,7 @@ def test_the_second_call_is_the_first(case: Case) -> None:
     assert len(shorter()) == 1
 
 
+@pytest.mark.usefixtures("weights")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_other_values_of_the_same_kind(case: Case) -> None:
     run_case(make_arguments(case), "numba")
@@ -84,6 +86,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.usefixtures("weights")
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("steps", [6, 60])
 def test_whatever_asks_for_the_gradient(loss, steps: int) -> None:

@@ -104,7 +104,7 @@ def _make_step(owner: RecurrentWeights, x: Tensor, state: Tensor, backend: str) 
                 out, new = torch.empty_like(state), torch.empty_like(state)
                 call.write(
                     x.data_ptr(), weights["kernel"].data_ptr(), bias, weights["recurrent_kernel"].data_ptr(),
-                    bias + second, state.data_ptr(), out.data_ptr(), new.data_ptr(),
+                    bias + second, state.data_ptr(), out.data_ptr(), new.data_ptr(), 0,
                 )  # fmt: skip
                 return out, new
 

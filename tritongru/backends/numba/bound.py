@@ -31,8 +31,9 @@ from .sums import FewRows, is_few, sum_plainly
 _PACKED = ("W", "RECURRENT", "BIAS", "BIAS_N", "CARRIED", "D_STEPS")
 _SCRATCH = ("H", "ENTERING", "PROJECTED", "SUMS", "SHOWN", "KEPT", "PLACED", "GROUPS", "LIVE", "FLAGS")
 OF_REVERSE = ("U_GIVEN", "H0", "STATES", "GATES", "D_OUT", "D_LAST", "D_GATES", "D_H0")
-NO_FIELDS: Mapping[int, int] = {}
 INPUTS = ("X", "W_GIVEN", "BIAS_X", "U_GIVEN", "BIAS_H", "H0")
+OF_FORWARD = (*INPUTS, "OUT", "LAST", "GATES")
+NO_FIELDS: Mapping[int, int] = {}
 
 
 def bind(a: Inputs, variant: Variant, gradients: bool, by_column: bool) -> BoundScan | BoundShort:
@@ -141,17 +142,30 @@ class BoundReverse:
         self._scan.run(memory, *saved, *given, *found, fields=strides)
 
 
-def choose_forward(a: Inputs, variant: Variant, gradients: bool) -> Choice:
-    """Return the scan of a `BoundScan`, which takes INPUTS, outputs, last state and gates, 0 for none."""
+class BoundForward:
+    """The scan of a `BoundScan` with packed weights."""
 
-    def plan(by_units: bool) -> Plans:
-        problem = Problem(a, variant)
-        # Any address but 0, as above.
-        problem.fields |= dict(OUT=1, LAST=1, GATES=int(gradients))
-        parts = problem.plan_scan(0, a.x.shape[0], by_units)
-        return Plans(problem, parts, (*INPUTS, "OUT", "LAST", "GATES"), (scan, shared_scan))
+    def __init__(self, a: Inputs, variant: Variant, gradients: bool):
+        (T, B, _), U = a.x.shape, a.u.shape[0]
+        self._shape, self._width = (T, B, U), gate_width(variant) * U if gradients else 0
 
-    return Choice(plan)
+        def plan(by_units: bool) -> Plans:
+            problem = Problem(a, variant)
+            # Any address but 0, as above.
+            problem.fields |= dict(OUT=1, LAST=1, GATES=int(gradients))
+            return Plans(problem, problem.plan_scan(0, T, by_units), OF_FORWARD, (scan, shared_scan))
+
+        self._scan = Choice(plan)
+
+    def run(self, x: Tensor, inputs: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As `BoundScan.run`."""
+        T, B, U = self._shape
+        out, last = x.new_empty(T, B, U), x.new_empty(B, U)
+        gates = x.new_empty(T, B, self._width) if self._width else None
+        memory, at_gates = borrow(self._scan.bytes), 0 if gates is None else gates.data_ptr()
+        self._scan.run(memory.data_ptr(), *inputs, out.data_ptr(), last.data_ptr(), at_gates)
+        give_back(memory)
+        return out, last, gates
 
 
 class BoundScan:
@@ -168,8 +182,8 @@ class BoundScan:
         """
         (T, B, I), U = a.x.shape, a.u.shape[0]
         self.variant = variant
-        self._shape, self._width = (T, B, U), gate_width(variant) * U if gradients else 0
-        self._forward = choose_forward(a, variant, gradients)
+        self._width = gate_width(variant) * U
+        self._forward = (BoundShort if is_short(a, variant) else BoundForward)(a, variant, gradients)
         self._reverse: BoundReverse | None = None
         self.few: BoundFewRows | None = None
         if gradients and variant.reset_after and len(chunks_of(T, B, self._width)) == 1:
@@ -187,20 +201,14 @@ class BoundScan:
         Returns:
             out (T,B,U) at the input's time index; last state (B,U); gates (T,B,..), None without gradients.
         """
-        T, B, U = self._shape
-        out, last = x.new_empty(T, B, U), x.new_empty(B, U)
-        gates = x.new_empty(T, B, self._width) if self._width else None
-        memory, at_gates = borrow(self._forward.bytes), 0 if gates is None else gates.data_ptr()
-        self._forward.run(memory.data_ptr(), *inputs, out.data_ptr(), last.data_ptr(), at_gates)
-        give_back(memory)
-        return out, last, gates
+        return self._forward.run(x, inputs)
 
     def run_backward(self, a: Inputs, saved: Saved, d_out: Tensor | None, d_last: Tensor | None, wanted: Inputs):
         """Return the gradients of the inputs `a`; arguments and results as `backward.run_backward`."""
         if self._reverse is None:
             return run_backward(a, self.variant, None, saved, d_out, d_last, wanted)
-        T, B, U = self._shape
-        d, d_h0 = a.x.new_empty(T * B, self._width), a.x.new_empty(B, U)
+        (T, B, U), width = saved.out.shape, self._width
+        d, d_h0 = a.x.new_empty(T * B, width), a.x.new_empty(B, U)
         memory = borrow(self._reverse.bytes)
         addresses = [t.data_ptr() for t in (a.u, a.h0, saved.out, saved.gates)]
         self._reverse.run(memory.data_ptr(), addresses, d_out, d_last, d.data_ptr(), d_h0.data_ptr())

@@ -22,8 +22,9 @@ def run_forward(a: Inputs, variant: Variant, save_gates: bool) -> tuple[Tensor, 
         The same call gives the same bits, with any number of threads. Those of a row follow from its own values, the
         weights, the size of the batch and the row's place in it (with a mask: its place by falling length).
     """
-    if not save_gates and is_short(a, variant):
-        return *run_short(a, variant), a.x.new_empty(0), a.x.new_empty(0)
+    if is_short(a, variant):
+        out, last, gates = run_short(a, variant, save_gates)
+        return out, last, a.x.new_empty(0), a.x.new_empty(0) if gates is None else gates
     given = a.x.dtype
     a = in_compute_dtype(a)
     (T, B), U = a.x.shape[:2], a.u.shape[0]

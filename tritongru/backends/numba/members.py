@@ -23,9 +23,9 @@ def run_members_forward(
     members: Sequence[Inputs], variants: Sequence[Variant], save_gates: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the results of `forward.run_forward`, stacked, with the same bits."""
-    if not save_gates and is_short(members[0], variants[0]):
-        out, last = run_short_members(members, variants)
-        return out, last, out.new_empty(0), out.new_empty(0)
+    if is_short(members[0], variants[0]):
+        out, last, gates = run_short_members(members, variants, save_gates)
+        return out, last, out.new_empty(0), out.new_empty(0) if gates is None else gates
     given, M = members[0].x.dtype, len(members)
     members = [in_compute_dtype(a) for a in members]
     a = members[0]

@@ -1,4 +1,4 @@
-"""Few steps without gradients: weights are read where they lie, in one call of compiled code.
+"""Few steps: weights are read where they lie, in one call of compiled code.
 
 Packing them would cost as much as the steps. Nothing is kept between calls, so nothing can be out of date: a weight
 that was written to by any way, `.data` among them, takes effect in the next call.
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...activations import TABLE
 from ...call.problem import Inputs, Variant
+from ..eager.layout import gate_width
 from .kernels import short as at
 from .kernels.dots import COLUMNS
 from .kernels.short import short
@@ -60,10 +61,10 @@ def is_short(a: Inputs, variant: Variant) -> bool:
     return rows <= MOST_ROWS or (rows * units <= most and little)
 
 
-def run_short(a: Inputs, variant: Variant) -> tuple[Tensor, Tensor]:
-    """Return out (T,B,U) at the input's time index, and the last state (B,U); see `is_short`."""
+def run_short(a: Inputs, variant: Variant, save_gates: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return out (T,B,U) at the input's time index, the last state (B,U), and the gates if wanted; see `is_short`."""
     a = _in_rows(a)
-    return BoundShort(a, variant).run(a.x, addresses_of(a))[:2]
+    return BoundShort(a, variant, save_gates).run(a.x, addresses_of(a))
 
 
 def _in_rows(a: Inputs) -> Inputs:
@@ -75,19 +76,25 @@ def addresses_of(a: Inputs) -> list[int]:
     return [0 if t is None else t.data_ptr() for t in a[:6]]
 
 
-def run_short_members(members: Sequence[Inputs], variants: Sequence[Variant]) -> tuple[Tensor, Tensor]:
+def run_short_members(
+    members: Sequence[Inputs], variants: Sequence[Variant], save_gates: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return `run_short` of several scans at once, stacked."""
     members = [_in_rows(a) for a in members]
     (T, B, _), U, M = members[0].x.shape, members[0].u.shape[0], len(members)
     out, last = members[0].x.new_empty(M, T, B, U), members[0].x.new_empty(M, B, U)
-    bound = [BoundShort(a, v, M) for a, v in zip(members, variants, strict=True)]
+    gates = members[0].x.new_empty(M, T, B, gate_width(variants[0]) * U) if save_gates else None
+    bound = [BoundShort(a, v, save_gates, M) for a, v in zip(members, variants, strict=True)]
     space = torch.empty(M, bound[0].space, dtype=torch.uint8, device="cpu")
     plans = [
-        one.plans(*addresses_of(a), out[m].data_ptr(), last[m].data_ptr(), space[m].data_ptr())
+        one.plans(
+            *addresses_of(a), out[m].data_ptr(), last[m].data_ptr(), 0 if gates is None else gates[m].data_ptr(),
+            space[m].data_ptr(),
+        )
         for m, (one, a) in enumerate(zip(bound, members, strict=True))
-    ]
+    ]  # fmt: skip
     run_parts(bound[0].kernel, np.concatenate(plans))
-    return out, last
+    return out, last, gates
 
 
 def share_units(a: Inputs, variant: Variant, members: int) -> list[int]:
@@ -115,9 +122,9 @@ class BoundShort:
         kernel: that runs it. space: bytes of scratch that it needs.
     """
 
-    __slots__ = ("_alone", "_parts", "_shape", "_space", "kernel", "space")
+    __slots__ = ("_alone", "_parts", "_shape", "_space", "_width", "kernel", "space")
 
-    def __init__(self, a: Inputs, variant: Variant, members: int = 1):
+    def __init__(self, a: Inputs, variant: Variant, save_gates: bool = False, members: int = 1):
         """Take x (T,B,I), w, u, the biases and h0 (B,U), all float32 or all float64, rows and biases contiguous.
 
         Args:
@@ -125,6 +132,7 @@ class BoundShort:
         """
         (steps, rows, inputs), w, u = a.x.shape, a.w, a.u
         self._shape = (steps, rows, u.shape[0])
+        self._width = gate_width(variant) * u.shape[0] if save_gates else 0
         f, g = KERNEL_ID[variant.activation], KERNEL_ID[variant.recurrent_activation]
         sizes = (
             steps, rows, inputs, u.shape[0], *a.x.stride()[:2], *w.stride(), *u.stride(), a.h0.stride(0), f, g,  # type: ignore[union-attr]
@@ -142,22 +150,23 @@ class BoundShort:
         self.space = self._space * count
         self.kernel = short.for_dtype(_NUMPY[a.x.dtype])
 
-    def run(self, x: Tensor, addresses: Sequence[int]) -> tuple[Tensor, Tensor, None]:
+    def run(self, x: Tensor, addresses: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run the scan.
 
         Args:
             x: the input, of which the kind is read. addresses: of x, w, bias_x, u, bias_h and h0, 0 for no bias.
 
         Returns:
-            out (T,B,U) at the input's time index; last state (B,U); no gates.
+            out (T,B,U) at the input's time index; last state (B,U); gates (T,B,..), None if they are not saved.
         """
         T, B, U = self._shape
         out, last = x.new_empty(T, B, U), x.new_empty(B, U)
-        self.write(*addresses, out.data_ptr(), last.data_ptr())
-        return out, last, None
+        gates = x.new_empty(T, B, self._width) if self._width else None
+        self.write(*addresses, out.data_ptr(), last.data_ptr(), 0 if gates is None else gates.data_ptr())
+        return out, last, gates
 
     def write(self, *addresses: int) -> None:
-        """Run the scan with the addresses of `run`, and those to write out and the last state to, both contiguous."""
+        """Run the scan with the addresses of `run`, and those to write out, last state and gates to, all contiguous."""
         space = borrow(self.space)
         steps, count, begin = self._shape[0], len(self._parts), space.data_ptr()
         if count == 1 or not may_share(steps > 1):

@@ -10,13 +10,14 @@ from .unpacked import multiply_unpacked
 from .vectors import advance, item_size, lanes, pointer
 
 (
-    X, W, BIAS_X, R, BIAS_H, H0, OUT, LAST, SPACE,  # addresses; SPACE: of so many numbers as `count_numbers` says
+    # Addresses; GATES (T,B,4U or 3U) as those of fields.py, or 0. SPACE: of so many numbers as `count_numbers` says.
+    X, W, BIAS_X, R, BIAS_H, H0, OUT, LAST, GATES, SPACE,
     T, B, I, U, X_STEP, X_ROW, W_ROW, W_COLUMN, R_ROW, R_COLUMN, H0_ROW,
     ACTIVATION, RECURRENT_ACTIVATION, RESET_AFTER, REVERSE, RESET_GATE_FIRST,
     # With reset_after a part of the units, from the first to behind the last: of a single step, or of one of several
     # threads, which of how many, which meet after each step at an address.
     BEGIN, END, SHARE, SHARES, MEETING,
-) = range(30)  # fmt: skip
+) = range(31)  # fmt: skip
 
 
 def count_numbers(steps: int, rows: int, units: int) -> int:
@@ -62,7 +63,8 @@ def take(plan, s, s0, begin, end, like):
     bias_x, bias_h = pointer(plan[BIAS_X], like), pointer(plan[BIAS_H], like)
     has_x, has_h = plan[BIAS_X] != 0, plan[BIAS_H] != 0
     f, g, after = plan[ACTIVATION], plan[RECURRENT_ACTIVATION], plan[RESET_AFTER] != 0
-    width = 3 * units
+    width, saves, gates = 3 * units, plan[GATES] != 0, pointer(plan[GATES], like)
+    wide = width + units if after else width
     first = units if plan[RESET_GATE_FIRST] != 0 else 0
     second = units - first
     gx = pointer(plan[SPACE], like)
@@ -87,7 +89,10 @@ def take(plan, s, s0, begin, end, like):
                         r = r + get(bias_x, second + j, rest)
                     if has_h:
                         r = r + get(bias_h, second + j, rest)
-                    put(gated, row * units + j, activate(g, r) * get(h, row * h_row + j, rest), rest)
+                    r = activate(g, r)
+                    put(gated, row * units + j, r * get(h, row * h_row + j, rest), rest)
+                    if saves:
+                        put(gates, o, r, rest)
         multiply_unpacked(
             factor, 0, factor_row, units, u, plan[R_ROW], plan[R_COLUMN], left, right, gap, sums, width, rows
         )  # fmt: skip
@@ -106,8 +111,15 @@ def take(plan, s, s0, begin, end, like):
                 z = z + get(bias_h, first + j, rest)
                 r = r + get(bias_h, second + j, rest)
                 q = q + get(bias_h, 2 * units + j, rest)
-            z = activate(g, z)
-            n = activate(f, n + activate(g, r) * q) if after else activate(f, n + q)
+            z, r = activate(g, z), activate(g, r)
+            n = activate(f, n + r * q) if after else activate(f, n + q)
+            if saves:
+                k = (t * rows + row) * wide + wide - width + j
+                put(gates, k + first, z, rest)
+                put(gates, k + 2 * units, n, rest)
+                if after:
+                    put(gates, k + second, r, rest)
+                    put(gates, k - units, q, rest)
             put(out, o + j, z * get(h, row * h_row + j, rest) + (1.0 - z) * n, rest)
 
 
