@@ -219,7 +219,7 @@ MUTANTS = [
     Mutant("repeats.py", "            d_x = d_x.transpose(0, 1)", "            pass", REPEATS),
     Mutant("repeats.py", "torch.stack((bias_x, bias_h))", "torch.stack((bias_h, bias_x))", REPEATS),
     Mutant("backends/numba/bound.py", "d_out.stride(0), at.D_OUT_ROW", "d_out.shape[1] * d_out.shape[2], at.D_OUT_ROW", REPEATS),
-    Mutant("backends/numba/bound.py", "d_h0 or begin + self._d_h0", "begin + self._d_h0", REPEATS),
+    Mutant("backends/numba/bound.py", "begin + self._d, d_h0)", "begin + self._d, 0)", REPEATS),
     Mutant("backends/numba/kernels/packing.py", "if lane < columns else zero", "if lane < columns else source[start]", PANELS),
     Mutant("backends/numba/kernels/packing.py", "(packer + 1) * panels // packers", "packer * panels // packers + 1", PANELS),
     Mutant("backends/numba/kernels/packing.py", "if next_row == 1 and columns >= L else 0", "if columns >= L else 0", PANELS),

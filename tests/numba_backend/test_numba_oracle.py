@@ -75,6 +75,25 @@ def spread(value: torch.Tensor) -> torch.Tensor:
     return torch.stack((value, torch.full_like(value, torch.nan)), dim=-1)[..., 0]
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("reset_after", [False, True])
+@pytest.mark.parametrize("shape", [(3, 4), (3, "steps", 4)], ids=str)
+@pytest.mark.parametrize("wanted", ["reset_state", "kernel"])
+def test_what_the_product_of_the_first_step_leads_to(steps: int, reset_after: bool, shape, wanted: str) -> None:
+    """It is left out where neither the initial state's gradient is wanted nor that of the state after a reset."""
+    torch.manual_seed(0)
+    x, kernel, recurrent = (torch.randn(size, dtype=torch.float64) for size in ((3, steps, 2), (2, 12), (4, 12)))
+    state = torch.randn([steps if n == "steps" else n for n in shape], dtype=torch.float64)
+    resets = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 1]])[:, :steps].bool()
+    leaf = {"reset_state": state, "kernel": kernel}[wanted].requires_grad_()
+    found = []
+    for backend in ("numba", "reference"):
+        choices = dict(resets=resets, reset_state=state, reset_after=reset_after, backend=backend)
+        outputs, _ = gru(x, kernel, recurrent, **choices)
+        found += torch.autograd.grad(outputs.sum(), leaf)
+    torch.testing.assert_close(*found)
+
+
 def test_the_gradient_of_a_zoneout_mask() -> None:
     arguments = make_arguments(Case(3, 5, 3, 5, "float64", mask=True))
     keep = torch.rand(3, 5, 5, dtype=torch.float64, requires_grad=True)

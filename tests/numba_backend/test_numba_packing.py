@@ -70,7 +70,7 @@ def test_packed_weights(inputs: int, units: int, dtype: np.dtype, layout: str, p
     np.testing.assert_array_equal(found["BIAS_N"], h[2])
 
     transposed = np.full(3 * P * N, np.nan, dtype)
-    run(TRANSPOSED=1, RECURRENT=transposed.ctypes.data)
+    run(TRANSPOSED=1, D_H0=1, RECURRENT=transposed.ctypes.data)
     each = gates(u, P)
     right = np.concatenate((each[2].T, each[0].T, each[1].T))
     np.testing.assert_array_equal(transposed, packed(np.pad(right, [(0, 0), (0, N - units)]), lanes * PANEL))

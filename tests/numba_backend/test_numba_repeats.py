@@ -97,9 +97,10 @@ def test_whatever_asks_for_the_gradient(loss, steps: int) -> None:
         torch.testing.assert_close(found, right)
 
 
+@pytest.mark.parametrize("steps", [1, 6])
 @pytest.mark.parametrize("wanted", range(5))
-def test_one_gradient_alone(wanted: int) -> None:
-    tensors = leaves()
+def test_one_gradient_alone(wanted: int, steps: int) -> None:
+    tensors = leaves(steps)
     for place, t in enumerate(tensors):
         t.requires_grad_(place == wanted)
     for _ in range(2):

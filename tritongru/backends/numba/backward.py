@@ -82,7 +82,9 @@ class Reverse:
         P, N = round_up(U, problem.lanes), round_up(U, problem.lanes * PANEL)
         self.d_h0 = a.h0.new_zeros(B, U) if d_last is None else d_last.clone()  # what it is without steps
         self.d_fresh = a.x.new_zeros(a.fresh.shape) if wanted.fresh else None
-        problem.fields |= dict(PADDED=P, COLUMNS=N, TRANSPOSED=1, STATES=after.data_ptr(), D_H0=self.d_h0.data_ptr())
+        problem.fields |= dict(PADDED=P, COLUMNS=N, TRANSPOSED=1, STATES=after.data_ptr())
+        if wanted.h0 or wanted.fresh:
+            problem.fields["D_H0"] = self.d_h0.data_ptr()
         if d_out is not None:
             out = dict(D_OUT=problem.keep(d_out), D_OUT_STEP=d_out.stride(0), D_OUT_ROW=d_out.stride(1))
             problem.fields |= out
@@ -172,7 +174,7 @@ class Reverse:
         """Return where the state's gradient is at each end of the chunks; 0 for zeros."""
         problem, (B, U) = self.problem, self.after.shape[1:]
         between = [problem.keep(self.a.x.new_empty(B, U)) for _ in range(chunks - 1)]
-        return [problem.fields.get("D_LAST", 0), *between, problem.fields["D_H0"]]
+        return [problem.fields.get("D_LAST", 0), *between, problem.fields.get("D_H0", 0)]
 
     def _prepare(self, norm: Normalization, entering: Tensor, rows: Inputs, first: int, last: int) -> Norms:
         """Return the norms of the steps first..last, whose entering states (N,U) are known."""

@@ -123,7 +123,7 @@ class BoundReverse:
         def plan(by_units: bool) -> Plans:
             reverse = plan_reverse(a, variant, saved, None, None, Inputs(*[None] * len(Inputs._fields)))  # type: ignore[arg-type]
             # Any address but 0: it only says that there is such a tensor.
-            reverse.problem.fields |= dict(GATES=1, D_OUT=1, D_LAST=1, D_GATES=1, BEGIN=0, END=T)
+            reverse.problem.fields |= dict(GATES=1, D_OUT=1, D_LAST=1, D_GATES=1, D_H0=1, BEGIN=0, END=T)
             return Plans(reverse.problem, reverse.plan(T, by_units), OF_REVERSE, (reverse_scan, shared_reverse_scan))
 
         self._scan = Choice(plan)
@@ -134,7 +134,7 @@ class BoundReverse:
 
         Args:
             saved: the addresses of u, h0, the outputs and the gates. found: where the gradients of pre-activations
-                (T,B,4U) and that of h0 are written.
+                (T,B,4U) and that of h0 are written, 0 where nobody wants that.
         """
         d_out, d_last = with_rows(d_out, self._dtype), None if d_last is None else d_last.contiguous()
         given = [0 if t is None else t.data_ptr() for t in (d_out, d_last)]
@@ -208,13 +208,14 @@ class BoundScan:
         if self._reverse is None:
             return run_backward(a, self.variant, None, saved, d_out, d_last, wanted)
         (T, B, U), width = saved.out.shape, self._width
-        d, d_h0 = a.x.new_empty(T * B, width), a.x.new_empty(B, U)
+        d, d_h0 = a.x.new_empty(T * B, width), a.x.new_empty(B, U) if wanted.h0 else None
         memory = borrow(self._reverse.bytes)
         addresses = [t.data_ptr() for t in (a.u, a.h0, saved.out, saved.gates)]
-        self._reverse.run(memory.data_ptr(), addresses, d_out, d_last, d.data_ptr(), d_h0.data_ptr())
+        at_h0 = 0 if d_h0 is None else d_h0.data_ptr()
+        self._reverse.run(memory.data_ptr(), addresses, d_out, d_last, d.data_ptr(), at_h0)
         give_back(memory)
         entering = entering_states(saved.out, 0, T, a.h0, None, None, self.variant).flatten(0, 1)
-        return sum_plainly(a, wanted, d, entering)._replace(h0=d_h0 if wanted.h0 else None)
+        return sum_plainly(a, wanted, d, entering)._replace(h0=d_h0)
 
 
 class BoundFewRows:
@@ -225,10 +226,9 @@ class BoundFewRows:
         numbers = T * B * gate_width(variant) * a.u.shape[0]
         self._reverse = reverse
         self._sums = FewRows(a.x.flatten(0, 1), a, B, (by_column, by_column), variant.reverse)
-        # Behind the scan's memory: the gradients of pre-activations, and that of h0 where nobody wants it.
+        # Behind the scan's memory: the gradients of pre-activations.
         self._d = round_up(reverse.bytes, LINE)
-        self._d_h0 = self._d + numbers * a.x.element_size()
-        self._bytes = self._d_h0 + a.h0.numel() * a.x.element_size()
+        self._bytes = self._d + numbers * a.x.element_size()
 
     def run(
         self, inputs: Sequence[int], saved: Sequence[int], d_out: Tensor | None, d_last: Tensor | None, *found: int
@@ -243,6 +243,6 @@ class BoundFewRows:
         d_x, d_w, d_bias_x, d_u, d_bias_h, d_h0 = found
         memory = borrow(self._bytes)
         begin = memory.data_ptr()
-        self._reverse.run(begin, (u, h0, *saved), d_out, d_last, begin + self._d, d_h0 or begin + self._d_h0)
+        self._reverse.run(begin, (u, h0, *saved), d_out, d_last, begin + self._d, d_h0)
         self._sums.run(begin + self._d, x, w, saved[0], h0, d_x, d_w, d_u, d_bias_x, d_bias_h)
         give_back(memory)

@@ -27,7 +27,7 @@ inside, the gates' order is z, r, n.
     # The reverse scan alone.
     D_OUT, D_OUT_STEP, D_OUT_ROW, D_LAST,  # (T,B,U), (B,U)
     D_GATES, D_FIRST, PLACES,  # rows (..,WIDTH) of the steps taken; that of (t,b) is PLACES[t,b], or t B + b, - D_FIRST
-    D_H0, D_FRESH, D_FRESH_STEP,  # (B,U), (T,B,U) or (B,U) with D_FRESH_STEP 0
+    D_H0, D_FRESH, D_FRESH_STEP,  # (B,U) where anyone wants it, (T,B,U) or (B,U) with D_FRESH_STEP 0
     D_KEEP, CLIP,  # (T,B,U), and one number that bounds the state's gradient
     NORMAL, RSTD, D_SUMS,  # rows as those of D_GATES: (..,3U) and (..,1), blocks at the places of GATES
     COLUMNS,  # N: U rounded up to whole panels

@@ -131,7 +131,9 @@ def pack_share(plan, packer, packers, like):
     panels = plan[at.COLUMNS] // C if is_transposed else 3 * plan[at.PADDED] // C
     first, last = packer * panels // packers, (packer + 1) * panels // packers
     if is_transposed:
-        pack_transposed(plan, first, last, like)
+        # With reset_after one step's product leads to the gradient of the initial state alone.
+        if plan[at.STEPS] > 1 or plan[at.D_H0] != 0 or plan[at.RESET_AFTER] == 0:
+            pack_transposed(plan, first, last, like)
         return
     pack_gates(plan, 1, first, last, like)
     if packer == 0:

@@ -166,6 +166,8 @@ def reverse_part(plan, like):
             if has_norm:
                 o = o // wide
                 normalize_row_back(d, a, U, P, normal, d_sums, o * 3 * U, rstd, o, scale, z_at - U, r_at - U)
+        if s == 0 and after and plan[at.D_H0] == 0:  # nobody wants what the product leads to
+            break
         back = s % 2 == 1
         if drops == 3:
             multiply(d, 3 * P, P, P, u, 3 * P, 0, N, sums_z, N, live, active, rows, size, back)
@@ -221,7 +223,7 @@ def reverse_part(plan, like):
                     add_to_row(dh, row * N, d_fresh, o, U, N)
                 for j in range(0, N, L):
                     store(dh, row * N + j, full(like, 0.0))
-    if plan[at.BEGIN] == 0:
+    if plan[at.BEGIN] == 0 and plan[at.D_H0] != 0:
         for row in range(rows):
             show_row(dh, row * N, d_h0, order[row] * U, U, N)
 

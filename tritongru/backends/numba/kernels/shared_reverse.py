@@ -44,13 +44,15 @@ def take_step_back(plan, s, s0, first, end, like):
     carried, d = pointer(plan[at.CARRIED], like), pointer(plan[at.D_STEPS], like)
     count = -(-rows // size)
     before, now = (s - 1) * count * size, s * count * size  # rows of these two
+    step = plan[at.END] - 1 - s  # in the order of processing
+    is_last = step < plan[at.BEGIN]
+    if is_last and plan[at.D_H0] == 0:
+        return
     if s > 0:
         multiply(
             advance(d, before * 3 * P), 3 * P, 0, 3 * P, u, 3 * P, first, end, sums, N, groups, count, rows, size,
             s % 2 == 1,
         )  # fmt: skip
-    step = plan[at.END] - 1 - s  # in the order of processing
-    is_last = step < plan[at.BEGIN]
     t = T - 1 - step if plan[at.REVERSE] != 0 else step
     h, h_row = advance(pointer(plan[at.STATES], like), (t + 1 if plan[at.REVERSE] != 0 else t - 1) * rows * U), U
     if step == 0:

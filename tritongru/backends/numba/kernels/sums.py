@@ -24,6 +24,8 @@ from .vectors import fma, full, lanes, pointer, spread
     PART, PARTS,  # which part of the numbers of each gradient of how many, no bit of which depends on it
 ) = range(23)  # fmt: skip
 
+END_TO_END = 8  # rows
+
 
 @helper
 def first_of(part, parts, count, unit):
@@ -38,13 +40,16 @@ def multiply_transposed(a, i, a_row, first, end, b, j, b_row, columns, rows, out
     whole = columns // C * C
     for k in range(0, rows, BLOCK):
         count, adds, a_k, b_k = min(BLOCK, rows - k), more or k > 0, i + k * a_row, j + k * b_row
-        for c in range(0, whole, C):
+        # A panel of b stays in the first cache; of few rows all panels do, and `out` is written from end to end.
+        span = C if count > END_TO_END else max(whole, 1)
+        for left in range(0, whole, span):
             for m in range(first, fours, 4):
-                n = a_k + m
-                tile_4(
-                    a, n, n + 1, n + 2, n + 3, a_row, b, b_k + c, b_row, L, count, out, o + m * width + c, L, width,
-                    adds,
-                )  # fmt: skip
+                for c in range(left, min(left + span, whole), C):
+                    n = a_k + m
+                    tile_4(
+                        a, n, n + 1, n + 2, n + 3, a_row, b, b_k + c, b_row, L, count, out, o + m * width + c, L, width,
+                        adds,
+                    )  # fmt: skip
         for c in range(whole, columns, L):
             for m in range(first, fours, 4):
                 tile_of_one(
