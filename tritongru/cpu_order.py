@@ -1,7 +1,8 @@
 """In which order "auto" tries the backends of a CPU, by sizes.
 
 The sizes are read off bench/results/dispatch/cpu.csv (bench/dispatch.py: aten, numba and eager side by side, one
-thread, on AMD EPYCs and on an Intel Xeon, each with AVX2 and with AVX-512). A test holds the order to that table.
+thread, on AMD EPYCs and on an Intel Xeon, each with AVX2 and with AVX-512). A test holds the order to that table. The
+second cache tells the two apart: where it is large, the third is slow, and weights that lie there are better read once.
 """
 
 from __future__ import annotations
@@ -12,30 +13,46 @@ from .call.problem import Shape
 # library's product of many rows, in torch's own GRU or in the eager scan, is faster where few steps do not pay for
 # that: with so many rows of all steps together, and at least so many units for each step.
 MANY_ROWS, UNITS_A_STEP = 33, 192
-# With so many units weights are far away from the processor, and packing them never pays; Keras's with fewer, and not
-# with fewer than LEAST_UNITS. One step of so many rows of theirs jumps from line to line.
+# With so many units weights are far away from the processor, and packing them never pays. With a large second cache
+# Keras's are far away with fewer, though not with fewer than LEAST_UNITS, and one step of so many rows of theirs jumps
+# from line to line.
 FAR_UNITS, FAR_UNITS_OF_KERAS, LEAST_UNITS, JUMPING_ROWS = 2048, 1024, 768, 16
+# One step is not packed; with gradients of so many rows and units a library sums faster.
+STEP_ROWS, STEP_UNITS = 16, 512
 
 
-def order_on_cpu(shape: Shape, wants_gradients: bool, reset_gate_first: bool) -> tuple[str, str, str]:
+def order_on_cpu(
+    shape: Shape, wants_gradients: bool, reset_gate_first: bool, has_large_cache: bool
+) -> tuple[str, str, str]:
     """Return "numba", "aten" and "eager", the one expected to be the fastest first.
 
     Args:
         reset_gate_first: torch's weights; Keras's have to be put in another order for aten at each call.
+        has_large_cache: the processor's cores have a second cache of `environment.LARGE_CACHE` or more.
     """
-    T, U, has_many = shape.time, shape.units, shape.time * shape.batch >= MANY_ROWS
-    if reset_gate_first:
-        # One step without gradients is not packed.
-        packs = wants_gradients if T == 1 else has_many
-        if packs and U >= (UNITS_A_STEP * T if wants_gradients else min(UNITS_A_STEP * T, FAR_UNITS)):
-            return "aten", "numba", "eager"
-    elif not wants_gradients:
-        is_far = U >= LEAST_UNITS and U >= min(UNITS_A_STEP * T, FAR_UNITS_OF_KERAS)
-        if is_far and (shape.batch >= JUMPING_ROWS if T == 1 else has_many):
-            return "eager", "numba", "aten"
+    if _prefers_library(shape, wants_gradients, reset_gate_first, has_large_cache):
+        return ("aten", "numba", "eager") if reset_gate_first else ("eager", "numba", "aten")
     if prefers_eager(shape, wants_gradients, reset_gate_first):
         return "numba", "eager", "aten"
     return "numba", "aten", "eager"
+
+
+def _prefers_library(shape: Shape, wants_gradients: bool, reset_gate_first: bool, has_large_cache: bool) -> bool:
+    """Return whether a library's product of the weights as they lie is expected to be faster than numba."""
+    T, B, U = shape.time, shape.batch, shape.units
+    if T == 1 and wants_gradients:
+        return reset_gate_first and B >= STEP_ROWS and U >= STEP_UNITS
+    if T == 1:
+        return has_large_cache and not reset_gate_first and B >= JUMPING_ROWS and U >= LEAST_UNITS
+    if T * B < MANY_ROWS or (wants_gradients and not reset_gate_first):
+        return False
+    if wants_gradients:
+        return U >= UNITS_A_STEP * T
+    if reset_gate_first:
+        return U >= min(UNITS_A_STEP * T, FAR_UNITS)
+    if not has_large_cache:
+        return U >= max(UNITS_A_STEP * T, FAR_UNITS)
+    return U >= max(LEAST_UNITS, min(UNITS_A_STEP * T, FAR_UNITS_OF_KERAS))
 
 
 # For an installation without numba. With gradients the eager scan's calls pass an autograd.Function, which pays from so

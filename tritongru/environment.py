@@ -10,6 +10,7 @@ import importlib.util
 import os
 import re
 import sys
+from pathlib import Path
 
 import torch
 
@@ -22,6 +23,9 @@ INTERPRETER_WITH_ANY_NUMPY = (3, 7)
 NUMPY_WITHOUT_SCALAR_ARRAYS = (2, 4)
 # CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH, CUDA driver API.
 _COOPERATIVE_LAUNCH = 95
+
+# A second cache of so many bytes is said to be large: that of Intel's servers, whose third cache is slow.
+LARGE_CACHE = 5 << 18
 
 _not_cooperative: set[int] = set()
 _changes = 0
@@ -46,6 +50,16 @@ def count_forks() -> int:
 def is_interpreted() -> bool:
     """Return whether Triton kernels run in its interpreter (TRITON_INTERPRET=1)."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+
+
+@functools.cache
+def second_cache() -> int:
+    """Return the bytes of a processor core's second cache, half a mebibyte where the system does not tell."""
+    try:
+        text = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text(encoding="ascii").strip()
+        return int(text.removesuffix("K")) << 10
+    except (OSError, ValueError):
+        return 1 << 19
 
 
 @functools.cache

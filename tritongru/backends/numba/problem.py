@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...activations import TABLE
 from ...call.problem import Inputs, Variant
+from ...environment import second_cache
 from ..eager.layout import compute_dtype
 from .compile import Compiled
 from .kernels import fields as at
@@ -18,7 +19,7 @@ from .kernels.packing import pack
 from .kernels.scan import scan
 from .kernels.shared import shared_scan
 from .kernels.vector_type import PANEL, count_lanes
-from .sharing import LEAST_READ, LEAST_STEPS, count_shares, may_share, run_sharing, second_cache
+from .sharing import LEAST_READ, LEAST_STEPS, count_shares, may_share, run_sharing
 from .spare import MOST_BYTES, borrow, give_back
 from .threads import group_size, run_parts, share_rows
 

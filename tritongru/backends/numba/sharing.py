@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from ...environment import LARGE_CACHE, second_cache
 from .compile import Compiled
 from .kernels.meeting import LINE, SHARED_STEPS
 from .threads import address_of, run_parts
@@ -23,21 +22,9 @@ LEAST_PANELS, LEAST_BYTES, MOST_SHARES = 2, 1 << 17, 4
 MOST_ROWS, LEAST_GAIN = 32, 1.2
 # How long calls keep to threads that need no other after one whose other threads were late.
 ALONE_SECONDS = 0.25
-# A second cache of so many bytes is said to be large: that of Intel's servers, whose third cache is slow.
-LARGE_CACHE = 5 << 18
 
 # Until when, for parts that meet after each step, and for those that do not.
 _alone_until = {True: 0.0, False: 0.0}
-
-
-@functools.cache
-def second_cache() -> int:
-    """Return the bytes of a core's second cache, half a mebibyte where the system does not tell."""
-    try:
-        text = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text(encoding="ascii").strip()
-        return int(text.removesuffix("K")) << 10
-    except (OSError, ValueError):
-        return 1 << 19
 
 
 def count_shares(rows: int, groups: int, panels: int, weights: int) -> int:
@@ -52,7 +39,7 @@ def count_shares(rows: int, groups: int, panels: int, weights: int) -> int:
         return 1
     # How many times as fast threads are that share the rows.
     speedup = groups / -(-groups // threads)
-    # Each would read all weights in each step. A second cache is large where the third is slow.
+    # Each would read all weights in each step.
     rereads = weights > second_cache() >= LARGE_CACHE
     return shares if shares >= speedup * (1 if rereads else LEAST_GAIN) else 1
 
