@@ -72,7 +72,8 @@ def apart() -> Iterator[None]:
     with (
         mock.patch.object(sharing, "MOST_SHARES", 1),
         mock.patch.object(short, "share_units", keep_together),
-        mock.patch.object(sums, "LEAST_WORK", sys.maxsize),
+        mock.patch.object(sums, "LEAST_OF_AWAKE", sys.maxsize),
+        mock.patch.object(sums, "LEAST_OF_ASLEEP", sys.maxsize),
     ):
         yield
 

@@ -181,7 +181,7 @@ def test_results_may_be_written_to() -> None:
 def test_sums_of_few_rows(rows: int, inputs: int, units: int, by_column: bool, monkeypatch) -> None:
     from tritongru.call.problem import Inputs
 
-    monkeypatch.setattr(sums, "LEAST_WORK", 1)
+    monkeypatch.setattr(sums, "LEAST_OF_AWAKE", 1)
 
     def weights(*shape: int) -> Tensor:
         return torch.randn(shape[::-1]).t() if by_column else torch.randn(shape)
@@ -191,10 +191,11 @@ def test_sums_of_few_rows(rows: int, inputs: int, units: int, by_column: bool, m
     d, entering = torch.randn(rows, 4 * units), torch.randn(rows, units)
     for wanted in (Inputs(*[True] * 5, False), Inputs(False, True, False, True, True, False)):
         monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-        few, all_steps = sums._sum_few_rows(a, wanted, d, entering), sums._sum_all_steps(a, wanted, d, entering)
+        few = sums._sum_few_rows(a, wanted, d, entering, True)
+        all_steps = sums._sum_all_steps(a, wanted, d, entering)
         for threads in (2, 7):  # no bit depends on them
             monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-            for found, right in zip(sums._sum_few_rows(a, wanted, d, entering), few, strict=True):
+            for found, right in zip(sums._sum_few_rows(a, wanted, d, entering, True), few, strict=True):
                 assert found is right is None or torch.equal(found, right)
         for found, right in zip(few, all_steps, strict=True):
             assert (found is None) == (right is None)
@@ -208,7 +209,7 @@ def test_sums_of_few_rows(rows: int, inputs: int, units: int, by_column: bool, m
             after = torch.cat((unread, steps[:-1]) if reverse else (steps[1:], unread))
             h0 = steps[-1 if reverse else 0]
             for turned in (False, True):
-                few_rows = sums.FewRows(a.x[0], a._replace(h0=h0), batch, (turned, turned), reverse)
+                few_rows = sums.FewRows(a.x[0], a._replace(h0=h0), batch, (turned, turned), True, reverse)
                 d_u = torch.empty(few.u.shape[::-1] if turned else few.u.shape)
                 few_rows.run(*(t.data_ptr() for t in (d, a.x, a.w, after, h0)), 0, 0, d_u.data_ptr(), 0, 0)
                 found = d_u.t() if turned else d_u

@@ -120,7 +120,7 @@ def test_without_others_the_first_thread_does_it_all_and_is_left_alone_for_a_whi
 @pytest.mark.parametrize(
     "changes",
     [dict(mask=True), dict(resets=True), dict(reset_after=False), dict(recurrent_dropouts=1), dict(zoneout=True),
-     dict(layer_norm="joint"), dict(time=7), dict(time=31), dict(batch=2, time=7), dict(batch=33)],
+     dict(layer_norm="joint"), dict(time=7), dict(time=61), dict(batch=2, time=7), dict(batch=33)],
     ids=str,
 )  # fmt: skip
 def test_what_is_not_shared(changes: dict, monkeypatch, noted) -> None:

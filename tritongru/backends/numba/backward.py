@@ -159,7 +159,7 @@ class Reverse:
                     part[[at.NORMAL, at.RSTD, at.D_SUMS]] = [value.data_ptr() for value in norms]
             yield kernel, parts
             if sums is None:
-                found = sum_plainly(rows, wanted, d_gates, entering)
+                found = sum_plainly(rows, wanted, d_gates, entering, awake=len(parts) > 1)
             else:
                 r = view_gates(flat, v).r
                 sums.add(d_gates, entering, r if inside is None else r.index_select(0, inside), first, last, norms)

@@ -57,7 +57,7 @@ class Plans:
             parts of the batch, and of the units.
 
     Attributes:
-        bytes: of memory that the plans need. are_shared: whether threads share the units.
+        bytes: of memory that the plans need. parts: how many. are_shared: whether threads share the units.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Plans:
         self._kept = problem.kept  # what the other addresses point into, as the bound of gradients
         self._packed = problem.packed_bytes
         self.bytes = self._packed + problem.scratch.numel()
-        self.are_shared = are_shared(parts)
+        self.parts, self.are_shared = len(parts), are_shared(parts)
         self._dtype, self._scan = problem.dtype, kernels[self.are_shared].for_dtype(problem.dtype)
         problem.release()
 
@@ -98,7 +98,7 @@ class Choice:
         plan: with or without.
 
     Attributes:
-        bytes: of memory that `run` needs.
+        bytes: of memory that `run` needs. uses_threads: whether it is several parts.
     """
 
     def __init__(self, plan: Callable[[bool], Plans]):
@@ -106,6 +106,7 @@ class Choice:
         if self._shared.are_shared:  # for calls while other threads are late
             self._alone = plan(False)
         self.bytes = max(self._shared.bytes, self._alone.bytes)
+        self.uses_threads = self._shared.parts > 1
 
     def run(self, memory: int, *tensors: int, fields: Mapping[int, int] = NO_FIELDS) -> None:
         """Run it; arguments as those of `Plans.run`."""
@@ -127,7 +128,7 @@ class BoundReverse:
             return Plans(reverse.problem, reverse.plan(T, by_units), OF_REVERSE, (reverse_scan, shared_reverse_scan))
 
         self._scan = Choice(plan)
-        self._dtype, self.bytes = a.x.dtype, self._scan.bytes
+        self._dtype, self.bytes, self.uses_threads = a.x.dtype, self._scan.bytes, self._scan.uses_threads
 
     def run(self, memory: int, saved: Sequence[int], d_out: Tensor | None, d_last: Tensor | None, *found: int) -> None:
         """Run the scan with `bytes` of memory at an address.
@@ -215,7 +216,7 @@ class BoundScan:
         self._reverse.run(memory.data_ptr(), addresses, d_out, d_last, d.data_ptr(), at_h0)
         give_back(memory)
         entering = entering_states(saved.out, 0, T, a.h0, None, None, self.variant).flatten(0, 1)
-        return sum_plainly(a, wanted, d, entering)._replace(h0=d_h0)
+        return sum_plainly(a, wanted, d, entering, self._reverse.uses_threads)._replace(h0=d_h0)
 
 
 class BoundFewRows:
@@ -225,7 +226,7 @@ class BoundFewRows:
         T, B = a.x.shape[:2]
         numbers = T * B * gate_width(variant) * a.u.shape[0]
         self._reverse = reverse
-        self._sums = FewRows(a.x.flatten(0, 1), a, B, (by_column, by_column), variant.reverse)
+        self._sums = FewRows(a.x.flatten(0, 1), a, B, (by_column, by_column), reverse.uses_threads, variant.reverse)
         # Behind the scan's memory: the gradients of pre-activations.
         self._d = round_up(reverse.bytes, LINE)
         self._bytes = self._d + numbers * a.x.element_size()

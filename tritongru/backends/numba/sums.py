@@ -13,22 +13,25 @@ from ..eager.layout import product_like
 from .kernels import sums as at
 from .kernels.sums import sums
 from .sharing import may_share, run_apart
-from .threads import LEAST_WORK
 
 # Rows of all steps up to which the sums are compiled code's whatever their sizes, timed with 16 on an AMD EPYC with
 # AVX2; and up to which they are where there is little to compute, timed with 128 to 512 on an AMD EPYC with AVX-512.
 # Beyond them they are torch's products.
 FEW_ROWS, MOST_ROWS, LITTLE_WORK = 64, 512, 1 << 26
+# Operations for each thread, where the others have just worked, and where they are to be waked.
+LEAST_OF_AWAKE, LEAST_OF_ASLEEP = 2_000_000, 16_000_000
 
 
-def sum_plainly(a: Inputs, wanted: Inputs, d: Tensor, entering: Tensor) -> Inputs:
+def sum_plainly(a: Inputs, wanted: Inputs, d: Tensor, entering: Tensor, awake: bool) -> Inputs:
     """Return the gradients of x, the weights and the biases, None where not wanted.
 
     Args:
         a: x (T,B,I) or (N,I). d: (N,4U) as `eager.layout` says. entering: (N,U) states.
+        awake: whether several threads have just worked.
     """
-    few = a.w is not None and is_few(entering.shape[0], a.x.shape[-1], entering.shape[1])
-    return (_sum_few_rows if few else _sum_all_steps)(a, wanted, d, entering)
+    if a.w is not None and is_few(entering.shape[0], a.x.shape[-1], entering.shape[1]):
+        return _sum_few_rows(a, wanted, d, entering, awake)
+    return _sum_all_steps(a, wanted, d, entering)
 
 
 def is_few(rows: int, inputs: int, units: int) -> bool:
@@ -66,14 +69,14 @@ def _sum_all_steps(a: Inputs, wanted: Inputs, d: Tensor, entering: Tensor) -> In
     return Inputs(d_x, d_w, d_bias_x, d_u, d_bias_h, None)  # type: ignore[arg-type]
 
 
-def _sum_few_rows(a: Inputs, wanted: Inputs, d: Tensor, entering: Tensor) -> Inputs:
+def _sum_few_rows(a: Inputs, wanted: Inputs, d: Tensor, entering: Tensor, awake: bool) -> Inputs:
     """Return what `_sum_all_steps` does, in one call of compiled code."""
     x, w, width = a.x.reshape(d.shape[0], a.x.shape[-1]), a.w, 3 * entering.shape[1]
     d_x = x.new_empty(a.x.shape) if wanted.x else None
     d_w = _empty_like_weights(w) if wanted.w else None  # type: ignore[arg-type]
     d_u = _empty_like_weights(a.u) if wanted.u else None
     d_bias_x, d_bias_h = (x.new_empty(width) if want else None for want in (wanted.bias_x, wanted.bias_h))
-    few = FewRows(x, a, entering.shape[0], by_column=(_is_by_column(w), _is_by_column(a.u)))  # type: ignore[arg-type]
+    few = FewRows(x, a, entering.shape[0], (_is_by_column(w), _is_by_column(a.u)), awake)  # type: ignore[arg-type]
     tensors = d, x, w, entering, None, d_x, d_w, d_u, d_bias_x, d_bias_h
     few.run(*(0 if t is None else t.data_ptr() for t in tensors))
     return Inputs(d_x, d_w, d_bias_x, d_u, d_bias_h, None)  # type: ignore[arg-type]
@@ -91,16 +94,20 @@ def _empty_like_weights(weights: Tensor) -> Tensor:
 class FewRows:
     """The sums of few rows, for tensors with the sizes and strides of those it was made for."""
 
-    def __init__(self, x: Tensor, a: Inputs, batch: int, by_column: tuple[bool, bool], reverse: bool = False):
+    def __init__(
+        self, x: Tensor, a: Inputs, batch: int, by_column: tuple[bool, bool], awake: bool, reverse: bool = False
+    ):
         """Take x (N,I), rows contiguous; of `a` the weights, and h0 (B,U) if the states come from two places.
 
         Args:
             by_column: whether the gradient of w is written as (3U,I) in place of (I,3U), and that of u as (3U,U).
+            awake: as `sum_plainly`.
         """
         (rows, inputs), units = x.shape, a.u.shape[0]
         sizes = rows, inputs, units, x.stride(0), *a.w.stride(), a.h0.stride(0), batch, reverse, *by_column  # type: ignore[union-attr]
         pack = struct.Struct(f"{len(sizes) + 2}q").pack
-        count = min(torch.get_num_threads(), max(count_operations(rows, inputs, units) // LEAST_WORK, 1))
+        least = LEAST_OF_AWAKE if awake else LEAST_OF_ASLEEP
+        count = min(torch.get_num_threads(), max(count_operations(rows, inputs, units) // least, 1))
         self._parts = [pack(*sizes, part, count) for part in range(count)]
         self._alone = pack(*sizes, 0, 1)
         self._kernel = sums.for_dtype(np.dtype(np.float64 if x.dtype == torch.float64 else np.float32))
