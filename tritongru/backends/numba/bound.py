@@ -52,9 +52,9 @@ class Plans:
     """The plans of a scan's parts with other addresses in them.
 
     Args:
-        problem: planned, whose memory is given back. parts: its plans. tensors: the fields
-            that point to the beginning of a tensor, in the order in which `run` takes their addresses. kernels: for
-            parts of the batch, and of the units.
+        problem: planned, whose memory is given back. parts: its plans. tensors: the fields that point to the beginning
+            of a tensor, in the order in which `run` takes their addresses. kernels: for parts of the batch, and of the
+            units.
 
     Attributes:
         bytes: of memory that the plans need. parts: how many. are_shared: whether threads share the units.

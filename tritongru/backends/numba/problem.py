@@ -196,9 +196,8 @@ class Problem:
         """Return the plan of each part for the steps begin..end: of the batch or, if that may be, of the units."""
         a, fields = self.a, self.fields
         I, U = fields["INPUT"], fields["UNITS"]
-        # Where units are shared, states are read where they are written, from the first step on.
-        by_units = by_units and a.w is not None and bool(fields.get("OUT")) and end - begin == fields["STEPS"]
-        shares = self.share_units(end - begin) if by_units else 1
+        # Where units are shared, states are read from the outputs, which only a scan over all steps writes.
+        shares = self.share_units(end - begin) if by_units and a.w is not None and fields.get("OUT") else 1
         # Gates that are multiplied apart begin at whole panels.
         apart = self.drops == 3 or not self.variant.reset_after or shares > 1
         P = round_up(U, self.lanes * (PANEL if apart else 1))
