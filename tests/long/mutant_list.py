@@ -246,7 +246,7 @@ MUTANTS = [
     Mutant("backends/numba/kernels/shared_reverse.py", "if step == 0:", "if is_last:", SHARED),
     Mutant("backends/numba/backward.py", "d_states[number : number + 2]", "d_states[:: len(bounds)]", SHARED + " -k chunks"),
     Mutant("backends/numba/backward.py", "self.variant.gradient_clip is None and", "", SHARED + " -k one_direction"),
-    Mutant("backends/numba/kernels/sums.py", "return count if part == parts else", "return", REPEATS + " -k sums"),
+    Mutant("backends/numba/kernels/meeting.py", "return count if share == shares else", "return", REPEATS + " -k sums"),
     Mutant("backends/numba/kernels/sums.py", "more or k > 0,", "more,", REPEATS + " -k sums"),
     Mutant("backends/numba/kernels/sums.py", "first_of(part, parts, M, 4), first_of(part + 1, parts, M, 4)", "0, M // parts", REPEATS + " -k sums"),
     # Zoneout and the bound in numba.

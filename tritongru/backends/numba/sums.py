@@ -18,7 +18,8 @@ from .sharing import may_share, run_apart
 # AVX2; and up to which they are where there is little to compute, timed with 128 to 512 on an AMD EPYC with AVX-512.
 # Beyond them they are torch's products.
 FEW_ROWS, MOST_ROWS, LITTLE_WORK = 64, 512, 1 << 26
-# Operations for each thread, where the others have just worked, and where they are to be waked.
+# Operations for each thread, where the others have just worked, and where they are to be waked. Seen on an AMD EPYC
+# with AVX-512.
 LEAST_OF_AWAKE, LEAST_OF_ASLEEP = 2_000_000, 16_000_000
 
 

@@ -49,6 +49,12 @@ def observe(typing, start, index):
 
 
 @helper
+def first_of(share, shares, count, unit):
+    """Where a thread's share of so many numbers begins: at a multiple of a unit, behind the last share at their end."""
+    return count if share == shares else share * (count // unit) // shares * unit
+
+
+@helper
 def are_there(meeting, count):
     """Whether all threads have begun."""
     for thread in range(1, count):

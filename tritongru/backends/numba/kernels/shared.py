@@ -10,18 +10,12 @@ from __future__ import annotations
 from ..compile import Kernel, helper
 from . import fields as at
 from .functions import activate
-from .meeting import go_together
+from .meeting import first_of, go_together
 from .packing import pack_all_biases, pack_gates
 from .products import multiply, project_rows
 from .rows import get, put
 from .scan import BYTE, place_rows
 from .vectors import advance, fma, lanes, load, pointer
-
-
-@helper
-def first_unit(share, shares, units, C):
-    """The first of a thread's units, of so many of all; a multiple of a panel, C."""
-    return share * (units // C) // shares * C
 
 
 @helper
@@ -93,8 +87,8 @@ def shared_part(plan, like):
     pack_all_biases(plan, like)
     # A look at another thread's number takes some cycles, the product of one row 3 U P / 16.
     go_through(
-        plan, pointer(plan[at.MEETING], 0), me, shares, T, plan[at.CHUNK], first_unit(me, shares, P, C),
-        first_unit(me + 1, shares, P, C), P, U * P * rows, like,
+        plan, pointer(plan[at.MEETING], 0), me, shares, T, plan[at.CHUNK], first_of(me, shares, P, C),
+        first_of(me + 1, shares, P, C), P, U * P * rows, like,
     )  # fmt: skip
     if me == 0:
         out, last = pointer(plan[at.OUT], like), pointer(plan[at.LAST], like)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from ..compile import Kernel, helper
 from . import fields as at
-from .meeting import go_together
+from .meeting import first_of, go_together
 from .packing import pack_transposed
 from .products import multiply
 from .reverse import differentiate_reset, differentiate_state
 from .rows import get, put
 from .scan import place_rows
-from .shared import first_unit
 from .vectors import advance, full, lanes, load, pointer, store
 
 
@@ -96,8 +95,8 @@ def shared_reverse_part(plan, like):
     steps, shares = plan[at.END] - plan[at.BEGIN] + 1, plan[at.SHARES]
     place_rows(plan, pointer(plan[at.PLACED], 0), pointer(plan[at.GROUPS], 0), rows, size, -(-rows // size))
     go_back(
-        plan, pointer(plan[at.MEETING], 0), me, shares, steps, steps, first_unit(me, shares, N, C),
-        first_unit(me + 1, shares, N, C), N, plan[at.UNITS] * N * rows, like,
+        plan, pointer(plan[at.MEETING], 0), me, shares, steps, steps, first_of(me, shares, N, C),
+        first_of(me + 1, shares, N, C), N, plan[at.UNITS] * N * rows, like,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ the initial state; every sum runs over the rows in order, also where they are re
 from __future__ import annotations
 
 from ..compile import Kernel, helper
+from .meeting import first_of
 from .products import BLOCK, tile_4
 from .rows import get, put
 from .unpacked import multiply_unpacked
@@ -25,12 +26,6 @@ from .vectors import fma, full, lanes, pointer, spread
 ) = range(23)  # fmt: skip
 
 END_TO_END = 8  # rows up to which gradients are written from end to end; seen on an AMD EPYC with AVX-512
-
-
-@helper
-def first_of(part, parts, count, unit):
-    """Where a part of so many numbers begins: at a multiple of a unit, behind the last part at their end."""
-    return count if part == parts else part * (count // unit) // parts * unit
 
 
 @helper
