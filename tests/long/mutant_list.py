@@ -22,6 +22,7 @@ ONE_SCAN = "call/test_eager_members.py -k one_scan_is"
 NORM = "call/test_layer_norm.py -k equals_the_oracle"
 NUMBA_NORM = "numba_backend/test_numba_norms.py -k grid"
 REPEATS = "numba_backend/test_numba_repeats.py"
+SUMS = "numba_backend/test_numba_sums.py"
 PANELS = "numba_backend/test_numba_packing.py"
 FEW = "numba_backend/test_numba_oracle.py -k as_they_lie"
 SHORT_SHARED = "numba_backend/test_numba_short_shared.py"
@@ -185,7 +186,7 @@ MUTANTS = [
     Mutant("backends/triton/kernels/forward.py", "                    x = outside\n", "", KERNEL_NORM),
     Mutant("backends/triton/run.py", 'recurrent if variant.layer_norm == "joint" else (d_gx, d_gh_n)', "(d_gx, d_gh_n)", KERNEL_NORM),
     Mutant("backends/triton/norms.py", "spread[chunk] = rstd.view_as(spread[chunk])", "spread[:] = rstd[:B].view(B)", KERNEL_NORM),
-    Mutant("backends/numba/backward.py", "a.drop is None and a.scale is None and", "a.drop is None and", NUMBA_NORM),
+    Mutant("backends/numba/backward.py", "a.drop is None and a.scale is None:", "a.drop is None:", NUMBA_NORM),
     Mutant("backends/numba/backward.py", "rows.w is None else gx @ rows.w", "rows.w is not None else gx @ rows.w", NUMBA_NORM),
     Mutant("backends/numba/short.py", "if not plain or a.scale is not None or", "if not plain or", NUMBA_NORM),
     # Heads.
@@ -226,8 +227,8 @@ MUTANTS = [
     Mutant("backends/numba/kernels/unpacked.py", "                    out, o, step, width, k > 0,", "                    out, o, step, width, False,", FEW),
     Mutant("backends/numba/kernels/unpacked.py", "gap, out, o, width, rows - tiled)\n    else:", "gap, out, 0, width, rows - tiled)\n    else:", FEW),
     Mutant("backends/numba/bound.py", "        self._kept = problem.kept", "        kept = problem.kept", REPEATS),
-    Mutant("backends/numba/kernels/sums.py", "i_other = batch * units if is_reverse else 0", "i_other = 0", REPEATS),
-    Mutant("backends/numba/kernels/sums.py", "product > 2 and split > 0", "False", REPEATS),
+    Mutant("backends/numba/kernels/sums.py", "i_other = batch * units if is_reverse else 0", "i_other = 0", SUMS),
+    Mutant("backends/numba/kernels/sums.py", "product > 2 and split > 0", "False", SUMS),
     # The units of one row shared among threads.
     Mutant("backends/numba/kernels/meeting.py", "s0 = s // chunk * chunk", "s0 = begin + (s - begin) // chunk * chunk", SHARED),
     Mutant("backends/numba/kernels/meeting.py", "if s > begin and not wait_for_others(meeting, me, count, s, 0):", "if s < 0:", SHARED),
@@ -246,9 +247,19 @@ MUTANTS = [
     Mutant("backends/numba/kernels/shared_reverse.py", "if step == 0:", "if is_last:", SHARED),
     Mutant("backends/numba/backward.py", "d_states[number : number + 2]", "d_states[:: len(bounds)]", SHARED + " -k chunks"),
     Mutant("backends/numba/backward.py", "self.variant.gradient_clip is None and", "", SHARED + " -k one_direction"),
-    Mutant("backends/numba/kernels/meeting.py", "return count if share == shares else", "return", REPEATS + " -k sums"),
-    Mutant("backends/numba/kernels/sums.py", "more or k > 0,", "more,", REPEATS + " -k sums"),
-    Mutant("backends/numba/kernels/sums.py", "first_of(part, parts, M, 4), first_of(part + 1, parts, M, 4)", "0, M // parts", REPEATS + " -k sums"),
+    Mutant("backends/numba/kernels/meeting.py", "return count if share == shares else", "return", SUMS),
+    Mutant("backends/numba/kernels/sums.py", "more or k > 0,", "more,", SUMS),
+    Mutant("backends/numba/kernels/sums.py", "first_of(part, parts, M, 4), first_of(part + 1, parts, M, 4)", "0, M // parts", SUMS),
+    Mutant("backends/numba/kernels/products.py", "for vector in range(0, vectors * L, L):", "for vector in range(0, L, L):", SUMS),
+    Mutant("backends/numba/kernels/products.py", "w, p + k * C + vector, C,", "w, p + k * C, C,", SUMS),
+    Mutant("backends/numba/kernels/panel_sums.py", "k > 0 or plan[IS_FIRST] == 0", "k > 0", SUMS),
+    Mutant("backends/numba/kernels/panel_sums.py", "c + C > units", "c > units", SUMS),
+    Mutant("backends/numba/kernels/panel_sums.py", "c < 3 * units", "c < 2 * units", SUMS),
+    Mutant("backends/numba/kernels/panel_sums.py", "a, b, c = a + u,", "a, b, c = u,", SUMS),
+    Mutant("backends/numba/kernels/panel_sums.py", "of_d = of_h + (units + 7) // 8 * 8 * width", "of_d = of_h + units * width", SUMS),
+    Mutant("backends/numba/kernels/panel_sums.py", "L, rows, out, to, L, width, more, True)", "L, rows, out, to, L, width, more, False)", SUMS),
+    Mutant("backends/numba/kernels/panel_sums.py", "for number in range(part, panels, parts):\n            c", "for number in range(part, panels - 1, parts):\n            c", SUMS),
+    Mutant("backends/numba/plain_sums.py", "[begin : begin + rows]", "[:rows]", SUMS),
     # Zoneout and the bound in numba.
     Mutant("backends/numba/kernels/reverse.py", "d_n, d_z, z = d_n * part, d_z * part, zone_out(z, part)", "d_n, d_z = d_n * part, d_z * part", "numba_backend/test_numba_oracle.py -k zoneout"),
     Mutant("backends/numba/kernels/reverse.py", "total = clamp(total,", "clamp(total,", "numba_backend/test_numba_oracle.py -k zoneout"),

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
 from tritongru import GRU, compat, gru, repeats
-from tritongru.backends.numba import sums
 from tritongru.tools.oracle.cases import Case, make_arguments, run_case
 
 CASES = [
@@ -172,49 +171,6 @@ def test_results_may_be_written_to() -> None:
             kept = state.clone()
             y.zero_()
             assert torch.equal(state, kept)
-
-
-@pytest.mark.parametrize("rows", [1, 3, 64, 300])
-@pytest.mark.parametrize("inputs", [1, 4, 150])
-@pytest.mark.parametrize("units", [1, 5, 40])
-@pytest.mark.parametrize("by_column", [False, True])
-def test_sums_of_few_rows(rows: int, inputs: int, units: int, by_column: bool, monkeypatch) -> None:
-    from tritongru.call.problem import Inputs
-
-    monkeypatch.setattr(sums, "LEAST_OF_AWAKE", 1)
-
-    def weights(*shape: int) -> Tensor:
-        return torch.randn(shape[::-1]).t() if by_column else torch.randn(shape)
-
-    a = Inputs(torch.randn(1, rows, inputs), weights(inputs, 3 * units), torch.randn(3 * units),
-               weights(units, 3 * units), torch.randn(3 * units), torch.randn(rows, units))  # fmt: skip
-    d, entering = torch.randn(rows, 4 * units), torch.randn(rows, units)
-    for wanted in (Inputs(*[True] * 5, False), Inputs(False, True, False, True, True, False)):
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-        few = sums._sum_few_rows(a, wanted, d, entering, True)
-        all_steps = sums._sum_all_steps(a, wanted, d, entering)
-        for threads in (2, 7):  # no bit depends on them
-            monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-            for found, right in zip(sums._sum_few_rows(a, wanted, d, entering, True), few, strict=True):
-                assert found is right is None or torch.equal(found, right)
-        for found, right in zip(few, all_steps, strict=True):
-            assert (found is None) == (right is None)
-            if found is not None:
-                torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
-                assert found.stride() == right.stride() or 1 in found.shape
-    # The same states as those that left a step and that which entered the first, in either direction.
-    for batch in {1, rows}:
-        steps, unread = entering.view(-1, batch, units), torch.full((1, batch, units), float("nan"))
-        for reverse in (False, True):
-            after = torch.cat((unread, steps[:-1]) if reverse else (steps[1:], unread))
-            h0 = steps[-1 if reverse else 0]
-            for turned in (False, True):
-                few_rows = sums.FewRows(a.x[0], a._replace(h0=h0), batch, (turned, turned), True, reverse)
-                d_u = torch.empty(few.u.shape[::-1] if turned else few.u.shape)
-                few_rows.run(*(t.data_ptr() for t in (d, a.x, a.w, after, h0)), 0, 0, d_u.data_ptr(), 0, 0)
-                found = d_u.t() if turned else d_u
-                # The sums are over the same rows in the same order, whichever of the two factors is read first.
-                assert torch.equal(found, few.u)
 
 
 def test_a_kind_is_more_than_shapes() -> None:

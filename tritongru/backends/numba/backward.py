@@ -18,9 +18,9 @@ from .kernels import fields as at
 from .kernels.reverse import reverse_scan
 from .kernels.shared_reverse import shared_reverse_scan
 from .kernels.vector_type import PANEL
+from .plain_sums import PlainSums
 from .problem import Problem, are_shared, in_compute_dtype, pack_ahead, round_up, run_plans, with_rows
 from .sharing import may_share
-from .sums import sum_plainly
 
 # Numbers of a chunk's gate gradients, and its least rows: fewer make the products of the weights' gradients slow.
 # Estimates.
@@ -43,8 +43,8 @@ def run_backward(
         saved: as `run_forward` returned it. Its gates may be empty: they are then computed again, chunk by chunk.
 
     Note:
-        The same call with the same number of threads gives the same bits. The gradients that are sums over all steps
-        come from torch's products, whose bits may differ with the number of threads.
+        The same call gives the same bits, with any number of threads but where the gradients that are sums over all steps
+        come from torch's products: with recurrent dropout, a norm, and without reset_after.
     """
     reverse = plan_reverse(a, variant, saved, d_out, d_last, wanted)
     for kernel, parts in reverse.walk():
@@ -136,10 +136,11 @@ class Reverse:
         pack_ahead(parts, problem.dtype)
         kernel = (shared_reverse_scan if are_shared(parts) else reverse_scan).for_dtype(problem.dtype)
         rows = a if self.valid is None else a._replace(x=a.x.flatten(0, 1).index_select(0, self.valid))
-        is_plain = v.reset_after and a.drop is None and a.scale is None and len(bounds) == 1
-        sums = None if is_plain else Sums(rows, v, wanted, self.steps)
+        if v.reset_after and a.drop is None and a.scale is None:
+            sums = PlainSums(rows, wanted, self.steps.starts[-1], awake=len(parts) > 1)
+        else:
+            sums = Sums(rows, v, wanted, self.steps)
         norm = None if a.scale is None else Normalization(a.u, a.drop, a.scale, v, a.x.dtype)
-        found = self.found
         d_states = self._find_states(len(bounds))
         for number, (begin, end) in enumerate(bounds):
             first, last = (T - end, T - begin) if v.reverse else (begin, end)
@@ -158,13 +159,13 @@ class Reverse:
                 if norms is not None:
                     part[[at.NORMAL, at.RSTD, at.D_SUMS]] = [value.data_ptr() for value in norms]
             yield kernel, parts
-            if sums is None:
-                found = sum_plainly(rows, wanted, d_gates, entering, awake=len(parts) > 1)
+            if isinstance(sums, PlainSums):
+                sums.add(self.steps.starts[first], self.steps.read(rows.x, first, last), d_gates, entering)
             else:
                 r = view_gates(flat, v).r
                 sums.add(d_gates, entering, r if inside is None else r.index_select(0, inside), first, last, norms)
         problem.release()
-        found = found if sums is None else sums.finish()
+        found = sums.finish()
         if self.valid is not None and wanted.x:
             d_x = torch.zeros_like(a.x).flatten(0, 1).index_copy_(0, self.valid, found.x.flatten(0, -2)).view(a.x.shape)
             found = found._replace(x=d_x)

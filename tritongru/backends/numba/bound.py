@@ -21,11 +21,12 @@ from .kernels.reverse import reverse_scan
 from .kernels.scan import scan
 from .kernels.shared import shared_scan
 from .kernels.shared_reverse import shared_reverse_scan
+from .plain_sums import sum_plainly
 from .problem import LINE, Problem, are_shared, pack_ahead, round_up, run_plans, with_rows
 from .sharing import may_share
 from .short import BoundShort, is_short
 from .spare import borrow, give_back
-from .sums import FewRows, is_few, sum_plainly
+from .sums import FewRows, is_few
 
 # What the addresses of a plan point into: the tensors of a call by their own names, and the scan's memory.
 _PACKED = ("W", "RECURRENT", "BIAS", "BIAS_N", "CARRIED", "D_STEPS")
@@ -181,7 +182,7 @@ class BoundScan:
 
         Args: as `bind`.
         """
-        (T, B, I), U = a.x.shape, a.u.shape[0]
+        (T, B, _), U = a.x.shape, a.u.shape[0]
         self.variant = variant
         self._width = gate_width(variant) * U
         self._forward = (BoundShort if is_short(a, variant) else BoundForward)(a, variant, gradients)
@@ -190,7 +191,7 @@ class BoundScan:
         if gradients and variant.reset_after and len(chunks_of(T, B, self._width)) == 1:
             self._reverse = BoundReverse(a, variant)
             # Rows that are the same distance apart.
-            if is_few(T * B, I, U) and (B == 1 or T == 1 or a.x.stride(0) == B * a.x.stride(1)):
+            if is_few(T * B, a.w, U) and (B == 1 or T == 1 or a.x.stride(0) == B * a.x.stride(1)):
                 self.few = BoundFewRows(self._reverse, a, variant, by_column)
 
     def run(self, x: Tensor, inputs: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -51,7 +51,7 @@ def tile_1(a, i, w, p, next_p, next_vector, K, out, o, step):
         v = spread(a, i + k)
         a0, a1, a2 = fma(v, load(w, p), a0), fma(v, load(w, p + second), a1), fma(v, load(w, p + third), a2)
         p += next_p
-    store_3(out, o, step, (a0 + b0) + (c0 + d0), (a1 + b1) + (c1 + d1), (a2 + b2) + (c2 + d2))
+    add_3(out, o, step, (a0 + b0) + (c0 + d0), (a1 + b1) + (c1 + d1), (a2 + b2) + (c2 + d2), False)
 
 
 @helper
@@ -78,25 +78,21 @@ def tile_2(a, i, j, w, p, K, out, o, step, next_row):
         a0, a1, a2 = fma(v, w0, a0), fma(v, w1, a1), fma(v, w2, a2)
         v = spread(a, j + whole)
         b0, b1, b2 = fma(v, w0, b0), fma(v, w1, b1), fma(v, w2, b2)
-    store(out, o, a0 + c0)
-    store(out, o + step, a1 + c1)
-    store(out, o + 2 * step, a2 + c2)
-    o += next_row
-    store(out, o, b0 + d0)
-    store(out, o + step, b1 + d1)
-    store(out, o + 2 * step, b2 + d2)
+    add_3(out, o, step, a0 + c0, a1 + c1, a2 + c2, False)
+    add_3(out, o + next_row, step, b0 + d0, b1 + d1, b2 + d2, False)
 
 
 @helper
-def tile_4(a, i0, i1, i2, i3, next_a, w, p, next_p, next_vector, K, out, o, step, next_row, more):
-    """As `tile_1` for four rows, whose numbers are `next_a` apart; added to `out` where `more`."""
-    a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = d0 = d1 = d2 = full(a, 0.0)
-    o1, o2, o3 = o + next_row, o + 2 * next_row, o + 3 * next_row
-    if more:
-        a0, a1, a2 = load(out, o), load(out, o + step), load(out, o + 2 * step)
-        b0, b1, b2 = load(out, o1), load(out, o1 + step), load(out, o1 + 2 * step)
-        c0, c1, c2 = load(out, o2), load(out, o2 + step), load(out, o2 + 2 * step)
-        d0, d1, d2 = load(out, o3), load(out, o3 + step), load(out, o3 + 2 * step)
+def tile_4(a, i0, i1, i2, i3, next_a, w, p, next_p, next_vector, K, out, o, step, next_row, more, apart):
+    """As `tile_1` for four rows, whose numbers are `next_a` apart.
+
+    Args:
+        more: whether `out` has sums already: each goes on there or, with `apart`, is summed first and then added.
+    """
+    a0, a1, a2 = begin_3(out, o, step, more and not apart)
+    b0, b1, b2 = begin_3(out, o + next_row, step, more and not apart)
+    c0, c1, c2 = begin_3(out, o + 2 * next_row, step, more and not apart)
+    d0, d1, d2 = begin_3(out, o + 3 * next_row, step, more and not apart)
     k = 0
     for _ in range(K):
         w0, w1, w2 = load(w, p), load(w, p + next_vector), load(w, p + 2 * next_vector)
@@ -110,31 +106,28 @@ def tile_4(a, i0, i1, i2, i3, next_a, w, p, next_p, next_vector, K, out, o, step
         d0, d1, d2 = fma(v, w0, d0), fma(v, w1, d1), fma(v, w2, d2)
         k += next_a
         p += next_p
-    store_3(out, o, step, a0, a1, a2)
-    store_3(out, o1, step, b0, b1, b2)
-    store_3(out, o2, step, c0, c1, c2)
-    store_3(out, o3, step, d0, d1, d2)
+    add_3(out, o, step, a0, a1, a2, more and apart)
+    add_3(out, o + next_row, step, b0, b1, b2, more and apart)
+    add_3(out, o + 2 * next_row, step, c0, c1, c2, more and apart)
+    add_3(out, o + 3 * next_row, step, d0, d1, d2, more and apart)
 
 
 @helper
 def tile_8(
-    a, i0, i1, i2, i3, j0, j1, j2, j3, w, p, next_p, next_vector, K, out, o, q, step, next_row, more
+    a, i0, i1, i2, i3, j0, j1, j2, j3, next_a, w, p, next_p, next_vector, K, out, o, q, step, next_row, more,
+    apart,
 ):  # fmt: skip
     """As `tile_4` for two groups of four rows, whose results begin at o and q; for processors with enough registers."""
-    a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = d0 = d1 = d2 = full(a, 0.0)
-    e0 = e1 = e2 = f0 = f1 = f2 = g0 = g1 = g2 = h0 = h1 = h2 = full(a, 0.0)
-    o1, o2, o3 = o + next_row, o + 2 * next_row, o + 3 * next_row
-    q1, q2, q3 = q + next_row, q + 2 * next_row, q + 3 * next_row
-    if more:
-        a0, a1, a2 = load(out, o), load(out, o + step), load(out, o + 2 * step)
-        b0, b1, b2 = load(out, o1), load(out, o1 + step), load(out, o1 + 2 * step)
-        c0, c1, c2 = load(out, o2), load(out, o2 + step), load(out, o2 + 2 * step)
-        d0, d1, d2 = load(out, o3), load(out, o3 + step), load(out, o3 + 2 * step)
-        e0, e1, e2 = load(out, q), load(out, q + step), load(out, q + 2 * step)
-        f0, f1, f2 = load(out, q1), load(out, q1 + step), load(out, q1 + 2 * step)
-        g0, g1, g2 = load(out, q2), load(out, q2 + step), load(out, q2 + 2 * step)
-        h0, h1, h2 = load(out, q3), load(out, q3 + step), load(out, q3 + 2 * step)
-    for k in range(K):
+    a0, a1, a2 = begin_3(out, o, step, more and not apart)
+    b0, b1, b2 = begin_3(out, o + next_row, step, more and not apart)
+    c0, c1, c2 = begin_3(out, o + 2 * next_row, step, more and not apart)
+    d0, d1, d2 = begin_3(out, o + 3 * next_row, step, more and not apart)
+    e0, e1, e2 = begin_3(out, q, step, more and not apart)
+    f0, f1, f2 = begin_3(out, q + next_row, step, more and not apart)
+    g0, g1, g2 = begin_3(out, q + 2 * next_row, step, more and not apart)
+    h0, h1, h2 = begin_3(out, q + 3 * next_row, step, more and not apart)
+    k = 0
+    for _ in range(K):
         w0, w1, w2 = load(w, p), load(w, p + next_vector), load(w, p + 2 * next_vector)
         v = spread(a, i0 + k)
         a0, a1, a2 = fma(v, w0, a0), fma(v, w1, a1), fma(v, w2, a2)
@@ -152,23 +145,97 @@ def tile_8(
         g0, g1, g2 = fma(v, w0, g0), fma(v, w1, g1), fma(v, w2, g2)
         v = spread(a, j3 + k)
         h0, h1, h2 = fma(v, w0, h0), fma(v, w1, h1), fma(v, w2, h2)
+        k += next_a
         p += next_p
-    store_3(out, o, step, a0, a1, a2)
-    store_3(out, o1, step, b0, b1, b2)
-    store_3(out, o2, step, c0, c1, c2)
-    store_3(out, o3, step, d0, d1, d2)
-    store_3(out, q, step, e0, e1, e2)
-    store_3(out, q1, step, f0, f1, f2)
-    store_3(out, q2, step, g0, g1, g2)
-    store_3(out, q3, step, h0, h1, h2)
+    add_3(out, o, step, a0, a1, a2, more and apart)
+    add_3(out, o + next_row, step, b0, b1, b2, more and apart)
+    add_3(out, o + 2 * next_row, step, c0, c1, c2, more and apart)
+    add_3(out, o + 3 * next_row, step, d0, d1, d2, more and apart)
+    add_3(out, q, step, e0, e1, e2, more and apart)
+    add_3(out, q + next_row, step, f0, f1, f2, more and apart)
+    add_3(out, q + 2 * next_row, step, g0, g1, g2, more and apart)
+    add_3(out, q + 3 * next_row, step, h0, h1, h2, more and apart)
 
 
 @helper
-def store_3(out, o, step, a, b, c):
-    """Write three vectors, `step` apart."""
+def narrow_4(a, i0, i1, i2, i3, w, p, next_p, K, out, o, next_row, more):
+    """As `tile_4` for the first two vectors of a panel, going on where `more`."""
+    L = lanes(a)
+    a0, a1 = begin_1(out, o, more), begin_1(out, o + L, more)
+    b0, b1 = begin_1(out, o + next_row, more), begin_1(out, o + next_row + L, more)
+    c0, c1 = begin_1(out, o + 2 * next_row, more), begin_1(out, o + 2 * next_row + L, more)
+    d0, d1 = begin_1(out, o + 3 * next_row, more), begin_1(out, o + 3 * next_row + L, more)
+    for k in range(K):
+        w0, w1 = load(w, p), load(w, p + L)
+        v = spread(a, i0 + k)
+        a0, a1 = fma(v, w0, a0), fma(v, w1, a1)
+        v = spread(a, i1 + k)
+        b0, b1 = fma(v, w0, b0), fma(v, w1, b1)
+        v = spread(a, i2 + k)
+        c0, c1 = fma(v, w0, c0), fma(v, w1, c1)
+        v = spread(a, i3 + k)
+        d0, d1 = fma(v, w0, d0), fma(v, w1, d1)
+        p += next_p
+    store(out, o, a0)
+    store(out, o + L, a1)
+    store(out, o + next_row, b0)
+    store(out, o + next_row + L, b1)
+    store(out, o + 2 * next_row, c0)
+    store(out, o + 2 * next_row + L, c1)
+    store(out, o + 3 * next_row, d0)
+    store(out, o + 3 * next_row + L, d1)
+
+
+@helper
+def narrow_8(a, i0, i1, i2, i3, j0, j1, j2, j3, w, p, next_p, K, out, o, q, next_row, more):
+    """As `narrow_4` for eight rows and one vector."""
+    a0, b0 = begin_1(out, o, more), begin_1(out, o + next_row, more)
+    c0, d0 = begin_1(out, o + 2 * next_row, more), begin_1(out, o + 3 * next_row, more)
+    e0, f0 = begin_1(out, q, more), begin_1(out, q + next_row, more)
+    g0, h0 = begin_1(out, q + 2 * next_row, more), begin_1(out, q + 3 * next_row, more)
+    for k in range(K):
+        v = load(w, p)
+        a0, b0 = fma(spread(a, i0 + k), v, a0), fma(spread(a, i1 + k), v, b0)
+        c0, d0 = fma(spread(a, i2 + k), v, c0), fma(spread(a, i3 + k), v, d0)
+        e0, f0 = fma(spread(a, j0 + k), v, e0), fma(spread(a, j1 + k), v, f0)
+        g0, h0 = fma(spread(a, j2 + k), v, g0), fma(spread(a, j3 + k), v, h0)
+        p += next_p
+    store(out, o, a0)
+    store(out, o + next_row, b0)
+    store(out, o + 2 * next_row, c0)
+    store(out, o + 3 * next_row, d0)
+    store(out, q, e0)
+    store(out, q + next_row, f0)
+    store(out, q + 2 * next_row, g0)
+    store(out, q + 3 * next_row, h0)
+
+
+@helper
+def begin_1(out, o, more):
+    """Return the vector that sums go on from, or zeros."""
+    return load(out, o) if more else full(out, 0.0)
+
+
+@helper
+def begin_3(out, o, step, more):
+    """Return three of them, `step` apart."""
+    return begin_1(out, o, more), begin_1(out, o + step, more), begin_1(out, o + 2 * step, more)
+
+
+@helper
+def add_1(out, o, a, more):
+    """Write a vector, or add it to what is there."""
+    if more:
+        a = load(out, o) + a
     store(out, o, a)
-    store(out, o + step, b)
-    store(out, o + 2 * step, c)
+
+
+@helper
+def add_3(out, o, step, a, b, c, more):
+    """Write three vectors, `step` apart, or add them to what is there."""
+    add_1(out, o, a, more)
+    add_1(out, o + step, b, more)
+    add_1(out, o + 2 * step, c, more)
 
 
 @helper
@@ -182,7 +249,8 @@ def multiply(a, length, at, K, w, rows_of_w, first, end, out, width, groups, cou
     """out (R, width)[:, first:end] = a (R, length)[:, at : at + K] W, with W the rows `at`.. of a packed matrix.
 
     Args:
-        rows_of_w: rows of the whole packed matrix. first, end: columns, in whole panels.
+        rows_of_w: rows of the whole packed matrix. first, end: columns, the first that of a panel, the last one that of
+            a vector: of the last panel no more is computed.
         groups, count: the first rows of the groups to compute, in order. rows, size: of all groups, and of each.
         back: go through the panels from the last to the first. What was used last is then still in the cache.
     """
@@ -196,25 +264,38 @@ def multiply(a, length, at, K, w, rows_of_w, first, end, out, width, groups, cou
         fours = 0
     whole = fours - 1 if fours > 0 and rows - groups[fours - 1] < 4 else fours
     pairs = whole // 2 * 2 if PAIRS else 0
-    for c in range(first, end, C):
-        column = end - C - (c - first) if back else c
-        p = (column // C * rows_of_w + at) * C
+    panels = (end - first + C - 1) // C
+    for panel in range(panels):
+        column = first + (panels - 1 - panel if back else panel) * C
+        p, vectors = (column // C * rows_of_w + at) * C, (end - column) // L
         for k in range(0, K, block):
             K_now = min(block, K - k)
             for g in range(0, pairs, 2):
                 row, other = groups[g], groups[g + 1]
                 i, j = row * length + at + k, other * length + at + k
-                tile_8(
-                    a, i, i + length, i + 2 * length, i + 3 * length, j, j + length, j + 2 * length, j + 3 * length,
-                    w, p + k * C, C, L, K_now, out, row * width + column, other * width + column, L, width, k > 0,
-                )  # fmt: skip
+                o, q = row * width + column, other * width + column
+                if vectors >= 3:
+                    tile_8(
+                        a, i, i + length, i + 2 * length, i + 3 * length, j, j + length, j + 2 * length, j + 3 * length,
+                        1, w, p + k * C, C, L, K_now, out, o, q, L, width, k > 0, False,
+                    )  # fmt: skip
+                    continue
+                for vector in range(0, vectors * L, L):
+                    narrow_8(
+                        a, i, i + length, i + 2 * length, i + 3 * length, j, j + length, j + 2 * length, j + 3 * length,
+                        w, p + k * C + vector, C, K_now, out, o + vector, q + vector, width, k > 0,
+                    )  # fmt: skip
             for g in range(pairs, fours):
                 row = groups[g]
-                i = row * length + at + k
-                tile_4(
-                    a, i, i + length, i + 2 * length, i + min(3, rows - 1 - row) * length, 1, w, p + k * C, C, L, K_now,
-                    out, row * width + column, L, width, k > 0,
-                )  # fmt: skip
+                i, o = row * length + at + k, row * width + column
+                last = i + min(3, rows - 1 - row) * length
+                if vectors >= 3:
+                    tile_4(
+                        a, i, i + length, i + 2 * length, last, 1, w, p + k * C, C, L, K_now, out, o, L, width, k > 0,
+                        False,
+                    )  # fmt: skip
+                else:
+                    narrow_4(a, i, i + length, i + 2 * length, last, w, p + k * C, C, K_now, out, o, width, k > 0)
         for g in range(fours, count):
             row = groups[g]
             i = row * length + at
@@ -257,7 +338,7 @@ def project_rows(
                     j = i + s * next_step
                     tile_4(
                         x, j, j + next_step, j + 2 * next_step, j + 3 * next_step, 1, w, p, C, L, I,
-                        out, o + s * R * width, L, R * width, False,
+                        out, o + s * R * width, L, R * width, False, False,
                     )  # fmt: skip
                 for s in range(whole, steps):
                     tile_1(x, i + s * next_step, w, p, C, L, I, out, o + s * R * width, L)
@@ -276,13 +357,13 @@ def project_rows(
                         tile_8(
                             x, j + order[row] * next_row, j + order[row + 1] * next_row, j + order[row + 2] * next_row,
                             j + order[row + 3] * next_row, j + order[row + 4] * next_row, j + order[row + 5] * next_row,
-                            j + order[row + 6] * next_row, j + order[row + 7] * next_row, w, p + k * C, C, L, K_now,
-                            out, to, to + 4 * width, L, width, k > 0,
+                            j + order[row + 6] * next_row, j + order[row + 7] * next_row, 1, w, p + k * C, C, L, K_now,
+                            out, to, to + 4 * width, L, width, k > 0, False,
                         )  # fmt: skip
                     elif wanted:
                         tile_4(
                             x, j + order[row] * next_row, j + order[row + 1] * next_row, j + order[row + 2] * next_row,
                             j + order[min(row + 3, rows - 1)] * next_row, 1, w, p + k * C, C, L, K_now,
-                            out, to, L, width, k > 0,
+                            out, to, L, width, k > 0, False,
                         )  # fmt: skip
                     g += 2 if both else 1

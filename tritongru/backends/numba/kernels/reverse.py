@@ -170,9 +170,9 @@ def reverse_part(plan, like):
             break
         back = s % 2 == 1
         if drops == 3:
-            multiply(d, 3 * P, P, P, u, 3 * P, 0, N, sums_z, N, live, active, rows, size, back)
+            multiply(d, 3 * P, P, P, u, 3 * P, 0, P, sums_z, N, live, active, rows, size, back)
         if not after or drops == 3:
-            multiply(d, 3 * P, 0, P, u, 3 * P, 0, N, sums, N, live, active, rows, size, back)
+            multiply(d, 3 * P, 0, P, u, 3 * P, 0, P, sums, N, live, active, rows, size, back)
         if not after:
             for row in range(rows):
                 b = order[row]
@@ -194,15 +194,15 @@ def reverse_part(plan, like):
                     put(d_gates, o + r_at + j, d_r, left)
                     store(dh, row * N + j, load(dh, row * N + j) + d_s * r)
         if drops == 3:
-            multiply(d, 3 * P, 2 * P, P, u, 3 * P, 0, N, sums_r, N, live, active, rows, size, back)
+            multiply(d, 3 * P, 2 * P, P, u, 3 * P, 0, P, sums_r, N, live, active, rows, size, back)
         elif after:
-            multiply(d, 3 * P, 0, 3 * P, u, 3 * P, 0, N, sums, N, live, active, rows, size, back)
+            multiply(d, 3 * P, 0, 3 * P, u, 3 * P, 0, P, sums, N, live, active, rows, size, back)
         else:
-            multiply(d, 3 * P, P, 2 * P, u, 3 * P, 0, N, sums, N, live, active, rows, size, back)
+            multiply(d, 3 * P, P, 2 * P, u, 3 * P, 0, P, sums, N, live, active, rows, size, back)
         for row in range(rows):
             place = t * B + order[row]
             if not has_mask or mask[place] != 0:
-                for j in range(0, N, L):
+                for j in range(0, P, L):
                     i = row * N + j
                     total = load(dh, i)
                     if drops == 3:

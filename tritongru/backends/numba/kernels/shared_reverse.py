@@ -49,8 +49,8 @@ def take_step_back(plan, s, s0, first, end, like):
         return
     if s > 0:
         multiply(
-            advance(d, before * 3 * P), 3 * P, 0, 3 * P, u, 3 * P, first, end, sums, N, groups, count, rows, size,
-            s % 2 == 1,
+            advance(d, before * 3 * P), 3 * P, 0, 3 * P, u, 3 * P, first, min(end, P), sums, N, groups, count, rows,
+            size, s % 2 == 1,
         )  # fmt: skip
     t = T - 1 - step if plan[at.REVERSE] != 0 else step
     h, h_row = advance(pointer(plan[at.STATES], like), (t + 1 if plan[at.REVERSE] != 0 else t - 1) * rows * U), U

@@ -43,7 +43,7 @@ def multiply_transposed(a, i, a_row, first, end, b, j, b_row, columns, rows, out
                     n = a_k + m
                     tile_4(
                         a, n, n + 1, n + 2, n + 3, a_row, b, b_k + c, b_row, L, count, out, o + m * width + c, L, width,
-                        adds,
+                        adds, False,
                     )  # fmt: skip
         for c in range(whole, columns, L):
             for m in range(first, fours, 4):

@@ -114,13 +114,14 @@ def by_columns(a, start, next_row, K, w, next_k, next_column, first, end, gap, o
                 j = i + 4 * next_row
                 tile_8(
                     a, i, i + next_row, i + 2 * next_row, i + 3 * next_row, j, j + next_row, j + 2 * next_row,
-                    j + 3 * next_row, source, p, next_p, next_vector, count, out, o, o + 4 * width, step, width, k > 0,
+                    j + 3 * next_row, 1, source, p, next_p, next_vector, count, out, o, o + 4 * width, step, width,
+                    k > 0, False,
                 )  # fmt: skip
             for row in range(eights, fours, 4):
                 i, o = start + row * next_row + k, row * width + column
                 tile_4(
                     a, i, i + next_row, i + 2 * next_row, i + 3 * next_row, 1, source, p, next_p, next_vector, count,
-                    out, o, step, width, k > 0,
+                    out, o, step, width, k > 0, False,
                 )  # fmt: skip
         for row in range(fours, tiled):
             tile_1(a, start + row * next_row, w, column, next_k, step, K, out, row * width + column, step)

@@ -1,0 +1,105 @@
+"""The gradients of a plain call that are sums over all steps, whose rows may come some at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...call.problem import Inputs
+from .kernels import panel_sums as at
+from .kernels.panel_sums import multiply_back, sum_panels
+from .kernels.vector_type import PANEL, count_lanes
+from .problem import LINE, round_up
+from .sharing import may_share, run_apart
+from .sums import count_operations, count_parts, empty_like_weights, is_by_column, is_few, sum_few_rows
+
+
+def sum_plainly(a: Inputs, wanted: Inputs, d: Tensor, entering: Tensor, awake: bool) -> Inputs:
+    """Return the gradients of x, the weights and the biases, None where not wanted.
+
+    Args:
+        a: x (T,B,I) or (N,I), (..,3U) without w. d: (N,4U) as `eager.layout` says. entering: (N,U) states.
+        awake: whether several threads have just worked.
+    """
+    sums = PlainSums(a, wanted, d.shape[0], awake)
+    sums.add(0, a.x.flatten(0, -2), d, entering)
+    return sums.finish()
+
+
+class PlainSums:
+    """The sums of `sum_plainly`, of which no bit depends on the number of threads."""
+
+    def __init__(self, a: Inputs, wanted: Inputs, rows: int, awake: bool):
+        """Take what `sum_plainly` does, and the number of all rows."""
+        self._a, self._wanted, self._rows, self._awake, self._added = a, wanted, rows, awake, 0
+        self._units, self._inputs = a.u.shape[0], 0 if a.w is None else a.w.shape[0]
+        self._found: Inputs | None = None
+
+    def add(self, begin: int, x: Tensor, d: Tensor, entering: Tensor) -> None:
+        """Add the rows from `begin` on, each once, in any order.
+
+        Args:
+            x: (N,I), rows contiguous. d: (N,4U), entering: (N,U), contiguous.
+        """
+        a, rows = self._a, d.shape[0]
+        if self._found is None and rows == self._rows and a.w is not None and is_few(rows, a.w, self._units):
+            self._found = sum_few_rows(a, self._wanted, d, entering, self._awake)
+        elif rows > 0:
+            self._add_panels(begin, x, d, entering)
+
+    def finish(self) -> Inputs:
+        """Return the gradients, once all rows were added."""
+        if self._found is None:  # there was none
+            self._found = self._make_room()
+            for value in self._found:
+                if value is not None:
+                    value.zero_()
+        return self._found
+
+    def _make_room(self) -> Inputs:
+        """Return memory for the gradients, and have some for the totals."""
+        a, wanted, units, inputs = self._a, self._wanted, self._units, self._inputs
+        dtype = np.dtype(np.float64 if a.u.dtype == torch.float64 else np.float32)
+        columns = PANEL * count_lanes(dtype.itemsize)
+        self._kernels = sum_panels.for_dtype(dtype), multiply_back.for_dtype(dtype)
+        self._totals = a.u.new_empty((round_up(inputs, 8) + round_up(units, 8) + 1) * round_up(4 * units, columns))
+        # The weights, transposed and packed; and in bytes, for each thread, some rows of the gradient of x.
+        self._packed = a.u.new_empty(3 * units * round_up(inputs, columns) if wanted.x else 0)
+        self._of_rows = round_up(at.ROWS * round_up(inputs, columns) * dtype.itemsize, LINE)
+        return Inputs(
+            a.x.new_empty(a.x.shape) if wanted.x else None,  # type: ignore[arg-type]
+            empty_like_weights(a.w) if a.w is not None and wanted.w else None,
+            a.u.new_empty(3 * units) if wanted.bias_x else None,
+            empty_like_weights(a.u) if wanted.u else None,  # type: ignore[arg-type]
+            a.u.new_empty(3 * units) if wanted.bias_h else None,
+            None,  # type: ignore[arg-type]
+        )
+
+    def _add_panels(self, begin: int, x: Tensor, d: Tensor, entering: Tensor) -> None:
+        a, rows = self._a, d.shape[0]
+        self._found = found = self._found or self._make_room()
+        is_first, self._added = self._added == 0, self._added + rows
+        d_x = None if found.x is None else found.x.view(self._rows, x.shape[1])[begin : begin + rows]
+        w_row, w_column, w_by_column = 0, 0, False
+        if a.w is not None:
+            w_row, w_column, w_by_column = *a.w.stride(), is_by_column(a.w)
+        elif d_x is not None:
+            d_x.copy_(d[:, self._units :])
+            d_x = None
+        given = (d, x, entering, a.w, self._totals, self._packed)
+        results = (d_x, found.w, found.u, found.bias_x, found.bias_h)
+        given, results = ([0 if t is None else t.data_ptr() for t in tensors] for tensors in (given, results))
+        sizes = rows, self._inputs, self._units, x.stride(0), w_row, w_column, w_by_column, is_by_column(a.u)
+        ends = is_first, self._added == self._rows
+        operations = count_operations(rows, self._inputs, self._units)
+        count = count_parts(operations, self._awake) if may_share(meets=False) else 1
+        size = self._of_rows + at.ROWS // 4 * 8  # with the first rows of their groups
+        scratch = torch.empty(size * count, dtype=torch.uint8, device="cpu")
+        plans = np.empty((count, at.FIELDS), np.int64)
+        for part in range(count):
+            start = scratch.data_ptr() + part * size
+            plans[part] = (*given, start, start + self._of_rows, *results, *sizes, *ends, part, count)
+        run_apart(self._kernels[0], plans)
+        if d_x is not None:
+            run_apart(self._kernels[1], plans)
