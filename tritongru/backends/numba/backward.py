@@ -43,8 +43,8 @@ def run_backward(
         saved: as `run_forward` returned it. Its gates may be empty: they are then computed again, chunk by chunk.
 
     Note:
-        The same call gives the same bits, with any number of threads but where the gradients that are sums over all steps
-        come from torch's products: with recurrent dropout, a norm, and without reset_after.
+        The same call gives the same bits, with any number of threads too but where the sums over all steps are torch's
+        products: with recurrent dropout, a norm, and without reset_after.
     """
     reverse = plan_reverse(a, variant, saved, d_out, d_last, wanted)
     for kernel, parts in reverse.walk():
