@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -51,22 +53,25 @@ class PlainSums:
     def finish(self) -> Inputs:
         """Return the gradients, once all rows were added."""
         if self._found is None:  # there was none
-            self._found = self._make_room()
+            self._found = self._make_room(0)
             for value in self._found:
                 if value is not None:
                     value.zero_()
         return self._found
 
-    def _make_room(self) -> Inputs:
-        """Return memory for the gradients, and have some for the totals."""
+    def _make_room(self, rows: int) -> Inputs:
+        """Return memory for the gradients, and have some to compute them in when so many rows come first."""
         a, wanted, units, inputs = self._a, self._wanted, self._units, self._inputs
         dtype = np.dtype(np.float64 if a.u.dtype == torch.float64 else np.float32)
         columns = PANEL * count_lanes(dtype.itemsize)
         self._kernels = sum_panels.for_dtype(dtype), multiply_back.for_dtype(dtype)
-        self._totals = a.u.new_empty((round_up(inputs, 8) + round_up(units, 8) + 1) * round_up(4 * units, columns))
-        # The weights, transposed and packed; and in bytes, for each thread, some rows of the gradient of x.
+        # The weights, transposed and packed; the totals of all panels, or of each thread those of one.
         self._packed = a.u.new_empty(3 * units * round_up(inputs, columns) if wanted.x else 0)
-        self._of_rows = round_up(at.ROWS * round_up(inputs, columns) * dtype.itemsize, LINE)
+        totals, is_alone = round_up(inputs, 8) + round_up(units, 8) + 1, rows == self._rows and rows <= at.AT_ONCE
+        self._totals = a.u.new_empty(0 if is_alone else totals * round_up(4 * units, columns))
+        # Bytes of each thread: such totals, some rows of the gradient of x, and the first rows of their groups.
+        own = totals * columns if is_alone else 0, at.ROWS * round_up(inputs, columns)
+        self._own = [*(round_up(numbers * dtype.itemsize, LINE) for numbers in own), at.ROWS // 4 * 8]
         return Inputs(
             a.x.new_empty(a.x.shape) if wanted.x else None,  # type: ignore[arg-type]
             empty_like_weights(a.w) if a.w is not None and wanted.w else None,
@@ -78,7 +83,7 @@ class PlainSums:
 
     def _add_panels(self, begin: int, x: Tensor, d: Tensor, entering: Tensor) -> None:
         a, rows = self._a, d.shape[0]
-        self._found = found = self._found or self._make_room()
+        self._found = found = self._found or self._make_room(rows)
         is_first, self._added = self._added == 0, self._added + rows
         d_x = None if found.x is None else found.x.view(self._rows, x.shape[1])[begin : begin + rows]
         w_row, w_column, w_by_column = 0, 0, False
@@ -87,19 +92,18 @@ class PlainSums:
         elif d_x is not None:
             d_x.copy_(d[:, self._units :])
             d_x = None
-        given = (d, x, entering, a.w, self._totals, self._packed)
-        results = (d_x, found.w, found.u, found.bias_x, found.bias_h)
+        given, results = (d, x, entering, a.w, self._packed), (d_x, found.w, found.u, found.bias_x, found.bias_h)
         given, results = ([0 if t is None else t.data_ptr() for t in tensors] for tensors in (given, results))
         sizes = rows, self._inputs, self._units, x.stride(0), w_row, w_column, w_by_column, is_by_column(a.u)
         ends = is_first, self._added == self._rows
         operations = count_operations(rows, self._inputs, self._units)
         count = count_parts(operations, self._awake) if may_share(meets=False) else 1
-        size = self._of_rows + at.ROWS // 4 * 8  # with the first rows of their groups
-        scratch = torch.empty(size * count, dtype=torch.uint8, device="cpu")
+        own = torch.empty(count, sum(self._own), dtype=torch.uint8, device="cpu")
         plans = np.empty((count, at.FIELDS), np.int64)
         for part in range(count):
-            start = scratch.data_ptr() + part * size
-            plans[part] = (*given, start, start + self._of_rows, *results, *sizes, *ends, part, count)
+            totals, *scratch = itertools.accumulate(self._own[:-1], initial=own[part].data_ptr())
+            totals = totals if self._own[0] else self._totals.data_ptr()
+            plans[part] = (*given, totals, *scratch, *results, *sizes, *ends, part, count)
         run_apart(self._kernels[0], plans)
         if d_x is not None:
             run_apart(self._kernels[1], plans)

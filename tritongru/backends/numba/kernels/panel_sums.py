@@ -19,9 +19,9 @@ from .unpacked import panel_on_stack
 from .vectors import advance, full, lanes, pointer, store, store_turned
 
 (
-    # Addresses: of the rows; of memory of the totals, of W' in panels, and of ROWS rows of d_x and their groups; of the
-    # gradients, which are contiguous. 0 where not wanted.
-    D, X, H, W, TOTALS, PACKED, SCRATCH, GROUPS, D_X, D_W, D_U, D_BIAS_X, D_BIAS_H,
+    # Addresses: of the rows; of memory of W' in panels, of totals (a part's own where all rows are here), and of ROWS
+    # rows of d_x and their groups; of the gradients, which are contiguous. 0 where not wanted.
+    D, X, H, W, PACKED, TOTALS, SCRATCH, GROUPS, D_X, D_W, D_U, D_BIAS_X, D_BIAS_H,
     N, I, U, X_ROW, W_ROW, W_COLUMN,
     W_BY_COLUMN, U_BY_COLUMN,  # whether D_W is (3U,I) in place of (I,3U), and D_U (3U,U) in place of (U,3U)
     IS_FIRST, IS_LAST,  # whether these are the first rows, and the last ones
@@ -82,15 +82,40 @@ def show_totals(totals, o, width, rows, first, end, shift, target, columns, by_c
                 target[(column + shift) * rows + row] = totals[o + row * width + column]
 
 
+@helper
+def show_panel(plan, totals, of_h, of_d, width, c, like):
+    """Write the gradients of a panel's totals, which are the columns from c on.
+
+    Those of d are dq, the two gates, and n; those of the weights the two gates and n.
+    """
+    inputs, units, C = plan[I], plan[U], 3 * lanes(like)
+    d_w, d_u = pointer(plan[D_W], like), pointer(plan[D_U], like)
+    d_bias_x, d_bias_h = pointer(plan[D_BIAS_X], like), pointer(plan[D_BIAS_H], like)
+    for block in range(3):
+        first = max(c, 0 if block == 0 else units if block == 1 else 3 * units)
+        end = min(c + C, units if block == 0 else 3 * units if block == 1 else 4 * units)
+        shift = 2 * units if block == 0 else -units
+        i, j = first - c, end - c
+        if block > 0 and plan[D_W] != 0:
+            show_totals(totals, 0, width, inputs, i, j, c - units, d_w, 3 * units, plan[W_BY_COLUMN] != 0)
+        if block > 0 and plan[D_BIAS_X] != 0:
+            show_totals(totals, of_d, width, 1, i, j, c - units, d_bias_x, 3 * units, False)
+        if block < 2 and plan[D_U] != 0:
+            show_totals(totals, of_h, width, units, i, j, c + shift, d_u, 3 * units, plan[U_BY_COLUMN] != 0)
+        if block < 2 and plan[D_BIAS_H] != 0:
+            show_totals(totals, of_d, width, 1, i, j, c + shift, d_bias_h, 3 * units, False)
+
+
 def sum_panels_part(plan, like):
     """Add some rows to the totals of a part's panels; write the gradients once all rows are in them."""
     rows, inputs, units, part, parts = plan[N], plan[I], plan[U], plan[PART], plan[PARTS]
     d, x, h = pointer(plan[D], like), pointer(plan[X], like), pointer(plan[H], like)
     totals, w, packed = pointer(plan[TOTALS], like), pointer(plan[W], like), pointer(plan[PACKED], like)
-    d_w, d_u = pointer(plan[D_W], like), pointer(plan[D_U], like)
     C, wide = 3 * lanes(like), 4 * units
     panels = (wide + C - 1) // C
-    width = panels * C
+    # The totals of a panel are done with before the next one is begun, where all rows are here.
+    is_alone = plan[IS_FIRST] != 0 and plan[IS_LAST] != 0 and rows <= AT_ONCE
+    width = C if is_alone else panels * C
     of_h = (inputs + 7) // 8 * 8 * width  # where the totals of h begin, and those of d
     of_d = of_h + (units + 7) // 8 * 8 * width
     if plan[D_X] != 0 and plan[IS_FIRST] != 0:
@@ -104,34 +129,20 @@ def sum_panels_part(plan, like):
         end = min(begin + AT_ONCE, rows)
         for number in range(part, panels, parts):
             c = number * C
+            own = advance(totals, 0 if is_alone else c)
             for k in range(begin, end, BLOCK):
                 count, more = min(BLOCK, end - k), k > 0 or plan[IS_FIRST] == 0
-                copy_panel(d, k * wide + c, wide, wide - c, count, panel, totals, of_d + c, more)
+                copy_panel(d, k * wide + c, wide, wide - c, count, panel, own, of_d, more)
                 for side in range(2):
-                    a, i, next_row, length, to = x, k * plan[X_ROW], plan[X_ROW], inputs, c
+                    a, i, next_row, length, to = x, k * plan[X_ROW], plan[X_ROW], inputs, 0
                     is_wanted = plan[D_W] != 0 and c + C > units
                     if side > 0:
-                        a, i, next_row, length, to = h, k * units, units, units, of_h + c
+                        a, i, next_row, length, to = h, k * units, units, units, of_h
                         is_wanted = plan[D_U] != 0 and c < 3 * units
                     if is_wanted:
-                        add_products(a, i, next_row, length, panel, count, totals, to, width, more)
-    for number in range(part, panels, parts):
-        c = number * C
-        if plan[IS_LAST] == 0:
-            continue
-        # The columns of d are dq, the two gates, and n; those of the weights the two gates and n.
-        for block in range(3):
-            first = max(c, 0 if block == 0 else units if block == 1 else 3 * units)
-            end = min(c + C, units if block == 0 else 3 * units if block == 1 else wide)
-            if block > 0 and plan[D_W] != 0:
-                show_totals(totals, 0, width, inputs, first, end, -units, d_w, 3 * units, plan[W_BY_COLUMN] != 0)
-            if block > 0 and plan[D_BIAS_X] != 0:
-                show_totals(totals, of_d, width, 1, first, end, -units, pointer(plan[D_BIAS_X], like), 3 * units, False)
-            shift = 2 * units if block == 0 else -units
-            if block < 2 and plan[D_U] != 0:
-                show_totals(totals, of_h, width, units, first, end, shift, d_u, 3 * units, plan[U_BY_COLUMN] != 0)
-            if block < 2 and plan[D_BIAS_H] != 0:
-                show_totals(totals, of_d, width, 1, first, end, shift, pointer(plan[D_BIAS_H], like), 3 * units, False)
+                        add_products(a, i, next_row, length, panel, count, own, to, width, more)
+            if plan[IS_LAST] != 0 and end == rows:
+                show_panel(plan, own, of_h, of_d, width, c, like)
 
 
 def multiply_back_part(plan, like):
