@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from ..compile import Kernel, helper
 from .meeting import first_of
-from .products import BLOCK, tile_4
+from .products import BLOCK, PAIRS, tile_4, tile_8
 from .rows import get, put
 from .unpacked import multiply_unpacked
 from .vectors import fma, full, lanes, pointer, spread
@@ -25,8 +25,6 @@ from .vectors import fma, full, lanes, pointer, spread
     PART, PARTS,  # which part of the numbers of each gradient of how many, no bit of which depends on it
 ) = range(23)  # fmt: skip
 
-END_TO_END = 8  # rows up to which gradients are written from end to end; seen on an AMD EPYC with AVX-512
-
 
 @helper
 def multiply_transposed(a, i, a_row, first, end, b, j, b_row, columns, rows, out, o, width, more):
@@ -35,16 +33,22 @@ def multiply_transposed(a, i, a_row, first, end, b, j, b_row, columns, rows, out
     whole = columns // C * C
     for k in range(0, rows, BLOCK):
         count, adds, a_k, b_k = min(BLOCK, rows - k), more or k > 0, i + k * a_row, j + k * b_row
-        # A panel of b stays in the first cache; of few rows all panels do, and `out` is written from end to end.
-        span = C if count > END_TO_END else max(whole, 1)
-        for left in range(0, whole, span):
-            for m in range(first, fours, 4):
-                for c in range(left, min(left + span, whole), C):
-                    n = a_k + m
-                    tile_4(
-                        a, n, n + 1, n + 2, n + 3, a_row, b, b_k + c, b_row, L, count, out, o + m * width + c, L, width,
-                        adds, False,
-                    )  # fmt: skip
+        # `out` is written from end to end: it may be large, and the rows of b are few.
+        eights = first + (fours - first) // 8 * 8 if PAIRS else first
+        for m in range(first, eights, 8):
+            for c in range(0, whole, C):
+                n, to = a_k + m, o + m * width + c
+                tile_8(
+                    a, n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, n + 7, a_row, b, b_k + c, b_row, L, count, out, to,
+                    to + 4 * width, L, width, adds, False,
+                )  # fmt: skip
+        for m in range(eights, fours, 4):
+            for c in range(0, whole, C):
+                n = a_k + m
+                tile_4(
+                    a, n, n + 1, n + 2, n + 3, a_row, b, b_k + c, b_row, L, count, out, o + m * width + c, L, width,
+                    adds, False,
+                )  # fmt: skip
         for c in range(whole, columns, L):
             for m in range(first, fours, 4):
                 tile_of_one(
