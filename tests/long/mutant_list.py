@@ -252,6 +252,8 @@ MUTANTS = [
     Mutant("backends/numba/kernels/sums.py", "first_of(part, parts, M, 4), first_of(part + 1, parts, M, 4)", "0, M // parts", SUMS),
     Mutant("backends/numba/kernels/products.py", "for vector in range(0, vectors * L, L):", "for vector in range(0, L, L):", SUMS),
     Mutant("backends/numba/kernels/products.py", "w, p + k * C + vector, C,", "w, p + k * C, C,", SUMS),
+    Mutant("backends/numba/kernels/sums.py", "rows // 8 * 8 >= TURNED_ROWS * parts", "True", SUMS),
+    Mutant("backends/numba/kernels/panel_sums.py", "pack_back(plan, plan[PART], plan[PARTS], like)", "pack_back(plan, plan[PART], 2 * plan[PARTS], like)", SUMS),
     Mutant("backends/numba/kernels/panel_sums.py", "k > 0 or plan[IS_FIRST] == 0", "k > 0", SUMS),
     Mutant("backends/numba/kernels/panel_sums.py", "c + C > units", "c > units", SUMS),
     Mutant("backends/numba/kernels/panel_sums.py", "c < 3 * units", "c < 2 * units", SUMS),

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ...call.problem import Inputs
 from .kernels import panel_sums as at
-from .kernels.panel_sums import multiply_back, sum_panels
+from .kernels.panel_sums import panel_sums
 from .kernels.vector_type import PANEL, count_lanes
-from .problem import LINE, round_up
+from .problem import LINE, PACKED_ALONE, round_up
 from .sharing import may_share, run_apart
 from .sums import count_operations, count_parts, empty_like_weights, is_by_column, is_few, sum_few_rows
 
@@ -64,13 +64,16 @@ class PlainSums:
         a, wanted, units, inputs = self._a, self._wanted, self._units, self._inputs
         dtype = np.dtype(np.float64 if a.u.dtype == torch.float64 else np.float32)
         columns = PANEL * count_lanes(dtype.itemsize)
-        self._kernels = sum_panels.for_dtype(dtype), multiply_back.for_dtype(dtype)
-        # The weights, transposed and packed; the totals of all panels, or of each thread those of one.
-        self._packed = a.u.new_empty(3 * units * round_up(inputs, columns) if wanted.x else 0)
+        self._kernel = panel_sums.for_dtype(dtype)
+        # The weights, transposed and packed, and the totals of all panels; or each thread has its own of both.
+        packed = 3 * units * round_up(inputs, columns) if wanted.x else 0
         totals, is_alone = round_up(inputs, 8) + round_up(units, 8) + 1, rows == self._rows and rows <= at.AT_ONCE
+        self._is_packed_apart = packed * dtype.itemsize <= PACKED_ALONE
+        self._packed = a.u.new_empty(0 if self._is_packed_apart else packed)
         self._totals = a.u.new_empty(0 if is_alone else totals * round_up(4 * units, columns))
-        # Bytes of each thread: such totals, some rows of the gradient of x, and the first rows of their groups.
-        own = totals * columns if is_alone else 0, at.ROWS * round_up(inputs, columns)
+        # Bytes of each thread: these two, some rows of the gradient of x, and the first rows of their groups.
+        own = packed if self._is_packed_apart else 0, totals * columns if is_alone else 0
+        own = (*own, at.ROWS * round_up(inputs, columns))
         self._own = [*(round_up(numbers * dtype.itemsize, LINE) for numbers in own), at.ROWS // 4 * 8]
         return Inputs(
             a.x.new_empty(a.x.shape) if wanted.x else None,  # type: ignore[arg-type]
@@ -92,7 +95,7 @@ class PlainSums:
         elif d_x is not None:
             d_x.copy_(d[:, self._units :])
             d_x = None
-        given, results = (d, x, entering, a.w, self._packed), (d_x, found.w, found.u, found.bias_x, found.bias_h)
+        given, results = (d, x, entering, a.w), (d_x, found.w, found.u, found.bias_x, found.bias_h)
         given, results = ([0 if t is None else t.data_ptr() for t in tensors] for tensors in (given, results))
         sizes = rows, self._inputs, self._units, x.stride(0), w_row, w_column, w_by_column, is_by_column(a.u)
         ends = is_first, self._added == self._rows
@@ -101,9 +104,13 @@ class PlainSums:
         own = torch.empty(count, sum(self._own), dtype=torch.uint8, device="cpu")
         plans = np.empty((count, at.FIELDS), np.int64)
         for part in range(count):
-            totals, *scratch = itertools.accumulate(self._own[:-1], initial=own[part].data_ptr())
-            totals = totals if self._own[0] else self._totals.data_ptr()
-            plans[part] = (*given, totals, *scratch, *results, *sizes, *ends, part, count)
-        run_apart(self._kernels[0], plans)
-        if d_x is not None:
-            run_apart(self._kernels[1], plans)
+            packed, totals, *scratch = itertools.accumulate(self._own[:-1], initial=own[part].data_ptr())
+            packed = packed if self._is_packed_apart else self._packed.data_ptr()
+            totals = totals if self._own[1] else self._totals.data_ptr()
+            plans[part] = (*given, packed, totals, *scratch, *results, *sizes, *ends, True, True, part, count)
+        if self._is_packed_apart or d_x is None:
+            run_apart(self._kernel, plans)
+            return
+        for sums, multiplies in ((True, False), (False, True)):  # all share what is packed by the first time
+            plans[:, at.SUMS], plans[:, at.MULTIPLIES] = sums, multiplies
+            run_apart(self._kernel, plans)

@@ -14,7 +14,7 @@ import numpy as np
 
 from .compile import LOG
 from .kernels.packing import pack
-from .kernels.panel_sums import multiply_back, sum_panels
+from .kernels.panel_sums import panel_sums
 from .kernels.parts import run_parts_of_task
 from .kernels.reverse import reverse_scan
 from .kernels.scan import scan
@@ -32,11 +32,10 @@ KERNELS = {
     "shared_reverse_scan": shared_reverse_scan,
     "pack": pack,
     "sums": sums,
-    "sum_panels": sum_panels,
-    "multiply_back": multiply_back,
+    "panel_sums": panel_sums,
     "parts": run_parts_of_task,
 }
-OF_GRADIENTS = ("reverse_scan", "shared_reverse_scan", "sums", "sum_panels", "multiply_back")
+OF_GRADIENTS = ("reverse_scan", "shared_reverse_scan", "sums", "panel_sums")
 
 
 def warm(

@@ -25,8 +25,9 @@ from .vectors import advance, full, lanes, pointer, store, store_turned
     N, I, U, X_ROW, W_ROW, W_COLUMN,
     W_BY_COLUMN, U_BY_COLUMN,  # whether D_W is (3U,I) in place of (I,3U), and D_U (3U,U) in place of (U,3U)
     IS_FIRST, IS_LAST,  # whether these are the first rows, and the last ones
+    SUMS, MULTIPLIES,  # whether the totals are wanted now, and d_x; with both each part packs W for itself
     PART, PARTS,  # no bit depends on them
-) = range(FIELDS := 25)  # fmt: skip
+) = range(FIELDS := 27)  # fmt: skip
 
 ROWS = 64  # of d_x that are computed at a time
 AT_ONCE = 1024  # rows that all panels go through before the next ones; more were slower on an AMD EPYC with AVX-512
@@ -106,24 +107,29 @@ def show_panel(plan, totals, of_h, of_d, width, c, like):
             show_totals(totals, of_d, width, 1, i, j, c + shift, d_bias_h, 3 * units, False)
 
 
-def sum_panels_part(plan, like):
+@helper
+def pack_back(plan, part, parts, like):
+    """Pack a share of W'."""
+    inputs, units, C = plan[I], plan[U], 3 * lanes(like)
+    w, packed, panels = pointer(plan[W], like), pointer(plan[PACKED], like), (inputs + C - 1) // C
+    first, last = first_of(part, parts, panels, 1), first_of(part + 1, parts, panels, 1)
+    pack_panels(
+        w, plan[W_COLUMN], plan[W_ROW], 3 * units, inputs, panels * C, 0, 0, 0, first, last, packed, 0, 3 * units * C
+    )
+
+
+@helper
+def sum_panels(plan, like):
     """Add some rows to the totals of a part's panels; write the gradients once all rows are in them."""
     rows, inputs, units, part, parts = plan[N], plan[I], plan[U], plan[PART], plan[PARTS]
     d, x, h = pointer(plan[D], like), pointer(plan[X], like), pointer(plan[H], like)
-    totals, w, packed = pointer(plan[TOTALS], like), pointer(plan[W], like), pointer(plan[PACKED], like)
-    C, wide = 3 * lanes(like), 4 * units
+    totals, C, wide = pointer(plan[TOTALS], like), 3 * lanes(like), 4 * units
     panels = (wide + C - 1) // C
     # The totals of a panel are done with before the next one is begun, where all rows are here.
     is_alone = plan[IS_FIRST] != 0 and plan[IS_LAST] != 0 and rows <= AT_ONCE
     width = C if is_alone else panels * C
     of_h = (inputs + 7) // 8 * 8 * width  # where the totals of h begin, and those of d
     of_d = of_h + (units + 7) // 8 * 8 * width
-    if plan[D_X] != 0 and plan[IS_FIRST] != 0:
-        count = (inputs + C - 1) // C
-        first, last = first_of(part, parts, count, 1), first_of(part + 1, parts, count, 1)
-        pack_panels(
-            w, plan[W_COLUMN], plan[W_ROW], 3 * units, inputs, count * C, 0, 0, 0, first, last, packed, 0, 3 * units * C
-        )
     panel = panel_on_stack(like)
     for begin in range(0, rows, AT_ONCE):
         end = min(begin + AT_ONCE, rows)
@@ -145,7 +151,8 @@ def sum_panels_part(plan, like):
                 show_panel(plan, own, of_h, of_d, width, c, like)
 
 
-def multiply_back_part(plan, like):
+@helper
+def multiply_back(plan, like):
     """Write a part's rows of d_x."""
     units, inputs, L, C = plan[U], plan[I], lanes(like), 3 * lanes(like)
     d, w, d_x = pointer(plan[D], like), pointer(plan[PACKED], like), pointer(plan[D_X], like)
@@ -164,5 +171,16 @@ def multiply_back_part(plan, like):
             show_row(out, row * width, d_x, (top + row) * inputs, inputs, vectors)
 
 
-sum_panels = Kernel(sum_panels_part)
-multiply_back = Kernel(multiply_back_part)
+def panel_sums_part(plan, like):
+    """Do what is wanted of a part; see above for the plan."""
+    if plan[D_X] != 0 and plan[SUMS] != 0 and plan[MULTIPLIES] != 0:
+        pack_back(plan, 0, 1, like)
+    elif plan[D_X] != 0 and plan[SUMS] != 0 and plan[IS_FIRST] != 0:
+        pack_back(plan, plan[PART], plan[PARTS], like)
+    if plan[SUMS] != 0:
+        sum_panels(plan, like)
+    if plan[D_X] != 0 and plan[MULTIPLIES] != 0:
+        multiply_back(plan, like)
+
+
+panel_sums = Kernel(panel_sums_part)

@@ -13,8 +13,8 @@ from ..compile import Kernel, helper
 from .meeting import first_of
 from .products import BLOCK, PAIRS, tile_4, tile_8
 from .rows import get, put
-from .unpacked import multiply_unpacked
-from .vectors import fma, full, lanes, pointer, spread
+from .unpacked import TURNED_ROWS, multiply_unpacked
+from .vectors import advance, fma, full, lanes, pointer, spread
 
 (
     # Addresses: H of the N states that entered, or that left where H0, of BATCH rows, is not 0; those of the gradients,
@@ -100,9 +100,16 @@ def sum_part(plan, like):
     d_bias_x, d_bias_h = pointer(plan[D_BIAS_X], like), pointer(plan[D_BIAS_H], like)
     width, gates, part, parts = 4 * units, 3 * units, plan[PART], plan[PARTS]
     if plan[D_X] != 0:
-        d_x, panel = pointer(plan[D_X], like), 3 * lanes(like)
-        first, end = first_of(part, parts, inputs, panel), first_of(part + 1, parts, inputs, panel)
-        multiply_unpacked(d, units, width, gates, w, plan[W_COLUMN], plan[W_ROW], first, end, 0, d_x, inputs, rows)
+        # A part is some rows, of which there are enough to be multiplied in the same way as all, or panels of columns.
+        d_x, panel, by_rows = pointer(plan[D_X], like), 3 * lanes(like), rows // 8 * 8 >= TURNED_ROWS * parts
+        unit, count = (8, rows) if by_rows else (panel, inputs)
+        first, end = first_of(part, parts, count, unit), first_of(part + 1, parts, count, unit)
+        top, below = (first, end) if by_rows else (0, rows)
+        left, right = (0, inputs) if by_rows else (first, end)
+        multiply_unpacked(
+            d, top * width + units, width, gates, w, plan[W_COLUMN], plan[W_ROW], left, right, 0,
+            advance(d_x, top * inputs), inputs, below - top,
+        )  # fmt: skip
     # One place calls the product: a compiler copies it to every place. First d_W; then d_R, its two parts of columns,
     # of all rows or, where the states are in two places, of the first and of the last ones.
     has_h0, batch, is_reverse = plan[H0] != 0, plan[BATCH], plan[REVERSE] != 0
