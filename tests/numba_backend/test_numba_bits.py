@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tritongru import gru, repeats
-from tritongru.backends.numba import problem, spare, sums, threads
+from tritongru.backends.numba import plain_sums, problem, spare, sums, threads
 from tritongru.tools.oracle.cases import Case, make_arguments, run_case
 
 CASES = [
@@ -68,6 +68,8 @@ def test_any_number_of_threads_gives_the_same_bits(monkeypatch, case: Case) -> N
     monkeypatch.setattr(threads, "LEAST_WORK", 1)
     monkeypatch.setattr(sums, "LEAST_OF_AWAKE", 1)
     monkeypatch.setattr(sums, "LEAST_OF_ASLEEP", 1)
+    for module in (plain_sums, sums):
+        monkeypatch.setattr(module, "may_share", lambda meets: True)
     for count in (2, 3, 5):
         monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
         repeats.forget()  # plans made before
