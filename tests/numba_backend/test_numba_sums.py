@@ -80,7 +80,9 @@ def test_sums_of_many_rows(inputs: int, units: int, by_column: bool, dtype, monk
     for rows in (1, 3, 66, 3 * kernel.BLOCK + 5, 2 * kernel.AT_ONCE + 1):
         a, d, entering = draw(rows, inputs, units, by_column, dtype)
         for wanted in (ALL, Inputs(False, True, False, True, True, False), Inputs(True, *[False] * 5)):
-            for begins in ([0], [rows // 2, 0] if rows > 1 else [0]):
+            # Each thread packs for itself, or all what all read.
+            for begins, alone_up_to in (([0], 1 << 20), ([rows // 2, 0] if rows > 1 else [0], 0)):
+                monkeypatch.setattr(plain_sums, "PACKED_ALONE", alone_up_to)
                 monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
                 alone = add_in_parts(a, wanted, d, entering, begins)
                 hold_against(alone, a, wanted, d, entering)
