@@ -15,7 +15,7 @@ from tritongru.backends.numba.kernels.vector_type import PANEL, count_lanes
 from tritongru.backends.numba.kernels.vectors import pointer
 from tritongru.call.problem import Inputs
 
-ALL = Inputs(*[True] * 5, False)
+ALL, NONE = Inputs(*[True] * 5, False), Inputs(*[False] * 6)
 
 
 def draw(rows: int, inputs: int, units: int, by_column: bool, dtype=torch.float32) -> tuple[Inputs, Tensor, Tensor]:
@@ -79,7 +79,7 @@ def as_many(monkeypatch) -> None:
 def test_sums_of_many_rows(inputs: int, units: int, by_column: bool, dtype, monkeypatch) -> None:
     for rows in (1, 3, 66, 3 * kernel.BLOCK + 5, 2 * kernel.AT_ONCE + 1):
         a, d, entering = draw(rows, inputs, units, by_column, dtype)
-        for wanted in (ALL, Inputs(False, True, False, True, True, False), Inputs(True, *[False] * 5)):
+        for wanted in (ALL, Inputs(False, True, False, True, True, False), Inputs(True, *[False] * 5), NONE):
             # Each thread packs for itself, or all what all read.
             for begins, alone_up_to in (([0], 1 << 20), ([rows // 2, 0] if rows > 1 else [0], 0)):
                 monkeypatch.setattr(plain_sums, "PACKED_ALONE", alone_up_to)

@@ -97,6 +97,8 @@ class PlainSums:
             d_x = None
         given, results = (d, x, entering, a.w), (d_x, found.w, found.u, found.bias_x, found.bias_h)
         given, results = ([0 if t is None else t.data_ptr() for t in tensors] for tensors in (given, results))
+        if not any(results):
+            return
         sizes = rows, self._inputs, self._units, x.stride(0), w_row, w_column, w_by_column, is_by_column(a.u)
         ends = is_first, self._added == self._rows
         operations = count_operations(rows, self._inputs, self._units)

@@ -177,7 +177,7 @@ def panel_sums_part(plan, like):
         pack_back(plan, 0, 1, like)
     elif plan[D_X] != 0 and plan[SUMS] != 0 and plan[IS_FIRST] != 0:
         pack_back(plan, plan[PART], plan[PARTS], like)
-    if plan[SUMS] != 0:
+    if plan[SUMS] != 0 and (plan[D_W] != 0 or plan[D_U] != 0 or plan[D_BIAS_X] != 0 or plan[D_BIAS_H] != 0):
         sum_panels(plan, like)
     if plan[D_X] != 0 and plan[MULTIPLIES] != 0:
         multiply_back(plan, like)
