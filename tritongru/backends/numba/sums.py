@@ -14,10 +14,10 @@ from .kernels.sums import sums
 from .kernels.vector_type import PANEL, count_lanes
 from .sharing import may_share, run_apart
 
-# Rows of all steps up to which they are few whatever the sizes, timed with 16 on an AMD EPYC with AVX2; and up to which
-# they are where there is little to compute, timed with 128 to 512 on an AMD EPYC with AVX-512. There it also was seen
-# that torch's weights want more inputs than a panel has columns, but for some rows.
-FEW_ROWS, MOST_ROWS, LITTLE_WORK, NARROW_ROWS = 64, 512, 1 << 26, 8
+# Rows of all steps up to which they are few whatever the sizes, and up to which they are where there is little to
+# compute, but for torch's weights with fewer inputs than a panel has columns. Timed with 16 on an AMD EPYC with AVX2,
+# with 16 to 512 on one with AVX-512.
+FEW_ROWS, MOST_ROWS, LITTLE_WORK = 64, 512, 1 << 26
 # Operations for each thread, where the others have just worked, and where they are to be waked. Seen on an AMD EPYC
 # with AVX-512.
 LEAST_OF_AWAKE, LEAST_OF_ASLEEP = 2_000_000, 16_000_000
@@ -26,9 +26,9 @@ LEAST_OF_AWAKE, LEAST_OF_ASLEEP = 2_000_000, 16_000_000
 def is_few(rows: int, w: Tensor, units: int) -> bool:
     """Return whether so many rows are summed by `FewRows`."""
     inputs = w.shape[0]
-    most = MOST_ROWS if count_operations(rows, inputs, units) <= LITTLE_WORK else FEW_ROWS
-    if is_by_column(w) and inputs < PANEL * count_lanes(w.element_size()):
-        most = NARROW_ROWS
+    is_narrow = is_by_column(w) and inputs < PANEL * count_lanes(w.element_size())
+    is_little = count_operations(rows, inputs, units) <= LITTLE_WORK and not is_narrow
+    most = MOST_ROWS if is_little else FEW_ROWS
     return 0 < rows <= most and inputs > 0
 
 
