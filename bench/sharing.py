@@ -92,10 +92,14 @@ def measure(layout: str, sizes: tuple[int, int, int, int], training: bool) -> li
         ):
             with choice():
                 repeats.forget()
-                count = 100 if best[place] < 1e3 else 20 if best[place] < 1e4 else 7
                 call()  # plans it
-                best[place] = min(best[place], 1e6 * time_call(call, count))
+                best[place] = time_again(call, best[place])
     return best
+
+
+def time_again(call: Callable[[], object], best: float) -> float:
+    """Return the best time, in microseconds, or the median of some calls more, if it is less; few if they take long."""
+    return min(best, 1e6 * time_call(call, 100 if best < 1e3 else 20 if best < 1e4 else 7))
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
     python bench/sums.py --threads 2
 
-Takes a minute for each number of threads on two quiet cores. Adds rows to bench/results/sums.csv: the least of five
+Takes three minutes on two quiet cores, four with one thread. Adds rows to bench/results/sums.csv: the least of five
 medians, in microseconds, of both, timed in turn, for so many rows of all steps.
 """
 
@@ -18,14 +18,14 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from members import add, time_call  # noqa: E402
+from members import add  # noqa: E402
+from sharing import FIELDS, time_again  # noqa: E402
 
 from tritongru.backends.numba.plain_sums import sum_plainly  # noqa: E402
 from tritongru.call.problem import Inputs  # noqa: E402
 from tritongru.tools.benchmark.results import conditions  # noqa: E402
 
 TABLE = ROOT / "bench" / "results" / "sums.csv"
-FIELDS = ("run", "date", "device", "torch", "python", "tritongru", "threads")
 SIZES = [(8, 64), (64, 64), (40, 128), (128, 128), (257, 256), (256, 256), (512, 512), (650, 650)]  # I, U
 ROWS = (16, 64, 128, 512, 4096)
 
@@ -68,8 +68,7 @@ def main() -> None:
         calls, best = make_calls(layout, rows, inputs, units, with_x), [float("inf")] * 2
         for _ in range(5):
             for place, call in enumerate(calls):
-                count = 100 if best[place] < 1e3 else 20 if best[place] < 1e4 else 5
-                best[place] = min(best[place], 1e6 * time_call(call, count))
+                best[place] = time_again(call, best[place])
         values = {name: where[name] for name in FIELDS}
         values |= dict(layout=layout, rows=rows, I=inputs, U=units, gradient_of_x="yes" if with_x else "no")
         times = dict(ours_us=f"{best[0]:.4g}", library_us=f"{best[1]:.4g}", ratio=f"{best[1] / best[0]:.3g}")

@@ -22,10 +22,12 @@ from typing import Any
 
 import numba
 import numpy as np
+import torch
 from numba import types
 from numba.core import config as numba_config
 from numba.core.caching import UserProvidedCacheLocator
 from numba.core.ccallback import CFunc
+from torch import Tensor
 
 from ...tuning.choices import user_folder
 
@@ -52,6 +54,11 @@ def cache_folder() -> str | None:
     except OSError:
         return None
     return str(folder)
+
+
+def numpy_dtype(value: Tensor) -> np.dtype:
+    """Return the dtype of a tensor of float32 or float64 as kernels are compiled for it."""
+    return np.dtype(np.float64 if value.dtype == torch.float64 else np.float32)
 
 
 class Locator(UserProvidedCacheLocator):

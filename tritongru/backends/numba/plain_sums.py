@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ...call.problem import Inputs
+from .compile import numpy_dtype
 from .kernels import panel_sums as at
 from .kernels.panel_sums import panel_sums
 from .kernels.vector_type import PANEL, count_lanes
 from .problem import LINE, PACKED_ALONE, round_up
 from .sharing import may_share, run_apart
-from .sums import count_operations, count_parts, empty_like_weights, is_by_column, is_few, sum_few_rows
+from .sums import count_operations, count_parts, is_by_column, is_few, make_room, sum_few_rows
 
 
 def sum_plainly(a: Inputs, wanted: Inputs, d: Tensor, entering: Tensor, awake: bool) -> Inputs:
@@ -53,40 +54,36 @@ class PlainSums:
     def finish(self) -> Inputs:
         """Return the gradients, once all rows were added."""
         if self._found is None:  # there was none
-            self._found = self._make_room(0)
+            self._found = make_room(self._a, self._wanted)
             for value in self._found:
                 if value is not None:
                     value.zero_()
         return self._found
 
-    def _make_room(self, rows: int) -> Inputs:
-        """Return memory for the gradients, and have some to compute them in when so many rows come first."""
-        a, wanted, units, inputs = self._a, self._wanted, self._units, self._inputs
-        dtype = np.dtype(np.float64 if a.u.dtype == torch.float64 else np.float32)
+    def _begin(self, rows: int) -> None:
+        """Have memory for the gradients, and to compute them in, when so many rows come first."""
+        a, units, inputs = self._a, self._units, self._inputs
+        self._found, dtype = make_room(a, self._wanted), numpy_dtype(a.u)
         columns = PANEL * count_lanes(dtype.itemsize)
         self._kernel = panel_sums.for_dtype(dtype)
         # The weights, transposed and packed, and the totals of all panels; or each thread has its own of both.
-        packed = 3 * units * round_up(inputs, columns) if wanted.x else 0
-        totals, is_alone = round_up(inputs, 8) + round_up(units, 8) + 1, rows == self._rows and rows <= at.AT_ONCE
+        packed = 3 * units * round_up(inputs, columns) if self._wanted.x else 0
+        totals = round_up(inputs, 8) + round_up(units, 8) + 1
+        self._is_alone = rows == self._rows and rows <= at.AT_ONCE
         self._is_packed_apart = packed * dtype.itemsize <= PACKED_ALONE
         self._packed = a.u.new_empty(0 if self._is_packed_apart else packed)
-        self._totals = a.u.new_empty(0 if is_alone else totals * round_up(4 * units, columns))
+        self._totals = a.u.new_empty(0 if self._is_alone else totals * round_up(4 * units, columns))
         # Bytes of each thread: these two, some rows of the gradient of x, and the first rows of their groups.
-        own = packed if self._is_packed_apart else 0, totals * columns if is_alone else 0
+        own = packed if self._is_packed_apart else 0, totals * columns if self._is_alone else 0
         own = (*own, at.ROWS * round_up(inputs, columns))
         self._own = [*(round_up(numbers * dtype.itemsize, LINE) for numbers in own), at.ROWS // 4 * 8]
-        return Inputs(
-            a.x.new_empty(a.x.shape) if wanted.x else None,  # type: ignore[arg-type]
-            empty_like_weights(a.w) if a.w is not None and wanted.w else None,
-            a.u.new_empty(3 * units) if wanted.bias_x else None,
-            empty_like_weights(a.u) if wanted.u else None,  # type: ignore[arg-type]
-            a.u.new_empty(3 * units) if wanted.bias_h else None,
-            None,  # type: ignore[arg-type]
-        )
 
     def _add_panels(self, begin: int, x: Tensor, d: Tensor, entering: Tensor) -> None:
         a, rows = self._a, d.shape[0]
-        self._found = found = self._found or self._make_room(rows)
+        if self._found is None:
+            self._begin(rows)
+        found = self._found
+        assert found is not None
         is_first, self._added = self._added == 0, self._added + rows
         d_x = None if found.x is None else found.x.view(self._rows, x.shape[1])[begin : begin + rows]
         w_row, w_column, w_by_column = 0, 0, False
@@ -100,7 +97,7 @@ class PlainSums:
         if not any(results):
             return
         sizes = rows, self._inputs, self._units, x.stride(0), w_row, w_column, w_by_column, is_by_column(a.u)
-        ends = is_first, self._added == self._rows
+        ends = is_first, self._added == self._rows, self._is_alone
         operations = count_operations(rows, self._inputs, self._units)
         count = count_parts(operations, self._awake) if may_share(meets=False) else 1
         own = torch.empty(count, sum(self._own), dtype=torch.uint8, device="cpu")
@@ -108,7 +105,7 @@ class PlainSums:
         for part in range(count):
             packed, totals, *scratch = itertools.accumulate(self._own[:-1], initial=own[part].data_ptr())
             packed = packed if self._is_packed_apart else self._packed.data_ptr()
-            totals = totals if self._own[1] else self._totals.data_ptr()
+            totals = totals if self._is_alone else self._totals.data_ptr()
             plans[part] = (*given, packed, totals, *scratch, *results, *sizes, *ends, True, True, part, count)
         if self._is_packed_apart or d_x is None:
             run_apart(self._kernel, plans)

@@ -13,7 +13,7 @@ from ...activations import TABLE
 from ...call.problem import Inputs, Variant
 from ...environment import second_cache
 from ..eager.layout import compute_dtype
-from .compile import Compiled
+from .compile import Compiled, numpy_dtype
 from .kernels import fields as at
 from .kernels.packing import pack
 from .kernels.scan import scan
@@ -75,7 +75,7 @@ class Problem:
     def __init__(self, a: Inputs, variant: Variant, members: int = 1):
         self.a, self.variant = a, variant
         (T, B, I), U = a.x.shape, a.u.shape[0]
-        self.dtype = np.dtype(np.float64 if a.x.dtype == torch.float64 else np.float32)
+        self.dtype = numpy_dtype(a.x)
         self.lanes = count_lanes(self.dtype.itemsize)
         self.drops = 0 if a.drop is None else a.drop.shape[0]
         first, width = (U, 4) if variant.reset_after else (0, 3)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...call.problem import Inputs
+from .compile import numpy_dtype
 from .kernels import sums as at
 from .kernels.sums import sums
 from .kernels.vector_type import PANEL, count_lanes
@@ -49,14 +50,19 @@ def count_parts(operations: int, awake: bool) -> int:
 
 def sum_few_rows(a: Inputs, wanted: Inputs, d: Tensor, entering: Tensor, awake: bool) -> Inputs:
     """Return what `plain_sums.sum_plainly` does, in one call of compiled code."""
-    x, w, width = a.x.reshape(d.shape[0], a.x.shape[-1]), a.w, 3 * entering.shape[1]
-    d_x = x.new_empty(a.x.shape) if wanted.x else None
-    d_w = empty_like_weights(w) if wanted.w else None  # type: ignore[arg-type]
-    d_u = empty_like_weights(a.u) if wanted.u else None
-    d_bias_x, d_bias_h = (x.new_empty(width) if want else None for want in (wanted.bias_x, wanted.bias_h))
+    x, w, found = a.x.reshape(d.shape[0], a.x.shape[-1]), a.w, make_room(a, wanted)
     few = FewRows(x, a, entering.shape[0], (is_by_column(w), is_by_column(a.u)), awake)  # type: ignore[arg-type]
-    tensors = d, x, w, entering, None, d_x, d_w, d_u, d_bias_x, d_bias_h
+    tensors = d, x, w, entering, None, found.x, found.w, found.u, found.bias_x, found.bias_h
     few.run(*(0 if t is None else t.data_ptr() for t in tensors))
+    return found
+
+
+def make_room(a: Inputs, wanted: Inputs) -> Inputs:
+    """Return memory for the gradients of x, the weights and the biases, None where not wanted."""
+    d_bias_x, d_bias_h = (a.u.new_empty(3 * a.u.shape[0]) if want else None for want in (wanted.bias_x, wanted.bias_h))
+    d_x = a.x.new_empty(a.x.shape) if wanted.x else None
+    d_w = empty_like_weights(a.w) if a.w is not None and wanted.w else None
+    d_u = empty_like_weights(a.u) if wanted.u else None
     return Inputs(d_x, d_w, d_bias_x, d_u, d_bias_h, None)  # type: ignore[arg-type]
 
 
@@ -89,7 +95,7 @@ class FewRows:
         count = count_parts(count_operations(rows, inputs, units), awake)
         self._parts = [pack(*sizes, part, count) for part in range(count)]
         self._alone = pack(*sizes, 0, 1)
-        self._kernel = sums.for_dtype(np.dtype(np.float64 if x.dtype == torch.float64 else np.float32))
+        self._kernel = sums.for_dtype(numpy_dtype(x))
 
     def run(self, *addresses: int) -> None:
         """Write the gradients, all contiguous.

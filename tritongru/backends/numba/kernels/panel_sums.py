@@ -19,15 +19,16 @@ from .unpacked import panel_on_stack
 from .vectors import advance, full, lanes, pointer, store, store_turned
 
 (
-    # Addresses: of the rows; of memory of W' in panels, of totals (a part's own where all rows are here), and of ROWS
+    # Addresses: of the rows; of memory of W' in panels, of totals (a part's own with IS_ALONE), and of ROWS
     # rows of d_x and their groups; of the gradients, which are contiguous. 0 where not wanted.
     D, X, H, W, PACKED, TOTALS, SCRATCH, GROUPS, D_X, D_W, D_U, D_BIAS_X, D_BIAS_H,
     N, I, U, X_ROW, W_ROW, W_COLUMN,
     W_BY_COLUMN, U_BY_COLUMN,  # whether D_W is (3U,I) in place of (I,3U), and D_U (3U,U) in place of (U,3U)
     IS_FIRST, IS_LAST,  # whether these are the first rows, and the last ones
+    IS_ALONE,  # whether they are all there are and no more than AT_ONCE: a panel's totals are done with before the next
     SUMS, MULTIPLIES,  # whether the totals are wanted now, and d_x; with both each part packs W for itself
     PART, PARTS,  # no bit depends on them
-) = range(FIELDS := 27)  # fmt: skip
+) = range(FIELDS := 28)  # fmt: skip
 
 ROWS = 64  # of d_x that are computed at a time
 AT_ONCE = 1024  # rows that all panels go through before the next ones; more were slower on an AMD EPYC with AVX-512
@@ -125,9 +126,7 @@ def sum_panels(plan, like):
     d, x, h = pointer(plan[D], like), pointer(plan[X], like), pointer(plan[H], like)
     totals, C, wide = pointer(plan[TOTALS], like), 3 * lanes(like), 4 * units
     panels = (wide + C - 1) // C
-    # The totals of a panel are done with before the next one is begun, where all rows are here.
-    is_alone = plan[IS_FIRST] != 0 and plan[IS_LAST] != 0 and rows <= AT_ONCE
-    width = C if is_alone else panels * C
+    width = C if plan[IS_ALONE] != 0 else panels * C
     of_h = (inputs + 7) // 8 * 8 * width  # where the totals of h begin, and those of d
     of_d = of_h + (units + 7) // 8 * 8 * width
     panel = panel_on_stack(like)
@@ -135,7 +134,7 @@ def sum_panels(plan, like):
         end = min(begin + AT_ONCE, rows)
         for number in range(part, panels, parts):
             c = number * C
-            own = advance(totals, 0 if is_alone else c)
+            own = advance(totals, 0 if plan[IS_ALONE] != 0 else c)
             for k in range(begin, end, BLOCK):
                 count, more = min(BLOCK, end - k), k > 0 or plan[IS_FIRST] == 0
                 copy_panel(d, k * wide + c, wide, wide - c, count, panel, own, of_d, more)
@@ -173,13 +172,14 @@ def multiply_back(plan, like):
 
 def panel_sums_part(plan, like):
     """Do what is wanted of a part; see above for the plan."""
-    if plan[D_X] != 0 and plan[SUMS] != 0 and plan[MULTIPLIES] != 0:
+    sums, multiplies = plan[SUMS] != 0, plan[D_X] != 0 and plan[MULTIPLIES] != 0
+    if sums and multiplies:
         pack_back(plan, 0, 1, like)
-    elif plan[D_X] != 0 and plan[SUMS] != 0 and plan[IS_FIRST] != 0:
+    elif sums and plan[D_X] != 0 and plan[IS_FIRST] != 0:
         pack_back(plan, plan[PART], plan[PARTS], like)
-    if plan[SUMS] != 0 and (plan[D_W] != 0 or plan[D_U] != 0 or plan[D_BIAS_X] != 0 or plan[D_BIAS_H] != 0):
+    if sums and (plan[D_W] != 0 or plan[D_U] != 0 or plan[D_BIAS_X] != 0 or plan[D_BIAS_H] != 0):
         sum_panels(plan, like)
-    if plan[D_X] != 0 and plan[MULTIPLIES] != 0:
+    if multiplies:
         multiply_back(plan, like)
 
 

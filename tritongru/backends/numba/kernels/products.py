@@ -7,6 +7,7 @@ matrix is read once for all rows.
     4 rows: each sum runs over k in order. 2 rows: even and odd k apart. 1 row: four sums of every fourth k. (A sum
     waits for itself, and twelve sums keep the processor's multipliers busy.)
     8 rows, two groups of four, where there are registers for 24 sums: the same sums, the matrix read half as often.
+    A last panel of fewer vectors: the same sums of those there are (`narrow_4`, `narrow_8`).
 
 Rows are grouped by their place in the batch alone (`threads.group_size`), so that the bits of a row depend neither
 on the other rows nor on the number of threads.
@@ -89,10 +90,7 @@ def tile_4(a, i0, i1, i2, i3, next_a, w, p, next_p, next_vector, K, out, o, step
     Args:
         more: whether `out` has sums already: each goes on there or, with `apart`, is summed first and then added.
     """
-    a0, a1, a2 = begin_3(out, o, step, more and not apart)
-    b0, b1, b2 = begin_3(out, o + next_row, step, more and not apart)
-    c0, c1, c2 = begin_3(out, o + 2 * next_row, step, more and not apart)
-    d0, d1, d2 = begin_3(out, o + 3 * next_row, step, more and not apart)
+    (a0, a1, a2), (b0, b1, b2), (c0, c1, c2), (d0, d1, d2) = begin_4(out, o, step, next_row, more and not apart)
     k = 0
     for _ in range(K):
         w0, w1, w2 = load(w, p), load(w, p + next_vector), load(w, p + 2 * next_vector)
@@ -106,10 +104,7 @@ def tile_4(a, i0, i1, i2, i3, next_a, w, p, next_p, next_vector, K, out, o, step
         d0, d1, d2 = fma(v, w0, d0), fma(v, w1, d1), fma(v, w2, d2)
         k += next_a
         p += next_p
-    add_3(out, o, step, a0, a1, a2, more and apart)
-    add_3(out, o + next_row, step, b0, b1, b2, more and apart)
-    add_3(out, o + 2 * next_row, step, c0, c1, c2, more and apart)
-    add_3(out, o + 3 * next_row, step, d0, d1, d2, more and apart)
+    add_4(out, o, step, next_row, (a0, a1, a2), (b0, b1, b2), (c0, c1, c2), (d0, d1, d2), more and apart)
 
 
 @helper
@@ -118,14 +113,8 @@ def tile_8(
     apart,
 ):  # fmt: skip
     """As `tile_4` for two groups of four rows, whose results begin at o and q; for processors with enough registers."""
-    a0, a1, a2 = begin_3(out, o, step, more and not apart)
-    b0, b1, b2 = begin_3(out, o + next_row, step, more and not apart)
-    c0, c1, c2 = begin_3(out, o + 2 * next_row, step, more and not apart)
-    d0, d1, d2 = begin_3(out, o + 3 * next_row, step, more and not apart)
-    e0, e1, e2 = begin_3(out, q, step, more and not apart)
-    f0, f1, f2 = begin_3(out, q + next_row, step, more and not apart)
-    g0, g1, g2 = begin_3(out, q + 2 * next_row, step, more and not apart)
-    h0, h1, h2 = begin_3(out, q + 3 * next_row, step, more and not apart)
+    (a0, a1, a2), (b0, b1, b2), (c0, c1, c2), (d0, d1, d2) = begin_4(out, o, step, next_row, more and not apart)
+    (e0, e1, e2), (f0, f1, f2), (g0, g1, g2), (h0, h1, h2) = begin_4(out, q, step, next_row, more and not apart)
     k = 0
     for _ in range(K):
         w0, w1, w2 = load(w, p), load(w, p + next_vector), load(w, p + 2 * next_vector)
@@ -147,14 +136,8 @@ def tile_8(
         h0, h1, h2 = fma(v, w0, h0), fma(v, w1, h1), fma(v, w2, h2)
         k += next_a
         p += next_p
-    add_3(out, o, step, a0, a1, a2, more and apart)
-    add_3(out, o + next_row, step, b0, b1, b2, more and apart)
-    add_3(out, o + 2 * next_row, step, c0, c1, c2, more and apart)
-    add_3(out, o + 3 * next_row, step, d0, d1, d2, more and apart)
-    add_3(out, q, step, e0, e1, e2, more and apart)
-    add_3(out, q + next_row, step, f0, f1, f2, more and apart)
-    add_3(out, q + 2 * next_row, step, g0, g1, g2, more and apart)
-    add_3(out, q + 3 * next_row, step, h0, h1, h2, more and apart)
+    add_4(out, o, step, next_row, (a0, a1, a2), (b0, b1, b2), (c0, c1, c2), (d0, d1, d2), more and apart)
+    add_4(out, q, step, next_row, (e0, e1, e2), (f0, f1, f2), (g0, g1, g2), (h0, h1, h2), more and apart)
 
 
 @helper
@@ -223,6 +206,13 @@ def begin_3(out, o, step, more):
 
 
 @helper
+def begin_4(out, o, step, next_row, more):
+    """Return those of four rows."""
+    first, second = begin_3(out, o, step, more), begin_3(out, o + next_row, step, more)
+    return first, second, begin_3(out, o + 2 * next_row, step, more), begin_3(out, o + 3 * next_row, step, more)
+
+
+@helper
 def add_1(out, o, a, more):
     """Write a vector, or add it to what is there."""
     if more:
@@ -236,6 +226,15 @@ def add_3(out, o, step, a, b, c, more):
     add_1(out, o, a, more)
     add_1(out, o + step, b, more)
     add_1(out, o + 2 * step, c, more)
+
+
+@helper
+def add_4(out, o, step, next_row, a, b, c, d, more):
+    """As `add_3` for four rows, three vectors each."""
+    add_3(out, o, step, a[0], a[1], a[2], more)
+    add_3(out, o + next_row, step, b[0], b[1], b[2], more)
+    add_3(out, o + 2 * next_row, step, c[0], c[1], c[2], more)
+    add_3(out, o + 3 * next_row, step, d[0], d[1], d[2], more)
 
 
 @helper
