@@ -71,7 +71,7 @@ class Memory:
         """Return what `lanes` load from `addresses`: (lanes, count) unsigned integers of `width` bytes."""
         elements, granules = self.place(addresses, width, count, step)
         self._refuse_in_flight(granules, step)
-        written = self.shadow.read(granules, _spread(lanes, granules), actor, step, strong)
+        written = self.shadow.read(granules, _spread(lanes, granules), actor, step, width if strong else 0)
         values = self.views[width][elements]
         missing = written < 0
         if self.unwritten is not None and np.count_nonzero(missing):
@@ -98,7 +98,7 @@ class Memory:
             view[elements] = values
             return narrow[granules] == before
 
-        self.shadow.write(granules, _spread(lanes, granules), actor, step, strong, find_same)
+        self.shadow.write(granules, _spread(lanes, granules), actor, step, width if strong else 0, find_same)
         view[elements] = values
         if self.closed is not None:
             self.closed[granules] = True
@@ -114,7 +114,7 @@ class Memory:
             self.in_flight = np.zeros(len(self.shadow.written), bool)
         self._refuse_in_flight(granules, step)
         spread = _spread(lanes, granules)
-        self.shadow.write(granules, spread, actor, step, False)
+        self.shadow.write(granules, spread, actor, step, 0)
         self.in_flight[granules] = True
         return elements, granules, spread
 
@@ -123,7 +123,7 @@ class Memory:
         elements, granules, lanes = places
         assert self.in_flight is not None
         self.in_flight[granules] = False
-        self.shadow.write(granules, lanes, actor, step, False)
+        self.shadow.write(granules, lanes, actor, step, 0)
         self.views[width][elements] = values
 
     def close_to_products(self) -> None:

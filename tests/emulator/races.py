@@ -14,10 +14,11 @@ next barrier on. So a missing barrier before a release or after an acquire shows
 itself wrote since the barrier, and an acquire orders nothing of its own lane before the next one.
 
 Two accesses to the same place, not both reads, not both atomic or volatile, and not ordered: that is a race, in
-whatever order this run happened to make them. One pair is let pass: a load from global memory and a later store by
-another lane of the same warp. Triton moves values from the lanes that load them to those that store them by shuffles,
-which are no barriers; but what is stored then has come out of the load. Source: NVIDIA, PTX ISA, chapter "Memory
-Consistency Model".
+whatever order this run happened to make them. Atomic and volatile ones must be of the same bytes, or they are none: who
+reads a word that is written in halves may see one of them. One pair is let pass: a load from global memory and a later
+store by another lane of the same warp. Triton moves values from the lanes that load them to those that store them by
+shuffles, which are no barriers; but what is stored then has come out of the load. Source: NVIDIA, PTX ISA, chapter
+"Memory Consistency Model".
 """
 
 from __future__ import annotations
@@ -84,20 +85,23 @@ class Shadow:
         self.writer = np.zeros(granules, np.int32)
         self.write_lane = np.zeros(granules, np.int8)
         self.write_step = np.zeros(granules, np.int32)
-        self.write_strong = np.zeros(granules, bool)
+        self.write_width = np.zeros(granules, np.int8)  # bytes of an element that a strong write wrote, else 0
         # By the reads' strength, plain first: of each warp's last read its time and lane in one number, and its step.
         self.reads: list[tuple[np.ndarray, np.ndarray] | None] = [None, None]
         self._shape = (warps, granules)
 
-    def read(self, places: np.ndarray, lanes: np.ndarray, actor: Actor, step: int, strong: bool) -> np.ndarray:
-        """Record a read of `places` by `lanes`, and return when they were written; RaceError if that is not before."""
+    def read(self, places: np.ndarray, lanes: np.ndarray, actor: Actor, step: int, strong: int) -> np.ndarray:
+        """Record a read of `places` by `lanes`, and return when they were written; RaceError if that is not before.
+
+        `strong`: the bytes of an element if the read is atomic or volatile, else 0.
+        """
         written = self.written[places]
         late = self._late_writes(written, places, lanes, actor, strong)
         if late is not None:
             self._report_write(places[late], actor, step, "reads")
-        reads = self.reads[strong]
+        reads = self.reads[strong > 0]
         if reads is None:
-            reads = self.reads[strong] = (np.full(self._shape, -1, np.int32), np.zeros(self._shape, np.int32))
+            reads = self.reads[strong > 0] = (np.full(self._shape, -1, np.int32), np.zeros(self._shape, np.int32))
         stamps, steps = reads[0][actor.number], reads[1][actor.number]
         stamp = lanes + actor.known[actor.number] * LANE_STRIDE
         if self.is_shared:
@@ -115,7 +119,7 @@ class Shadow:
         return written
 
     def write(
-        self, places: np.ndarray, lanes: np.ndarray, actor: Actor, step: int, strong: bool,
+        self, places: np.ndarray, lanes: np.ndarray, actor: Actor, step: int, strong: int,
         find_same: Callable | None = None,
     ) -> None:  # fmt: skip
         """Record a write of `places` by `lanes`; RaceError if another access is not ordered before it.
@@ -144,15 +148,15 @@ class Shadow:
         self.writer[places] = actor.number
         self.write_lane[places] = lanes
         self.write_step[places] = step
-        self.write_strong[places] = strong
+        self.write_width[places] = strong
 
-    def _late_writes(self, written, places, lanes, actor: Actor, strong: bool) -> np.ndarray | None:
+    def _late_writes(self, written, places, lanes, actor: Actor, strong: int) -> np.ndarray | None:
         """Return where the last write, of time `written`, is not ordered before `actor`; None if it is everywhere."""
         late = written >= actor.known[self.writer[places]]
         if np.count_nonzero(late):
             late &= (self.writer[places] != actor.number) | (self.write_lane[places] != lanes)
             if strong:
-                late &= ~self.write_strong[places]
+                late &= self.write_width[places] != strong
             if late.any():
                 return late
         return None

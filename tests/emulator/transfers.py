@@ -207,6 +207,22 @@ def _load_bytes(memory: Memory, addresses, lanes, size: int, actor, step_number:
     return memory.load(addresses, lanes, memory.granule, size // memory.granule, actor, step_number).view(np.uint8)
 
 
+def _prefetch(instruction, step_number, registers):
+    """prefetch: nothing that anybody sees, but the address must lie in a buffer."""
+    _require(instruction, instruction.opcode == "prefetch.global.L2")
+    lanes, where = _lanes(instruction, registers), _address(instruction.operands[0], "global", registers)
+    find = _memory("global", step_number)
+
+    def step(warp):
+        chosen = lanes(warp)
+        if len(chosen):
+            addresses = where(warp)[chosen]
+            memory, _ = find(warp, addresses)
+            memory.place(addresses, memory.granule, 1, step_number)
+
+    return step
+
+
 def _copy(instruction, step_number, registers):
     """cp.async: what it copies is there when a group of copies has been waited for, and not before."""
     opcode = instruction.opcode
@@ -308,6 +324,6 @@ def _require(instruction: Instruction, holds: bool) -> None:
 
 
 _MAKERS = {
-    "ld": _load, "st": _store, "atom": _atomic, "red": _atomic, "cp": _copy, "ldmatrix": _matrix, "stmatrix": _matrix,
-    "bar": _barrier, "ret": _exit, "exit": _exit,
+    "ld": _load, "st": _store, "atom": _atomic, "red": _atomic, "prefetch": _prefetch, "cp": _copy, "ldmatrix": _matrix,
+    "stmatrix": _matrix, "bar": _barrier, "ret": _exit, "exit": _exit,
 }  # fmt: skip

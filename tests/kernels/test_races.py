@@ -108,9 +108,9 @@ def test_without_a_race_the_schedule_decides(write, gpu):
 @pytest.mark.parametrize(
     "units, training, batch, backend",
     [
-        (64, False, 16, "triton"), (128, False, 16, "triton"), (192, False, 16, "aten"), (208, False, 16, "triton"),
-        (64, True, 16, "triton"), (128, True, 16, "aten"), (144, True, 16, "triton"),
-        (128, False, 2048, "aten"),  # two launches
+        (64, False, 16, "triton"), (128, False, 16, "triton"), (192, False, 16, "triton"), (208, False, 16, "triton"),
+        (64, True, 16, "triton"), (128, True, 16, "triton"), (144, True, 16, "triton"),
+        (128, True, 600, "aten"), (128, False, 2048, "aten"),  # one program for each 16 rows, one launch and two
         (100, False, 16, "aten"),  # not a multiple of 16, of which no step was replayed
     ],
 )  # fmt: skip
@@ -138,7 +138,7 @@ def test_a_replayed_step_is_that_of_the_tiling_that_runs():
         tiling = tilings.choose(kernel, 256, size, 16, H100)
         assert 0.5 < replayed_step(kernel, dtype, 256, str(tiling)) < 1.5
         assert replayed_step(kernel, dtype, 256, str(replace(tiling, block_b=64))) is None
-    assert replayed_step("forward", "float16", 4096, "counter 16x16, 8x1 warps") is None
+    assert replayed_step("forward", "float16", 4096, "marked 16x16, 8x1 warps") is None
 
 
 def test_many_launches_of_programs_that_wait_lose(write, gpu):

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from ...activations import TABLE
 from ...call.problem import Variant
-from ...tuning.configs import COUNTER_STRIDE
 from ...tuning.devices import device_limits
 from . import launching, tilings
 from .kernels.resident_backward import resident_backward_kernel
 from .kernels.resident_forward import resident_forward_kernel
-from .kernels.resident_layout import EACH, Constants, board_width, make_constants
+from .kernels.resident_layout import EACH, Constants, is_direct, make_constants
+from .kernels.resident_waits import MARK
 from .launching import contiguous, on_device, restart
 from .rows import plan_rows
-from .tilings import COUNTER, NO_EXCHANGE, TAGGED, Tiling
+from .tilings import MARKED, NO_EXCHANGE, Tiling, padded_width
 from .waits import check_faults
 
 
@@ -75,10 +75,10 @@ def run_members_forward(
     M, T, B, _ = gx.shape
     U = u.shape[1]
     separate = mask is not None or resets is not None
-    out = gx.new_empty(M, T, B, U)
     gates = gx.new_empty((M, 4 if variant.reset_after else 3, T, B, U) if save_gates else (0,))
     if T == 0 or B == 0:
-        return out, h0.clone(), gx.new_empty((M, T, B, U) if separate else (0,)), gates
+        nothing = gx.new_empty(M, T, B, U)
+        return nothing, h0.clone(), torch.empty_like(nothing) if separate else gx.new_empty(0), gates
     gx, bias_n, fresh, drop = gx.contiguous(), contiguous(bias_n), contiguous(fresh), contiguous(drop)
     steps = _Steps(mask, resets, reverse)
     resets = steps.resets
@@ -93,30 +93,33 @@ def run_members_forward(
         start = restart(h0, replaced, given)
     start = start.contiguous()
     carry = start.to(torch.float32, copy=True)
+
+    scan = _Scan("forward", u, B, tiling, steps, drop, reverse)
+    out = scan.new_handed(gx, M, T, B, U) if not separate else gx.new_empty(M, T, B, U)
     states = None
     if separate:
-        states = gx.new_empty(M, T + 1, B, U)
+        states = scan.new_handed(gx, M, T + 1, B, U)
         for m, backwards in enumerate(reverse):
             states[m, T if backwards else 0] = start[m]
 
-    scan = _Scan("forward", u, B, tiling, steps, drop, reverse)
     if approximate is None:
         approximate = gx.element_size() == 2
     constants = scan.constants(
         variant, precision, APPROXIMATE=approximate, HAS_FRESH=fresh is not None, HAS_BIAS=bias_n is not None,
         SAVE_GATES=save_gates, SEPARATE=separate,
     )  # fmt: skip
-    passed = None
-    drops = 0 if drop is None else drop.shape[1]
-    if scan.tiling.exchange == COUNTER and (drops or not variant.reset_after):
-        passed = gx.new_empty(M, 2 * drops + (not variant.reset_after), B, U)
-    h_first = start.to(gx.dtype) if scan.tiling.exchange == COUNTER else None
+    given = words = passed = None
+    if scan.tiling.exchange == MARKED:
+        part = (3 if scan.drops == 3 else 1), B, padded_width(U, gx.element_size())
+        given = _marked(gx, M, *part)
+        words = None if scan.is_direct else _marked(gx, M, T, *part)
+        passed = None if variant.reset_after else _marked(gx, M, T, *part[1:])
     s_fresh_t = B * U if fresh is not None and fresh.dim() == 4 else 0
     with on_device(gx.device):
         for tile, grid in scan.waves():
             resident_forward_kernel[grid](
-                gx, scan.u, bias_n, h_first, states, out, gates if save_gates else None, carry, passed, steps.mask,
-                steps.resets, fresh, drop, scan.rows, scan.stops, scan.board, scan.faults, scan.directions, T, B, tile,
+                gx, scan.u, bias_n, states, out, gates if save_gates else None, carry, given, words, passed, steps.mask,
+                steps.resets, fresh, drop, scan.rows, scan.stops, scan.faults, scan.directions, T, B, tile,
                 launching.PATIENCE, s_fresh_t, C=constants, **scan.options(),
             )  # fmt: skip
         check_faults(scan.faults)
@@ -135,32 +138,43 @@ def run_members_backward(
         d_gx (M,T,B,3U), d_gh_n (M,T,B,U) or empty, d_h0 (M,B,U), d_fresh (M,T,B,U) or empty.
     """
     M, T, B, U = entering.shape
-    d_gx = entering.new_empty(M, T, B, 3 * U)
-    d_gh_n = entering.new_empty((M, T, B, U) if variant.reset_after else (0,))
     d_fresh = entering.new_empty((M, T, B, U) if fresh_gradient else (0,))
     if d_last is None:
         carry = torch.zeros(M, B, U, device=u.device)
     else:
         carry = d_last.to(torch.float32, copy=True).contiguous()
     if T == 0 or B == 0:
-        return d_gx, d_gh_n, carry.to(entering.dtype, copy=True), d_fresh
+        none = entering.new_empty(entering.shape if variant.reset_after else (0,))
+        return entering.new_empty(M, T, B, 3 * U), none, carry.to(entering.dtype, copy=True), d_fresh
     d_out, drop = contiguous(d_out), contiguous(drop)
     gates, entering = gates.contiguous(), entering.contiguous()
     steps = _Steps(mask, resets, reverse)
     y_carry = None if mask is None else torch.zeros_like(carry)
 
     scan = _Scan("backward", u, B, tiling, steps, drop, reverse)
+    d_gx = scan.new_handed(entering, M, T, B, 3 * U)
+    d_gh_n = scan.new_handed(entering, M, T, B, U) if variant.reset_after else entering.new_empty(0)
+    words = None
+    if scan.tiling.exchange == MARKED and not scan.is_direct:
+        words = _marked(entering, M, T, 3, B, padded_width(U, entering.element_size()))
     constants = scan.constants(variant, precision, HAS_OUT=d_out is not None, FRESH_GRADIENT=fresh_gradient)
     with on_device(u.device):
         for tile, grid in scan.waves():
             resident_backward_kernel[grid](
                 d_out, gates, entering, scan.u, steps.mask, steps.resets, drop, d_gx,
-                d_gh_n if variant.reset_after else None, d_fresh if fresh_gradient else None, carry, y_carry, scan.rows,
-                scan.stops, scan.board, scan.faults, scan.directions, T, B, tile, launching.PATIENCE, C=constants,
+                d_gh_n if variant.reset_after else None, d_fresh if fresh_gradient else None, carry, y_carry, words,
+                scan.rows, scan.stops, scan.faults, scan.directions, T, B, tile, launching.PATIENCE, C=constants,
                 **scan.options(),
             )  # fmt: skip
         check_faults(scan.faults)
     return d_gx, d_gh_n, carry.to(entering.dtype, copy=True), d_fresh
+
+
+def _marked(like: Tensor, *shape: int) -> Tensor:
+    """Return memory full of marks, of the type of `like`: nothing that a kernel publishes is one."""
+    signed = {2: torch.int16, 4: torch.int32}[like.element_size()]
+    bits = MARK >> (32 - 8 * like.element_size())
+    return torch.full(shape, bits - (1 << 8 * like.element_size()), dtype=signed, device=like.device).view(like.dtype)
 
 
 def _entering(states: Tensor, reverse: Sequence[bool]) -> Tensor:
@@ -188,7 +202,8 @@ class _Scan:
 
     Attributes:
         u: the weights in one of the two layouts the kernels read. rows, stops: see `rows.plan_rows`.
-        board, faults: see kernels/resident_exchange.py. directions: (M,) where members differ in it.
+        faults: see kernels/resident_exchange.py. directions: (M,) where members differ in it. drops: masks of recurrent
+            dropout. is_direct: whether programs ask each other for results where they lie.
     """
 
     def __init__(
@@ -198,14 +213,15 @@ class _Scan:
         self.kernel, self.batch, self.members, self.reverse = kernel, batch, u.shape[0], tuple(map(bool, reverse))
         self.steps, self.drop = steps, drop
         units, size = u.shape[1], u.element_size()
-        self.device = device_limits(u.device)
-        asked = self.device, 0 if drop is None else drop.shape[1], self.members
+        self.device, self.drops = device_limits(u.device), 0 if drop is None else drop.shape[1]
+        asked = self.device, self.drops, self.members
         chosen = tiling or tilings.choose(kernel, units, size, batch, *asked)
         if chosen is None:
             raise ValueError(f"no tiling of the {kernel} kernel serves units={units}, see `tilings.reasons_against`")
         self.tiling = chosen
         if reasons := tilings.reasons_against_tiling(chosen, kernel, units, size, *asked):
             raise ValueError(f"`tiling` {chosen} does not serve units={units}: {'; '.join(reasons)}")
+        self.is_direct = is_direct(kernel, chosen, units, size, self.drops)
         self.keys_first = u.stride(2) == 1 and u.stride(1) == 3 * units
         if not self.keys_first and not (u.stride(1) == 1 and u.stride(2) == units):
             u, self.keys_first = u.contiguous(), True
@@ -215,7 +231,7 @@ class _Scan:
         tiles = -(-batch // chosen.block_b)
         self.grid = chosen.programs(units), tiles, self.members
         self.rows, self.stops = self._plan_rows()
-        self.board = self.faults = self.directions = None
+        self.faults = self.directions = None
         if len(set(self.reverse)) > 1:
             # Not from a list, whose copy to the device no graph can capture, and the host would wait for it.
             self.directions = torch.zeros(self.members, dtype=torch.uint8, device=u.device)
@@ -224,15 +240,10 @@ class _Scan:
                     self.directions[member].fill_(1)
         if chosen.exchange != NO_EXCHANGE:
             self.faults = torch.zeros(self.members, tiles, dtype=torch.int32, device=u.device)
-        # Cleared at each launch: a graph may replay it, and then no round number of the host's would be new.
-        if chosen.exchange == COUNTER:
-            self.board = torch.zeros(self.members, tiles, COUNTER_STRIDE, dtype=torch.int32, device=u.device)
-        elif chosen.exchange == TAGGED:
-            wide = kernel == "backward" or (drop is not None and drop.shape[1] == 3)
-            self.board = torch.zeros(
-                self.members, 2, tiles * chosen.block_b, board_width(units), device=u.device,
-                dtype=torch.int64 if wide else torch.int32,
-            )  # fmt: skip
+
+    def new_handed(self, like: Tensor, *shape: int) -> Tensor:
+        """Return memory for results; for those that programs ask each other for, full of marks."""
+        return _marked(like, *shape) if self.is_direct else like.new_empty(shape)
 
     def _plan_rows(self) -> tuple[Tensor | None, Tensor | None]:
         mask, resets = self.steps.mask, self.steps.resets
@@ -252,7 +263,7 @@ class _Scan:
             RESET_AFTER=variant.reset_after, ZERO_MASKED=variant.zero_output_for_mask,
             REVERSE=self.reverse[0] if self.directions is None else EACH,
             GATE_Z=int(variant.reset_gate_first), GATE_R=1 - int(variant.reset_gate_first),
-            DROPS=0 if self.drop is None else self.drop.shape[1], HAS_MASK=self.steps.mask is not None,
+            DROPS=self.drops, HAS_MASK=self.steps.mask is not None,
             HAS_RESET=self.steps.resets is not None, HAS_ROWS=self.rows is not None, MEMBERS=self.members > 1, **asked,
         )  # fmt: skip
 

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from ...environment import triton_release
 from ...tuning.configs import Device, next_power_of_two
 
-EXCHANGES = NO_EXCHANGE, COUNTER, TAGGED = "none", "counter", "tagged"
+EXCHANGES = NO_EXCHANGE, MARKED = "none", "marked"
 # What the kernels' language needs: triton.experimental.gluon with these products.
 FIRST_RELEASE = (3, 6)
 # Registers of a thread, of the 255 that it can have, that weights and sums may take, and the rows that are multiplied:
 # by what compiled without spills in the time loop, tests/kernels/test_resident_budgets.py. The first for one array of
 # rows, the second for three.
 KEPT_REGISTERS, ROW_REGISTERS = (168, 150), (64, 192)
-# Where words are tagged, they are all there at once, beside weights and sums.
-TAGGED_REGISTERS = (200, 230)
-# Tagged words are twice the bytes: with more units they cost more than the fence they save.
-MOST_TAGGED_UNITS = 512
+GROUP_REGISTERS = 24  # of rows that are waited for at once, by replayed cycles
+# The same where programs wait for each other, for weights, sums and rows together; of these, what addresses take more
+# where the last part is shorter, and where there are 64 rows. Masks, resets and dropout are among what compiled.
+MARKED_REGISTERS, TAIL_REGISTERS, TALL_REGISTERS = (188, 168), 8, 24
 # Offsets within one step are 32 bits.
 MOST_ELEMENTS = 2**31
 
@@ -31,9 +31,9 @@ class Tiling:
 
     Attributes:
         block_b, block_h: rows and units of a program. warps_k, warps_n: warps along the sum, and across the units.
-        exchange: how the programs of a batch tile hand each other their part: "counter", "tagged", or "none" where one
-            program has all units. shared_gates: of how many gates the weights lie in shared memory, and not in
-            registers.
+        exchange: how the programs of a batch tile hand each other their part: "marked", see resident_exchange.py, or
+            "none" where one program has all units. shared_gates: of how many gates the weights lie in shared memory,
+            and not in registers.
     """
 
     block_b: int
@@ -58,10 +58,15 @@ class Tiling:
             return 1, next_power_of_two(units)
         # With fewer units than this the fragments of a product would silently take each other's values.
         least = 4 * (16 // itemsize)
-        if self.exchange == TAGGED:
-            # One wait for all that a warp multiplies.
-            return 1, max(least, _power_of_two(-(-units // self.warps_k)))
         return -(-units // (self.warps_k * least)), least
+
+    def groups(self, units: int, itemsize: int, arrays: int) -> int:
+        """Return in how many equal groups the parts of so many arrays are waited for, one while the one before is
+        multiplied: enough that their registers are few, few enough that products do not wait for each other.
+        """
+        parts, _ = self.parts(units, itemsize)
+        least = max(2, -(-self.row_registers(units, itemsize, arrays) // GROUP_REGISTERS))
+        return next(count for count in range(min(least, parts), parts + 1) if parts % count == 0)
 
     def depth(self, units: int, itemsize: int) -> int:
         """Return the units that are summed over, those of the padding among them."""
@@ -102,8 +107,10 @@ class Tiling:
         return min(255, 65536 // (32 * self.num_warps))
 
 
-def _power_of_two(value: int) -> int:
-    return 1 << (value - 1).bit_length()
+def padded_width(units: int, itemsize: int) -> int:
+    """Return the units of whole pieces of 16 bytes, which is what a lane asks for at once."""
+    piece = 16 // itemsize
+    return -(-units // piece) * piece
 
 
 def choose(
@@ -130,13 +137,15 @@ def candidates(kernel: str, units: int, itemsize: int) -> list[Tiling]:
         # So many warps that no instruction budget is broken.
         warps = whole // 8 if kernel == "backward" else min(4, whole // 8)
         found.append(Tiling(16, whole, 1, warps, NO_EXCHANGE))
-    warps = 8 if units > 256 or (kernel == "backward" and units > 128) else 4 if units > 64 else 2
-    exchanges = (TAGGED, COUNTER) if itemsize == 2 and units <= MOST_TAGGED_UNITS else (COUNTER,)
-    for block_b in (16, 32, 64):
-        for shared_gates in (0, 1, 2, 3):
-            found += [Tiling(block_b, 16, warps, 1, exchange, shared_gates) for exchange in exchanges]
-        if block_b == 16 and 64 < units <= 128 and itemsize == 2:
-            # Slower than eight programs of 16 units, faster than those with more rows: each program is a tile.
+    # With masks, 64 rows of more units are spilled.
+    for block_b in (16, 32, 64) if units * itemsize <= 1024 else (16, 32):
+        # Four warps as long as their registers hold what they multiply: forward, and backward.
+        most = {16: (512, 384), 32: (256, 128), 64: (128, 128)}[block_b]
+        is_wide = units * itemsize > 2 * most[kernel == "backward"]
+        warps = 8 if is_wide else 4 if units > 64 else 2
+        found += [Tiling(block_b, 16, warps, 1, MARKED, shared_gates) for shared_gates in (0, 1, 2, 3)]
+        if block_b == 32 and 64 < units <= 128 and itemsize == 2:
+            # Slower than eight programs of 16 units with 32 rows, faster than with 64: each program is a tile.
             found.append(Tiling(16, 128, 1, 8, NO_EXCHANGE))
     return found
 
@@ -186,19 +195,19 @@ def reasons_against_tiling(
 ) -> list[str]:
     """Return why a tiling cannot run a problem on `device`; the limits are those known without compiling."""
     reasons = []
-    if tiling.exchange == TAGGED and itemsize != 2:
-        reasons.append("tagged words hold values of 16 bits")
     if tiling.exchange == NO_EXCHANGE and (tiling.block_h < units or tiling.warps_k > 1):
         reasons.append(f"block_h={tiling.block_h}, warps_k={tiling.warps_k}: no one program for units={units}")
     several = kernel == "backward" or drops == 3
     kept = tiling.weight_registers(units, itemsize) + tiling.sum_registers()
     rows = tiling.row_registers(units, itemsize, 3 if several else 1)
     there = tiling.max_registers() / 255
-    if tiling.exchange == TAGGED:
-        # Two registers for each value, or four for each three.
-        kept, limits = kept + rows * 4 // 3 if several else kept + 2 * rows, (TAGGED_REGISTERS[several], rows)
-    else:
-        limits = KEPT_REGISTERS[several], ROW_REGISTERS[several]
+    limits = KEPT_REGISTERS[several], ROW_REGISTERS[several]
+    if tiling.exchange == MARKED:
+        # Rows come in groups, one while the one before is multiplied.
+        groups = tiling.groups(units, itemsize, 3 if several else 1)
+        kept += rows * min(2, groups) // groups
+        kept += TAIL_REGISTERS * (tiling.depth(units, itemsize) > units) + TALL_REGISTERS * (tiling.block_b > 32)
+        limits = MARKED_REGISTERS[several], rows
     if kept > there * limits[0] or rows > there * limits[1]:
         reasons.append(f"{kept} and {rows} registers of a thread for weights, sums and rows: some would be spilled")
     sums = 3 if kernel == "forward" or tiling.exchange == NO_EXCHANGE or drops == 3 else 1

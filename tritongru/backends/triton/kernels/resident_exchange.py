@@ -1,155 +1,156 @@
 """How the programs of a batch tile hand each other their part of a step, in the resident kernels.
 
-    "counter"  one word per tile. Each program adds 1 after its stores, a release; each warp polls the word for itself
-               and loads what the others have stored.                           counter - programs * round >= 0
-    "tagged"   each value travels in one word with its round, so that the load that brings the value also tells whether
-               it is fresh: no fence, no broadcast, no block barrier.           all tags == round
+The memory of the values is full of marks before the launch (`resident_waits.MARK`), and has a place for each step. A
+program stores what it has computed, and whoever multiplies it asks for it until no mark is left: one trip through the
+second-level cache, and no fence, counter, broadcast or block barrier. Where the values are results, of states or
+gradients, they are asked for where they lie, so that nothing is stored for the exchange alone.
 
-A tagged word is 32 bits, a value of 16 bits below 16 bits of round, or 64 bits, three values below. A warp asks in one
-block of assembly for all words that it will multiply, and again until all carry the round: it waits for those programs
-alone whose units it sums over. Stores and loads of words are relaxed, in the scope of the GPU; nothing else is ordered
-by them, and nothing needs to be. The board has two slots, by the round's parity: a slot is written again two rounds
-later, by programs that have read the whole round between, which nobody publishes before all warps of its program have
-read the slot: their sums have met, or each warp reads all words itself.
+A warp asks for all that it multiplies in one block of assembly. It waits for those programs alone whose units it sums
+over. Stores and loads are relaxed, in the scope of the GPU: nothing else is ordered by them, and nothing needs to be,
+since each word is written once. A line of memory that nobody has touched since the marks were put there may have left
+the second-level cache: its owner fetches it some steps ahead.
 
 Every wait is bounded. Who waits longer marks the tile's fault and multiplies a NaN, so that a fault is neither a hang
 nor a silent result; the fault then ends the waits of the whole tile.
 """
 
-import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from .resident_product import cube, multiply
+
+FETCHED_AHEAD = gl.constexpr(2)  # steps
+
 
 @gluon.jit
-def poll(word):
-    """Return a word, by every lane of every warp for itself: no broadcast, no block barrier."""
-    return gl.inline_asm_elementwise(
-        # The order of one lane becomes that of the warp at the barrier.
-        "ld.acquire.gpu.global.u32 $0, [$1]; bar.warp.sync -1;",
-        "=r,l",
-        [word],
-        dtype=gl.int32,
-        is_pure=False,
-        pack=1,
+def places_of(rows, i_b, B, ROW: gl.constexpr, C: gl.constexpr):
+    """Return where the pieces of 16 bytes lie that a lane multiplies, in rows of ROW elements: of the first part and of
+    the last, (WARPS_K, BLOCK_B, 4). Past the last row and the last unit the last ones are asked for once more.
+    """
+    a_w = gl.arange(0, C.WARPS_K, gl.SliceLayout(1, gl.SliceLayout(2, C.pieces)))
+    a_b = i_b * C.BLOCK_B + gl.arange(0, C.BLOCK_B, gl.SliceLayout(0, gl.SliceLayout(2, C.pieces)))
+    a_b = gl.minimum(a_b, B - 1)
+    if C.HAS_ROWS:
+        a_b = gl.load(rows + a_b).to(gl.int32)
+    a_p = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(1, C.pieces)))
+    row = cube(a_w * 0, a_b * ROW, a_p * 0)
+    unit = cube(a_w * C.PART, a_b * 0, a_p * C.PIECE)
+    return row + unit, row + gl.minimum(unit + (C.NK - 1) * C.WARPS_K * C.PART, C.WIDTH - C.PIECE)
+
+
+@gluon.jit
+def units_of(C: gl.constexpr):
+    """Return which unit of the first part each element multiplies, (WARPS_K, BLOCK_B, PART)."""
+    return cube(
+        gl.arange(0, C.WARPS_K, gl.SliceLayout(1, gl.SliceLayout(2, C.left))) * C.PART,
+        gl.arange(0, C.BLOCK_B, gl.SliceLayout(0, gl.SliceLayout(2, C.left))) * 0,
+        gl.arange(0, C.PART, gl.SliceLayout(0, gl.SliceLayout(1, C.left))),
     )
 
 
 @gluon.jit
-def await_round(word, target, patience):
-    """Wait until the word has reached `target`; return the patience left to this warp, 0 after a fault."""
-    ahead = poll(word) - target
-    spins = 0
-    while (ahead < 0) & (spins < patience):
-        ahead = poll(word) - target
-        spins += 1
-    return gl.where(ahead < 0, 0, patience)
+def stores_of(m_row, o_h, io: gl.constexpr, C: gl.constexpr):
+    """Return whether an owned element is published, int32, units of the padding among them; of a word's the first."""
+    stores = m_row[:, None] & (o_h < C.WIDTH)[None, :]
+    if io.primitive_bitwidth == 16:
+        stores = stores & (o_h % 2 == 0)[None, :]
+    return stores.to(gl.int32)
 
 
 @gluon.jit
-def announce(word):
-    """Tell the tile that this program's stores are done."""
-    tl.debug_barrier()  # gl.barrier is gl.thread_barrier in Triton 3.6
-    gl.atomic_add(word, 1, sem="release")
+def publish(p, value, stores, io: gl.constexpr, C: gl.constexpr):
+    """Store elements, rounded to `io`, in the place of marks.
 
-
-@gluon.jit
-def mark_fault(fault, patience):
-    """Note a fault of any warp: each has a patience of its own, and a store of a number is the first warp's alone."""
-    gl.inline_asm_elementwise(
-        "red.relaxed.gpu.global.or.b32 [$1], $2; mov.b32 $0, 0;", "=r,l,r", [fault, gl.where(patience > 0, 0, 1)],
-        dtype=gl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
-
-
-@gluon.jit
-def bits_of(value, io: gl.constexpr, word: gl.constexpr):
-    """Return `value`, rounded to `io` of 16 bits, in the low bits of a word."""
-    return value.to(io).to(gl.int16, bitcast=True).to(word) & 0xFFFF
-
-
-@gluon.jit
-def publish_one(p_words, value, round, mask, io: gl.constexpr, WIDE: gl.constexpr):
-    """Store values, each in a word with its round; without a wait."""
-    if WIDE:
-        _store_wide(p_words, bits_of(value, io, gl.int64) | _wide_tag(round), mask)
-    else:
-        gl.inline_asm_elementwise(
-            "@$3 st.relaxed.gpu.global.b32 [$1], $2; mov.b32 $0, 0;", "=r,l,r,b",
-            [p_words, bits_of(value, io, gl.int32) | (round << 16), mask], dtype=gl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
-
-
-@gluon.jit
-def publish_three(p_words, a, b, c, round, mask, io: gl.constexpr):
-    """Store three values beside each other in a word of 64 bits."""
-    word = bits_of(a, io, gl.int64) | (bits_of(b, io, gl.int64) << 16) | (bits_of(c, io, gl.int64) << 32)
-    _store_wide(p_words, word | _wide_tag(round), mask)
-
-
-@gluon.jit
-def _wide_tag(round):
-    return (round & 0xFFFF).to(gl.int64) << 48
-
-
-@gluon.jit
-def _store_wide(p_words, word, mask):
-    gl.inline_asm_elementwise(
-        "@$3 st.relaxed.gpu.global.b64 [$1], $2; mov.b32 $0, 0;", "=r,l,l,b", [p_words, word, mask], dtype=gl.int32,
-        is_pure=False, pack=1,
-    )  # fmt: skip
-
-
-@gluon.jit
-def collect_one(slot, place, round, fault, patience, C: gl.constexpr, io: gl.constexpr, wait: gl.constexpr):
-    """Wait for the groups of 8 words at `slot + place`; return their values (WARPS_K, BLOCK_B, PART).
-
-    `wait`: `resident_waits.Wait` for one value of a word.
+    stores: int32, 0 where nothing is stored; of two neighbours in a word the first one's counts.
     """
-    q0, q1, q2, q3 = gl.inline_asm_elementwise(
-        wait.text, wait.constraints, _asked(slot, place, round, fault, patience),
-        dtype=(gl.int32, gl.int32, gl.int32, gl.int32), is_pure=False, pack=wait.groups,
-    )  # fmt: skip
-    return _unpack(q0, q1, q2, q3, C, io)
+    rounded = value.to(io)
+    if io.primitive_bitwidth == 32:
+        bits = rounded.to(gl.int32, bitcast=True)
+    elif C.publish.pack == 1:
+        bits = rounded.to(gl.int16, bitcast=True).to(gl.int32) & 0xFFFF
+    else:
+        bits = rounded.to(gl.int16, bitcast=True)
+    gl.inline_asm_elementwise(
+        C.publish.text, C.publish.constraints, [p, bits, stores], dtype=gl.int32, is_pure=False, pack=C.publish.pack
+    )
 
 
 @gluon.jit
-def collect_two(slot, place, round, fault, patience, C: gl.constexpr, io: gl.constexpr, wait: gl.constexpr):
-    """The same for two values of a word."""
-    q0, q1, q2, q3, q4, q5, q6, q7 = gl.inline_asm_elementwise(
-        wait.text, wait.constraints, _asked(slot, place, round, fault, patience),
-        dtype=(gl.int32, gl.int32, gl.int32, gl.int32, gl.int32, gl.int32, gl.int32, gl.int32), is_pure=False,
-        pack=wait.groups,
-    )  # fmt: skip
-    return _unpack(q0, q1, q2, q3, C, io), _unpack(q4, q5, q6, q7, C, io)
+def publish_all(p, part_size, values, stores, io: gl.constexpr, C: gl.constexpr):
+    """Publish several arrays, which lie `part_size` elements apart."""
+    for i in gl.static_range(len(values)):
+        publish(p + i * part_size, values[i], stores, io, C)
 
 
 @gluon.jit
-def collect_three(slot, place, round, fault, patience, C: gl.constexpr, io: gl.constexpr, wait: gl.constexpr):
-    """The same for three values of a word."""
-    q0, q1, q2, q3, q4, q5, q6, q7, q8, q9, qa, qb = gl.inline_asm_elementwise(
-        wait.text, wait.constraints, _asked(slot, place, round, fault, patience),
-        dtype=(
-            gl.int32, gl.int32, gl.int32, gl.int32, gl.int32, gl.int32, gl.int32, gl.int32, gl.int32, gl.int32,
-            gl.int32, gl.int32,
-        ), is_pure=False, pack=wait.groups,
-    )  # fmt: skip
-    return _unpack(q0, q1, q2, q3, C, io), _unpack(q4, q5, q6, q7, C, io), _unpack(q8, q9, qa, qb, C, io)
+def spread(p, part_size, COUNT: gl.constexpr):
+    """Return a tuple of pointers to so many arrays, which lie `part_size` elements apart."""
+    found = ()
+    for i in gl.static_range(COUNT):
+        found = found + (p + i * part_size,)
+    return found
 
 
 @gluon.jit
-def _asked(slot, place, round, fault, patience):
-    """Return what a wait is told of each group; the same for all but the first."""
-    same = place * 0
+def fetch(p):
+    """Have what lies at `p`, one pointer for each row, brought to the second-level cache; without a wait."""
+    gl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [p], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def multiply_handed(
+    places, lasts, weights, sums, fault, patience, k_all, io: gl.constexpr, waits: gl.constexpr, SHARED: gl.constexpr,
+    C: gl.constexpr,
+):  # fmt: skip
+    """Wait for the rows that are handed on, and return `sums` and their products with the weights, one for each.
+
+    places, lasts: tuples of pointers (WARPS_K, BLOCK_B, 4) to the pieces of 16 bytes of the first part and, HAS_TAIL,
+    of the last one, see `places_of`; one array for all weights, or one for each. waits: see
+    `resident_waits.make_waits`. SHARED: of each weight, whether it lies in shared memory.
+    """
+    ARRAYS: gl.constexpr = len(places)
+    PARTS: gl.constexpr = C.NK // len(waits)  # of a group
+    same = places[0].to(gl.int64) * 0
     # Two kinds of pointers cannot be told to one block of assembly.
-    return slot + place, same + (round << 16), fault.to(gl.int64) + same, same + patience
+    asked = places
+    if C.HAS_TAIL:
+        asked = asked + lasts
+    asked = asked + (fault.to(gl.int64) + same, same.to(gl.int32) + patience)
+    came = ()
+    for group in gl.static_range(len(waits)):
+        # Words of this group, and then those of the next as they come.
+        came = _wait(came[4 * ARRAYS * PARTS :] + asked, waits, group)
+        for i in gl.static_range(PARTS):
+            rows = ()
+            for array in gl.static_range(ARRAYS):
+                rows = rows + (_part_of(came, 4 * (i * ARRAYS + array), group * PARTS + i, k_all, io, C),)
+            sums = multiply(rows, weights, group * PARTS + i, sums, SHARED, C)
+    return sums
 
 
 @gluon.jit
-def _unpack(q0, q1, q2, q3, C: gl.constexpr, io: gl.constexpr):
-    """Return (WARPS_K, BLOCK_B, PART) values of four tensors of pairs (.., PART / 8)."""
-    pairs = gl.permute(gl.join(gl.join(q0, q1), gl.join(q2, q3)), [0, 1, 2, 4, 3])
-    low = (pairs & 0xFFFF).to(gl.int16).to(io, bitcast=True)
-    high = (pairs >> 16).to(gl.int16).to(io, bitcast=True)
-    values = gl.reshape(gl.join(low, high), [C.WARPS_K, C.BLOCK_B, C.PART])
-    return gl.convert_layout(values, C.left)
+def _wait(operands, waits: gl.constexpr, group: gl.constexpr):
+    # Triton 3.6 passes no member of a tuple that is a constant on to another function.
+    return gl.inline_asm_elementwise(
+        waits[group].text, waits[group].constraints, operands, dtype=waits[group].types, is_pure=False,
+        pack=waits[group].pack,
+    )  # fmt: skip
+
+
+@gluon.jit
+def _part_of(words, j: gl.constexpr, number: gl.constexpr, k_all, io: gl.constexpr, C: gl.constexpr):
+    """Return a part (WARPS_K, BLOCK_B, PART), of that number, of the four words from the j-th on of its pieces."""
+    four = gl.join(gl.join(words[j], words[j + 1]), gl.join(words[j + 2], words[j + 3]))
+    four = gl.permute(four, [0, 1, 2, 4, 3])
+    if io.primitive_bitwidth == 32:
+        values = four.to(io, bitcast=True)
+    else:
+        low = (four & 0xFFFF).to(gl.int16).to(io, bitcast=True)
+        high = (four >> 16).to(gl.int16).to(io, bitcast=True)
+        values = gl.join(low, high)
+    part = gl.convert_layout(gl.reshape(values, [C.WARPS_K, C.BLOCK_B, C.PART]), C.left)
+    if C.HAS_TAIL and number == C.NK - 1:
+        part = gl.where(k_all + number * C.WARPS_K * C.PART < C.U, part, 0.0)
+    return part

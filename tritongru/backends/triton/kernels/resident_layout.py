@@ -15,8 +15,8 @@ from dataclasses import dataclass, fields
 
 from triton.experimental.gluon import language as gl
 
-from ..tilings import NO_EXCHANGE, TAGGED, Tiling
-from .resident_waits import make_wait
+from ..tilings import MARKED, NO_EXCHANGE, Tiling, padded_width
+from .resident_waits import Rows, make_publish, make_waits
 
 # Of `Constants.REVERSE`: each member of a launch says for itself in which direction it runs.
 EACH = 2
@@ -61,7 +61,9 @@ class Constants:
     SHARED_Z: gl.constexpr
     SHARED_R: gl.constexpr
     SHARED_N: gl.constexpr
-    WIDTH: gl.constexpr  # units of a row of the board, padding among them
+    PIECE: gl.constexpr  # units of 16 bytes
+    WIDTH: gl.constexpr  # units of a row of words, whole pieces
+    DIRECT: gl.constexpr  # whether what is multiplied are the states or gradients that are stored anyway
     HAS_TAIL: gl.constexpr  # whether the sum is padded
     WHOLE: gl.constexpr  # whether units end with a block
 
@@ -70,12 +72,13 @@ class Constants:
     right: gl.constexpr
     sums: gl.constexpr
     own: gl.constexpr
-    groups: gl.constexpr
+    pieces: gl.constexpr
     meeting: gl.constexpr
     stay: gl.constexpr
     state: gl.constexpr
-    wait_first: gl.constexpr  # `resident_waits.Wait` for the values of a step's first exchange, and of its second
-    wait_second: gl.constexpr
+    publish: gl.constexpr  # `resident_waits.Assembly`
+    waits_first: gl.constexpr  # `make_waits` for the state, or the candidate's gradients alone
+    waits_second: gl.constexpr  # for r * h, or the gradients of all others
 
     def value(self, name: str):
         """Return a field as a plain value."""
@@ -104,25 +107,30 @@ def make_constants(kernel: str, tiling: Tiling, units: int, itemsize: int, preci
     mma = gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[warps_k, 1, warps_n], instr_shape=[1, 16, 8])
     sums = _sums_layout(block_b, block_h, warps_k, warps_n)
     asked = PLAIN | asked
-    waits = [None, None]
-    if tiling.exchange == TAGGED:
-        if kernel == "forward":
-            wide, counts = asked["DROPS"] == 3, (3 if asked["DROPS"] == 3 else 1, 1)
-        else:
-            wide, counts = True, (3, 1) if asked["RESET_AFTER"] else (1, 2)
-        waits = [make_wait(block_b // 8 * (part // 32), count, wide) for count in counts]
+    publish, waits = None, [None, None]
+    width, has_tail = padded_width(units, itemsize), count * part * warps_k > units
+    if tiling.exchange == MARKED:
+        arrays = (3 if asked["DROPS"] == 3 else 1, 1) if kernel == "forward" else (1, 3 if asked["RESET_AFTER"] else 2)
+        span = warps_k * part * itemsize
+        waits = [
+            make_waits(Rows(count, n, block_b // 8, span, has_tail, itemsize, tiling.groups(units, itemsize, n)))
+            for n in arrays
+        ]
+        publish = make_publish(itemsize, 2 if warps_k == 1 else _side(block_b, block_h, warps_k * warps_n))
     values = asked | dict(
         U=units, PRECISION=precision if itemsize == 4 else "ieee", EXCHANGE=tiling.exchange, BLOCK_B=block_b,
         BLOCK_H=block_h, WARPS_K=warps_k, NK=count, PART=part, SHARED_N=tiling.shared_gates >= 1,
         SHARED_R=tiling.shared_gates >= 2, SHARED_Z=tiling.shared_gates >= 3,
-        WIDTH=board_width(units), HAS_TAIL=count * part * warps_k > units, WHOLE=units % block_h == 0,
+        PIECE=16 // itemsize, WIDTH=width, HAS_TAIL=has_tail, WHOLE=units % block_h == 0,
+        DIRECT=is_direct(kernel, tiling, units, itemsize, asked["DROPS"]),
         mma=mma, left=gl.DotOperandLayout(0, mma, k_width), right=gl.DotOperandLayout(1, mma, k_width), sums=sums,
         # A sum that one warp has alone stays where the product left it.
         own=gl.SliceLayout(0, mma if warps_k == 1 else sums),
-        groups=_group_layout(warps_k, warps_n, block_b, part // 8) if tiling.exchange == TAGGED else None,
+        pieces=_piece_layout(warps_k, warps_n, block_b),
         meeting=gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0]),
         stay=gl.SwizzledSharedLayout(k_width, 1, 4, [1, 2, 0]),
-        state=gl.SwizzledSharedLayout(16 // itemsize, 1, 8, [2, 1, 0]), wait_first=waits[0], wait_second=waits[1],
+        state=gl.SwizzledSharedLayout(16 // itemsize, 1, 8, [2, 1, 0]),
+        publish=publish, waits_first=waits[0], waits_second=waits[1],
     )  # fmt: skip
     names = [field.name for field in fields(Constants)]
     if unknown := values.keys() - set(names):
@@ -130,24 +138,29 @@ def make_constants(kernel: str, tiling: Tiling, units: int, itemsize: int, preci
     return Constants(**{name: gl.constexpr(values[name]) for name in names})
 
 
-def board_width(units: int) -> int:
-    """Return the words of a row of the board of tagged words: groups of 8 are read at once."""
-    return -(-units // 8) * 8
+def is_direct(kernel: str, tiling: Tiling, units: int, itemsize: int, drops: int) -> bool:
+    """Return whether what programs multiply are results: their rows are whole pieces, and nothing multiplies them."""
+    aligned = tiling.exchange == MARKED and padded_width(units, itemsize) == units
+    return aligned and (kernel == "backward" or drops == 0)
+
+
+def _side(block_b: int, block_h: int, warps: int) -> int:
+    """Return the elements beside each other that a lane has where sums have met."""
+    return min(8, max(1, block_b * block_h // (32 * warps)), block_h)
 
 
 def _sums_layout(block_b: int, block_h: int, warps_k: int, warps_n: int):
     """All WARPS_K sums of an element in one thread; as many elements side by side as give each thread its own."""
     warps = warps_k * warps_n
-    side = min(8, max(1, block_b * block_h // (32 * warps)), block_h)
+    side = _side(block_b, block_h, warps)
     across = min(32, block_h // side)
     return gl.BlockedLayout([warps_k, 1, side], [1, 32 // across, across], [1, warps, 1], [2, 1, 0])
 
 
-def _group_layout(warps_k: int, warps_n: int, block_b: int, groups: int):
-    """Of (WARPS_K, BLOCK_B, groups): a lane has the groups of 8 units that its fragment wants."""
+def _piece_layout(warps_k: int, warps_n: int, block_b: int):
+    """Of (WARPS_K, BLOCK_B, 4): a lane has the pieces of 16 bytes of each part that its fragment wants."""
     rows = [[0, 8 << i, 0] for i in range((block_b // 8).bit_length() - 1)]
-    parts = [[0, 0, 4 << i] for i in range((groups // 4).bit_length() - 1)]
     lanes = [[0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 2, 0], [0, 4, 0]]
     same = [[0, 0, 0]] * (warps_n.bit_length() - 1)
     warps = same + [[1 << i, 0, 0] for i in range(warps_k.bit_length() - 1)]
-    return gl.DistributedLinearLayout(rows + parts, lanes, warps, [], [warps_k, block_b, groups])
+    return gl.DistributedLinearLayout(rows, lanes, warps, [], [warps_k, block_b, 4])

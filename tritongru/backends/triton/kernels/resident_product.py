@@ -57,21 +57,6 @@ def load_gates(u, first, S_K: gl.constexpr, S_N: gl.constexpr, S_GATE: gl.conste
 
 
 @gluon.jit
-def load_rows(p, place, k_all, C: gl.constexpr):
-    """Return NK parts (WARPS_K, BLOCK_B, PART) of rows that other programs have written: past the first-level cache."""
-    parts = ()
-    SPAN: gl.constexpr = C.WARPS_K * C.PART
-    for i in gl.static_range(C.NK):
-        if C.HAS_TAIL:
-            parts = parts + (
-                gl.load(p + place + i * SPAN, mask=k_all + i * SPAN < C.U, other=0.0, cache_modifier=".cg"),
-            )
-        else:
-            parts = parts + (gl.load(p + place + i * SPAN, cache_modifier=".cg"),)
-    return parts
-
-
-@gluon.jit
 def add_part(rows, weights, i: gl.constexpr, sum, SHARED: gl.constexpr, C: gl.constexpr):
     """Return `sum` and the product of rows (WARPS_K, BLOCK_B, PART) with part `i` of one gate's weights.
 
@@ -82,6 +67,66 @@ def add_part(rows, weights, i: gl.constexpr, sum, SHARED: gl.constexpr, C: gl.co
     else:
         sum = mma_v2(rows, weights[i], sum, input_precision=C.PRECISION)
     return sum
+
+
+@gluon.jit
+def multiply(rows, weights, i: gl.constexpr, sums, SHARED: gl.constexpr, C: gl.constexpr):
+    """Return `sums`, one for each of the weights, and the products of rows with part `i` of these.
+
+    rows: (WARPS_K, BLOCK_B, PART), one for all weights or one for each.
+    """
+    added = ()
+    for gate in gl.static_range(len(weights)):
+        added = added + (add_part(rows[gate if len(rows) > 1 else 0], weights[gate], i, sums[gate], SHARED[gate], C),)
+    return added
+
+
+@gluon.jit
+def keep(values, kept, io: gl.constexpr):
+    """Store what a program multiplies in its own shared memory, array by array."""
+    for i in gl.static_range(len(values)):
+        kept[i].store(gl.expand_dims(values[i].to(io), 0))
+
+
+@gluon.jit
+def multiply_kept(kept, weights, sums, SHARED: gl.constexpr, C: gl.constexpr):
+    """Return `sums` and the products of the weights with what is kept, one array for all of them or one for each."""
+    rows = ()
+    for i in gl.static_range(len(kept)):
+        rows = rows + (kept[i].load(C.left),)
+    return multiply(rows, weights, 0, sums, SHARED, C)
+
+
+@gluon.jit
+def allocate_kept(io: gl.constexpr, COUNT: gl.constexpr, C: gl.constexpr):
+    """Return shared memory for so many arrays that a program multiplies."""
+    kept = ()
+    for _ in gl.static_range(COUNT):
+        kept = kept + (gl.allocate_shared_memory(io, [1, C.BLOCK_B, C.BLOCK_H], C.state),)
+    return kept
+
+
+@gluon.jit
+def allocate_meeting(COUNT: gl.constexpr, C: gl.constexpr):
+    """Return shared memory where the warps' sums of so many products meet; none for warps that have theirs alone.
+
+    An allocation for each: between stores to parts of one, Triton puts a barrier each.
+    """
+    places = ()
+    for _ in gl.static_range(COUNT):
+        if C.WARPS_K > 1:
+            places = places + (gl.allocate_shared_memory(gl.float32, [C.WARPS_K, C.BLOCK_B, C.BLOCK_H], C.meeting),)
+        else:
+            places = places + (0,)
+    return places
+
+
+@gluon.jit
+def bring(places, sums, C: gl.constexpr):
+    """Store the warps' sums where they meet."""
+    if C.WARPS_K > 1:
+        for i in gl.static_range(len(sums)):
+            places[i].store(sums[i])
 
 
 @gluon.jit

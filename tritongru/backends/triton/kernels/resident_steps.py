@@ -70,3 +70,28 @@ def load_back_step(
     if C.HAS_RESET:
         again = gl.load(resets + t.to(gl.int64) * B + o_b)
     return b_z, b_r, b_n, b_g, b_h, b_o, keep, again
+
+
+@gluon.jit
+def load_drops(drop, step_size, o_bh, m_h, C: gl.constexpr):
+    """Return the owned block of the recurrent dropout masks, float32: of all gates, or of gates z, r, n."""
+    drops = ()
+    if C.DROPS == 1:
+        drops = (load_owned(drop + o_bh, m_h, C).to(gl.float32),)
+    elif C.DROPS == 3:
+        d_z = load_owned(drop + C.GATE_Z * step_size + o_bh, m_h, C).to(gl.float32)
+        d_r = load_owned(drop + C.GATE_R * step_size + o_bh, m_h, C).to(gl.float32)
+        d_n = load_owned(drop + 2 * step_size + o_bh, m_h, C).to(gl.float32)
+        drops = (d_z, d_r, d_n)
+    return drops
+
+
+@gluon.jit
+def times_masks(value, drops):
+    """Return a tuple: `value` times each of the masks, or itself where there are none."""
+    values = ()
+    for i in gl.static_range(len(drops)):
+        values = values + (value * drops[i],)
+    if len(drops) == 0:
+        values = (value,)
+    return values
