@@ -203,7 +203,7 @@ def test_a_grid_that_cannot_be_resident_is_refused():
 
 def test_a_launch_that_is_not_cooperative_is_found(monkeypatch):
     """Programs that wait for one that has not begun give up, nothing hangs, and they read what is written later."""
-    monkeypatch.setattr(probe.Probe, "_options", lambda self: dict(num_warps=2, launch_cooperative_grid=False))
+    monkeypatch.setattr(probe.Probe, "options", lambda self: dict(num_warps=2, launch_cooperative_grid=False))
     with emulated_gpu(), pytest.raises(RaceError, match="of blocks"):
         probe_of().run(1, patience=20)
 

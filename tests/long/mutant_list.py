@@ -336,7 +336,7 @@ MUTANTS = [
     Mutant("backends/triton/kernels/resident_forward.py", "    y = clear\n    drops", "    y = h * 0\n    drops", "kernels/test_resident.py -k clears"),
     Mutant("backends/triton/kernels/resident_forward.py", "b_fresh = clear", "b_fresh = h * 0", "kernels/test_resident.py -k clears"),
     Mutant("backends/triton/kernels/resident_layout.py", 'and (kernel == "backward" or drops == 0)', "", "kernels/test_resident.py -k both"),
-    Mutant("backends/triton/resident.py", "_marked(like, *shape) if self.is_direct else like.new_empty(shape)", "like.new_empty(shape)", "kernels/test_resident.py -k both"),
+    Mutant("backends/triton/resident.py", "make_marked(like, *shape) if self.is_direct else like.new_empty(shape)", "like.new_empty(shape)", "kernels/test_resident.py -k both"),
     Mutant("backends/triton/kernels/resident_forward.py", "resets += member * T * B", "resets += member * 0", "kernels/test_resident.py -k members_of"),
     Mutant("backends/triton/kernels/resident_backward.py", "resets += member * T * B", "resets += member * 0", "kernels/test_resident.py -k members_of"),
     Mutant("backends/triton/resident.py", "mask is not None and not self.steps.end_alike", "False", "kernels/test_resident.py -k members_of"),

@@ -136,6 +136,11 @@ def compile_probe(target: str, method: str, programs: int, dtype: torch.dtype, n
     """Compile the exchange alone (`probe.Probe`) for `target`; return registers per thread and spilled bytes."""
     gpu, _ = TARGETS[target]
     probe = Probe(method, programs, dtype=dtype, device="meta", num_warps=num_warps)
+    if method == "marked":
+        from .resident_probe import describe_marked
+
+        source = describe_marked(probe)
+        return _resources(triton.compile(source, target=gpu, options={"num_warps": num_warps}), gpu)[:2]
     source = describe_source(exchange_kernel, probe.arguments(1, 1), probe.constants(gpu.backend))
     return _resources(triton.compile(source, target=gpu, options={"num_warps": num_warps}), gpu)[:2]
 

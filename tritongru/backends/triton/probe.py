@@ -12,8 +12,10 @@ from ...environment import is_interpreted
 from ...tuning.configs import COUNTER_STRIDE, PERSISTENT, STEPS, LaunchConfig
 from .constants import Constants, current_backend, make_constants
 from .kernels.probe import exchange_kernel
+from .tilings import has_resident_kernels
 
-METHODS = ("counter", "launch")
+# "marked" is that of the kernels with weights in registers.
+METHODS = ("counter", "launch", "marked") if has_resident_kernels() else ("counter", "launch")
 BLOCK_B, BLOCK_H, BLOCK_K = 16, 16, 64
 
 
@@ -47,10 +49,15 @@ class Probe:
 
     def run(self, rounds: int, patience: int) -> None:
         """Exchange `rounds` times more, in one launch, or one launch each for "launch"."""
+        if self.method == "marked":
+            from .resident_probe import run_marked
+
+            run_marked(self, rounds, patience)
+            return
         steps = [1] * rounds if self.method == "launch" else [rounds]
         for step in steps:
             exchange_kernel[(self.programs, self.tiles)](
-                **self.arguments(step, patience), C=self.constants(current_backend()), **self._options()
+                **self.arguments(step, patience), C=self.constants(current_backend()), **self.options()
             )
             self.round += step
 
@@ -78,7 +85,7 @@ class Probe:
         total = sum(self.values(r).sum(-1) for r in last)
         return total.to(torch.int32)[:, None].expand(self.gathered.shape)  # type: ignore[union-attr]
 
-    def _options(self) -> dict:
+    def options(self) -> dict:
         if is_interpreted():
             return {}
         return dict(num_warps=self.config.num_warps, launch_cooperative_grid=self.config.waits)

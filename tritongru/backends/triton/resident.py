@@ -111,9 +111,9 @@ def run_members_forward(
     given = words = passed = None
     if scan.tiling.exchange == MARKED:
         part = (3 if scan.drops == 3 else 1), B, padded_width(U, gx.element_size())
-        given = _marked(gx, M, *part)
-        words = None if scan.is_direct else _marked(gx, M, T, *part)
-        passed = None if variant.reset_after else _marked(gx, M, T, *part[1:])
+        given = make_marked(gx, M, *part)
+        words = None if scan.is_direct else make_marked(gx, M, T, *part)
+        passed = None if variant.reset_after else make_marked(gx, M, T, *part[1:])
     s_fresh_t = B * U if fresh is not None and fresh.dim() == 4 else 0
     with on_device(gx.device):
         for tile, grid in scan.waves():
@@ -156,7 +156,7 @@ def run_members_backward(
     d_gh_n = scan.new_handed(entering, M, T, B, U) if variant.reset_after else entering.new_empty(0)
     words = None
     if scan.tiling.exchange == MARKED and not scan.is_direct:
-        words = _marked(entering, M, T, 3, B, padded_width(U, entering.element_size()))
+        words = make_marked(entering, M, T, 3, B, padded_width(U, entering.element_size()))
     constants = scan.constants(variant, precision, HAS_OUT=d_out is not None, FRESH_GRADIENT=fresh_gradient)
     with on_device(u.device):
         for tile, grid in scan.waves():
@@ -170,7 +170,7 @@ def run_members_backward(
     return d_gx, d_gh_n, carry.to(entering.dtype, copy=True), d_fresh
 
 
-def _marked(like: Tensor, *shape: int) -> Tensor:
+def make_marked(like: Tensor, *shape: int) -> Tensor:
     """Return memory full of marks, of the type of `like`: nothing that a kernel publishes is one."""
     signed = {2: torch.int16, 4: torch.int32}[like.element_size()]
     bits = MARK >> (32 - 8 * like.element_size())
@@ -243,7 +243,7 @@ class _Scan:
 
     def new_handed(self, like: Tensor, *shape: int) -> Tensor:
         """Return memory for results; for those that programs ask each other for, full of marks."""
-        return _marked(like, *shape) if self.is_direct else like.new_empty(shape)
+        return make_marked(like, *shape) if self.is_direct else like.new_empty(shape)
 
     def _plan_rows(self) -> tuple[Tensor | None, Tensor | None]:
         mask, resets = self.steps.mask, self.steps.resets

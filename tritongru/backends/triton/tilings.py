@@ -113,6 +113,12 @@ def padded_width(units: int, itemsize: int) -> int:
     return -(-units // piece) * piece
 
 
+def has_resident_kernels() -> bool:
+    """Return whether the Triton at hand can compile these kernels."""
+    release = triton_release()
+    return release is not None and release >= FIRST_RELEASE
+
+
 def choose(
     kernel: str, units: int, itemsize: int, batch: int, device: Device, drops: int = 0, members: int = 1
 ) -> Tiling | None:
@@ -167,8 +173,8 @@ def reasons_against(
         members: scans in one launch.
     """
     reasons = []
-    release = triton_release()
-    if release is None or release < FIRST_RELEASE:
+    if not has_resident_kernels():
+        release = triton_release()
         found = "none" if release is None else ".".join(map(str, release))
         reasons.append(f"the kernels with weights in registers need triton 3.6 or newer, found {found}")
     if not device.target.startswith("sm_"):

@@ -112,26 +112,33 @@ def multiply_handed(
     """
     ARRAYS: gl.constexpr = len(places)
     PARTS: gl.constexpr = C.NK // len(waits)  # of a group
-    same = places[0].to(gl.int64) * 0
-    # Two kinds of pointers cannot be told to one block of assembly.
-    asked = places
-    if C.HAS_TAIL:
-        asked = asked + lasts
-    asked = asked + (fault.to(gl.int64) + same, same.to(gl.int32) + patience)
+    asked = ask(places, lasts, fault, patience, C)
     came = ()
     for group in gl.static_range(len(waits)):
         # Words of this group, and then those of the next as they come.
-        came = _wait(came[4 * ARRAYS * PARTS :] + asked, waits, group)
+        came = wait_for(came[4 * ARRAYS * PARTS :] + asked, waits, group)
         for i in gl.static_range(PARTS):
             rows = ()
             for array in gl.static_range(ARRAYS):
-                rows = rows + (_part_of(came, 4 * (i * ARRAYS + array), group * PARTS + i, k_all, io, C),)
+                rows = rows + (part_of(came, 4 * (i * ARRAYS + array), group * PARTS + i, k_all, io, C),)
             sums = multiply(rows, weights, group * PARTS + i, sums, SHARED, C)
     return sums
 
 
 @gluon.jit
-def _wait(operands, waits: gl.constexpr, group: gl.constexpr):
+def ask(places, lasts, fault, patience, C: gl.constexpr):
+    """Return what each wait for these pieces is told, beside the words that came."""
+    same = places[0].to(gl.int64) * 0
+    asked = places
+    if C.HAS_TAIL:
+        asked = asked + lasts
+    # Two kinds of pointers cannot be told to one block of assembly.
+    return asked + (fault.to(gl.int64) + same, same.to(gl.int32) + patience)
+
+
+@gluon.jit
+def wait_for(operands, waits: gl.constexpr, group: gl.constexpr):
+    """Return the words of a group that are there, and those of the next one as they come."""
     # Triton 3.6 passes no member of a tuple that is a constant on to another function.
     return gl.inline_asm_elementwise(
         waits[group].text, waits[group].constraints, operands, dtype=waits[group].types, is_pure=False,
@@ -140,7 +147,7 @@ def _wait(operands, waits: gl.constexpr, group: gl.constexpr):
 
 
 @gluon.jit
-def _part_of(words, j: gl.constexpr, number: gl.constexpr, k_all, io: gl.constexpr, C: gl.constexpr):
+def part_of(words, j: gl.constexpr, number: gl.constexpr, k_all, io: gl.constexpr, C: gl.constexpr):
     """Return a part (WARPS_K, BLOCK_B, PART), of that number, of the four words from the j-th on of its pieces."""
     four = gl.join(gl.join(words[j], words[j + 1]), gl.join(words[j + 2], words[j + 3]))
     four = gl.permute(four, [0, 1, 2, 4, 3])
