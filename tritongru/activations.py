@@ -209,7 +209,8 @@ def resolve(identifier: str | Callable | dict | None, argument: str = "activatio
             raise ValueError(f"Unknown activation function: `{argument}`={identifier!r}; known: {', '.join(TABLE)}")
         return TABLE[name]
     if callable(identifier):
-        known = _CALLABLES.get(identifier) if getattr(identifier, "__hash__", None) else None
+        # Asked of the type, and by None: of an object the compilers of torch up to 2.13 cannot ask one or the other.
+        known = _CALLABLES.get(identifier) if type(identifier).__hash__ is not None else None
         known = known or _MODULES.get(type(identifier))
         return TABLE[known] if known else Activation(_name_of(identifier), identifier)
     raise TypeError(f"Could not interpret activation function identifier: `{argument}`={identifier!r}")
