@@ -93,19 +93,26 @@ def _is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def _is_exported_by_dynamo() -> bool:
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    return InstructionTranslator.current_tx().export
+
+
 # Dynamo asks while it traces, and guards the answer by itself; see torch.compiler.assume_constant_result.
-_is_transformed._dynamo_marked_constant = True
+for _query in (_is_transformed, _is_exported_by_dynamo):
+    _query._dynamo_marked_constant = True
 
 
 def _is_traced() -> bool:
     """Return whether the call is recorded into a program that this module is no part of."""
     if is_recorded():
         return True
-    # With torch 2.6, which cannot say, an export that does not go through Dynamo is known by its proxies.
+    # torch 2.6 cannot say: there Dynamo knows, and an export that does not go through it is known by its proxies.
     if is_exporting():
         return True
     if torch.compiler.is_dynamo_compiling():
-        return False
+        return not hasattr(torch.compiler, "_is_exporting_flag") and _is_exported_by_dynamo()
     proxy = torch._C._TorchDispatchModeKey.PROXY
     return (
         torch._C._get_dispatch_mode(proxy) is not None or torch._ops._get_dispatch_mode_pre_dispatch(proxy) is not None
