@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from .backends.aten import run_aten
 from .backends.gradients import Setting
 from .backends.members import are_alike
 from .backends.running import run_members, run_scan, setting_of
-from .call.arguments import Arguments, LayerNorm
+from .call.arguments import Arguments, LayerNorm, changed
 from .call.check import Call, Signature, check, in_autocast_dtype
 from .call.heads import has_heads, split_heads
 from .call.problem import Problem, canonicalize, clear_padding
@@ -196,13 +195,14 @@ def run_all(calls: Sequence[Arguments], backend: str = "auto") -> list[tuple[Ten
     if any(map(has_heads, calls)):
         heads = [split_heads(a) if has_heads(a) else [a] for a in calls]
         each = iter(run_all([head for call in heads for head in call], backend))
-        whole = [zip(*islice(each, len(call)), strict=True) for call in heads]
+        # Not `islice`: compiled by torch 2.6 it begins anew with each call.
+        whole = [zip(*[next(each) for _ in call], strict=True) for call in heads]
         return [(torch.cat(y, dim=-1), torch.cat(states, dim=-1), decisions[0]) for y, states, decisions in whole]
     x = calls[0].x
     if isinstance(x, Tensor) and all(a.x is x for a in calls):
         # Cast once, so that it stays one input under autocast, and is multiplied once.
         x = in_autocast_dtype(Arguments(x, None, x.new_empty(0))).x
-        calls = [a._replace(x=x) for a in calls]
+        calls = [changed(a, x=x) for a in calls]
     checked = [check(a) for a in calls]
     if (signature := _signature_of_all(checked)) is not None:
         decision = dispatch.decide(signature, backend)
@@ -218,11 +218,11 @@ def _signature_of_all(calls: Sequence[Call]) -> Signature | None:
     first, *others = (call.signature for call in calls)
     if not others or any(_forwards(first) != _forwards(other) for other in others):
         return None
-    return first._replace(members=len(calls))
+    return changed(first, members=len(calls))
 
 
 def _forwards(signature: Signature) -> Signature:
-    return signature._replace(variant=signature.variant._replace(reverse=False))
+    return changed(signature, variant=changed(signature.variant, reverse=False))
 
 
 def _canonicalize_all(calls: Sequence[Call]) -> list[Problem]:
@@ -284,14 +284,15 @@ def explain_all(calls: Sequence[Arguments], backend: str = "auto") -> Decision:
 
 
 def _run_reference(call: Call) -> tuple[Tensor, Tensor]:
-    own = call.arguments._asdict()
+    a = call.arguments
+    own = dict(zip(Arguments._fields, a, strict=True))
     del own["precision"], own["recompute"]
     names = ("activation", "recurrent_activation")
     for name, is_known in zip(names, call.signature.activations_known, strict=True):
         if not is_known:
             own[name] = activations.Checked(activations.get(own[name]), name)
     outputs, state = gru_reference(**own)
-    if call.arguments.time == 0:
+    if a.x.shape[0 if a.time_major else 1] == 0:
         # Without a step it is the initial state itself, which is the caller's.
         state = state.clone()
-    return call.arguments.in_order_of_processing(outputs), state
+    return a.in_order_of_processing(outputs), state

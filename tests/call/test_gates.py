@@ -115,7 +115,7 @@ def test_autocast_and_tracing() -> None:
     arguments = make_arguments(Case(gates=True, mask=True))
     with torch.autocast("cpu", torch.bfloat16):
         assert scan(**arguments)[0].dtype == torch.bfloat16
-    traced = torch.compile(lambda gates: scan(**(arguments | {"gates": gates})), backend="aot_eager", fullgraph=True)
+    traced = torch.compile(lambda gates: scan(**{**arguments, "gates": gates}), backend="aot_eager", fullgraph=True)
     for ours, theirs in zip(traced(arguments["gates"]), scan(**arguments, backend="eager"), strict=True):
         torch.testing.assert_close(ours, theirs)
     assert as_arguments(arguments).kernel is None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..call.arguments import changed
 from ..call.problem import Inputs, Problem, Variant
 from .gradients import RECOMPUTE, SAVE_GATES, SAVE_NOTHING, Setting
 from .members import Group, run_members_directly
@@ -40,7 +41,7 @@ def run_members(problems: Sequence[Problem], setting: Setting) -> tuple[Tensor, 
     members, variants = zip(*problems, strict=True)
     if _is_past_operators([t for a in members for t in a], setting):
         return run_members_directly(members, variants, setting)[:2]
-    group, variant = Group.of(members, [v.reverse for v in variants]), variants[0]._replace(reverse=False)
+    group, variant = Group.of(members, [v.reverse for v in variants]), changed(variants[0], reverse=False)
     if torch._C._are_functorch_transforms_active():
         return run_transformed(members, group.backwards, variant, setting)[:2]
     tensors = group.pack(members)

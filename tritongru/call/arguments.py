@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
+
+Named = TypeVar("Named", bound=Any)
+
+
+def changed(values: Named, **fields: Any) -> Named:
+    """Return a named tuple with other values in some of its fields, as `_replace`, which torch 2.6 cannot compile."""
+    if not torch.compiler.is_compiling():
+        return values._replace(**fields)
+    kind = type(values)
+    return kind(*[fields.get(name, value) for name, value in zip(kind._fields, values, strict=True)])
 
 
 class LayerNorm(NamedTuple):

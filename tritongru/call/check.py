@@ -10,7 +10,7 @@ from torch._C._functorch import TransformType, get_interpreter_stack, get_unwrap
 
 from .. import activations
 from ..activations import Activation
-from .arguments import Arguments, LayerNorm
+from .arguments import Arguments, LayerNorm, changed
 from .problem import Shape, Variant
 from .recording import is_recorded, is_traced
 from .tensors import check_tensors, name_of_input
@@ -176,10 +176,10 @@ def in_autocast_dtype(a: Arguments) -> Arguments:
         if isinstance(value, Tensor) and value.is_floating_point():
             return value.to(dtype)
         if isinstance(value, LayerNorm):
-            return value._replace(scale=cast(value.scale))
+            return changed(value, scale=cast(value.scale))
         if isinstance(value, (tuple, list)):
             return tuple(cast(item) for item in value)
         return value
 
     # A mask may be of floats, and is no value.
-    return Arguments._make(map(cast, a))._replace(mask=a.mask, lengths=a.lengths)
+    return changed(Arguments(*map(cast, a)), mask=a.mask, lengths=a.lengths)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .arguments import Arguments
+from .arguments import Arguments, changed
 from .check import in_autocast_dtype
 from .tensors import check_tensors
 
@@ -43,7 +43,7 @@ def split_heads(a: Arguments) -> list[Arguments]:
         *((3 * units, units) if a.layout == "torch" else (units, 3 * units))
     )
     recurrent = a.recurrent_kernel.unbind(0)
-    a = check_tensors(a._replace(recurrent_kernel=whole))
+    a = check_tensors(changed(a, recurrent_kernel=whole))
 
     def gates_of(value, head: int, axis: int = -1):
         if isinstance(value, tuple):
@@ -60,7 +60,8 @@ def split_heads(a: Arguments) -> list[Arguments]:
         return value[..., head * width : (head + 1) * width] if isinstance(value, Tensor) else value
 
     return [
-        a._replace(
+        changed(
+            a,
             x=a.x if a.kernel is not None else gates_of(a.x, head),
             kernel=gates_of(a.kernel, head, 0 if a.layout == "torch" else -1),
             recurrent_kernel=recurrent[head],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .arguments import Arguments, LayerNorm
+from .arguments import Arguments, LayerNorm, changed
 from .errors import LAYOUTS, PRECISIONS, check_choice, check_norm_name
 from .recording import is_traced
 
@@ -28,12 +28,14 @@ def check_tensors(a: Arguments) -> Arguments:
     if x.dim() != 3:
         axes = ("(T,B,{})" if a.time_major else "(B,T,{})").format("3U" if a.kernel is None else "I")
         raise ValueError(f"`{own_name}` must have 3 axes {axes}, got {x.dim()} with shape {tuple(x.shape)}")
-    time, batch = a.time, a.batch
+    # Not a's own properties, which torch 2.6 cannot compile.
+    time, batch = x.shape[:2] if a.time_major else (x.shape[1], x.shape[0])
     units = _check_weights(a.kernel, a.recurrent_kernel, x.shape[2], a.layout)
     steps, axes = ((time, batch), "(T,B)") if a.time_major else ((batch, time), "(B,T)")
     if a.reset_state is not None and a.resets is None:
         raise ValueError("`reset_state` was given without `resets`: say at which steps it replaces the state")
-    return a._replace(
+    return changed(
+        a,
         bias=_check_bias(a.bias, units, a, x),
         mask=_check_steps("mask", a.mask, steps, axes, x),
         resets=_check_steps("resets", a.resets, steps, axes, x),
@@ -234,4 +236,4 @@ def _check_layer_norm(a: Arguments, units: int, like: Tensor) -> LayerNorm | Non
             )
     if not (isinstance(norm.epsilon, (int, float)) and norm.epsilon > 0):
         raise ValueError(f"`layer_norm.epsilon` must be a positive number, got {norm.epsilon!r}")
-    return norm._replace(epsilon=float(norm.epsilon))
+    return changed(norm, epsilon=float(norm.epsilon))

@@ -299,7 +299,7 @@ def _can_join(layer: GRU) -> bool:
     names = ("forward_pre_hooks", "forward_hooks", "backward_pre_hooks", "backward_hooks")
     watched = any(getattr(layer, f"_{name}") or getattr(modules, f"_global_{name}") for name in names)
     watched = watched or layer._compiled_call_impl is not None
-    return layer.built and not watched and type(layer).forward is GRU.forward and "forward" not in vars(layer)
+    return layer.built and not watched and type(layer).forward is GRU.forward and "forward" not in layer.__dict__
 
 
 def _is_step(x, time_major: bool) -> bool:
