@@ -84,6 +84,8 @@ def test_ends_of_the_range(name: str, dtype: torch.dtype) -> None:
     ours, theirs = run(name, x), TABLE[name].function(x)
     assert torch.equal(ours.isnan(), theirs.isnan())
     rest = ~theirs.isnan()
+    if name in ("elu", "selu") and theirs[5] == 0:
+        rest[5] = False  # torch 2.6 takes one from an exponential: nothing is left of so small a number
     torch.testing.assert_close(ours[rest], theirs[rest], rtol=8 * torch.finfo(dtype).eps, atol=tiny * 1e-6)
     if name in ("tanh", "sigmoid", "hard_sigmoid"):
         assert torch.equal(ours[[1, 6]], torch.ones(2, dtype=dtype))

@@ -113,8 +113,10 @@ def test_without_others_the_first_thread_does_it_all_and_is_left_alone_for_a_whi
         asked.clear()
         for _ in range(3):
             assert torch.equal(run_case(make_arguments(case), "numba")["outputs"], right["outputs"])
-        # Forward, backward, and the sums of gradients, in which threads need not meet.
-        assert asked == [2] * (9 if seconds == 0 else 2)
+        # Forward, backward, and the sums of gradients, in which threads need not meet. Before torch 2.8 all calls with
+        # gradients go the whole way, where the sums after a scan that was alone ask for no thread.
+        repeat = hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks")
+        assert asked == [2] * (9 if seconds == 0 else 1 + repeat)
 
 
 @pytest.mark.parametrize(

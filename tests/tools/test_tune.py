@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tritongru.__main__ import main
-from tritongru.environment import reasons_against_interpreter
+from tritongru.environment import LOWEST_TRITON, reasons_against_interpreter, triton_release
 from tritongru.tools.benchmark.timing import Timing
 from tritongru.tools.tune import checking
 from tritongru.tools.tune import measure as tune_measure
@@ -39,6 +39,7 @@ RECORD = {"kind": "modelled", "date": "2026-01-02", "device": "Test GPU"}
 RECORD |= dict.fromkeys(("tritongru", "triton", "torch", "kernels"), "?")
 PROVENANCES, IDS = {"p": RECORD}, dict.fromkeys(tables.KINDS, "p")
 needs_triton = pytest.mark.skipif(not tune_module.choices.importlib.util.find_spec("triton"), reason="needs triton")
+needs_compiler = pytest.mark.skipif((triton_release() or (0, 0)) < LOWEST_TRITON, reason="needs Triton 3.4")
 
 
 # The space, its rules and its model.
@@ -211,7 +212,7 @@ def test_the_fastest_wins_where_any_was_timed():
 # Compiling in other processes.
 
 
-@needs_triton
+@needs_compiler
 def test_one_kernel_is_compiled_in_a_worker():
     job = Job("sm_90", Key("forward", "bfloat16", "ieee", 16), LaunchConfig(SINGLE, 16, 16, 16, 4))
     with Compilers(1) as compilers:
@@ -220,7 +221,7 @@ def test_one_kernel_is_compiled_in_a_worker():
     assert 500 < compiled.cycles < 5000 and compiled.cache_bytes > 16 * 16 * 2 * 4
 
 
-@needs_triton
+@needs_compiler
 def test_what_the_replay_knows_of_plain_kernels():
     """Chunks of streamed weights count each; asynchronous products cannot be followed, so the model ranks them."""
 
@@ -577,7 +578,7 @@ def test_plots(tmp_path, monkeypatch, capsys):
     assert f"tune: {broken}: line 2" in capsys.readouterr().err
 
 
-@needs_triton
+@needs_compiler
 def test_verify_finds_what_a_table_hides(tmp_path, capsys):
     """An entry that compiles, and one whose programs do not fit the device."""
     good = Entry(

@@ -357,6 +357,8 @@ def _train_in_shards(rank: int, kind: str, store: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_give_the_gradients_of_one(kind, tmp_path):
+    if kind == "fsdp" and not hasattr(torch.cpu.Stream, "record_event"):
+        pytest.skip(f"fully_shard of torch {torch.__version__} does not work on a CPU")
     torch.multiprocessing.spawn(_train_in_shards, (kind, str(tmp_path / "store")), nprocs=2)
 
 
