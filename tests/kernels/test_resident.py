@@ -395,6 +395,7 @@ def test_every_size_has_a_tiling_in_half_precision(units, kernel):
         (dict(device=replace(DEVICES[90], target="sm_75")), "not sm_75"),
         (dict(units=4096), "fit neither registers nor shared memory"),
         (dict(batch=2**24), "32 bits"),
+        (dict(units=1, batch=2**28), "32 bits"),  # in rows of 8, padded
         (dict(units=1024, members=3), "3 scans of units=1024 cannot run at once"),
         (dict(device=replace(DEVICES[90], cooperative=False), units=256), "fit neither"),
     ],

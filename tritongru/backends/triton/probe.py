@@ -15,7 +15,7 @@ from .kernels.probe import exchange_kernel
 from .tilings import has_resident_kernels
 
 # "marked" is that of the kernels with weights in registers.
-METHODS = ("counter", "launch", "marked") if has_resident_kernels() else ("counter", "launch")
+METHODS = ("counter", "launch") + (("marked",) if has_resident_kernels() and torch.version.hip is None else ())
 BLOCK_B, BLOCK_H, BLOCK_K = 16, 16, 64
 
 

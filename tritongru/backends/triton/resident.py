@@ -19,8 +19,7 @@ from ...tuning.devices import device_limits
 from . import launching, tilings
 from .kernels.resident_backward import resident_backward_kernel
 from .kernels.resident_forward import resident_forward_kernel
-from .kernels.resident_layout import EACH, Constants, is_direct, make_constants
-from .kernels.resident_waits import MARK
+from .kernels.resident_layout import EACH, Constants, count_values, is_direct, make_constants
 from .launching import contiguous, on_device, restart
 from .rows import plan_rows
 from .tilings import MARKED, NO_EXCHANGE, Tiling, padded_width
@@ -110,7 +109,7 @@ def run_members_forward(
     )  # fmt: skip
     given = words = passed = None
     if scan.tiling.exchange == MARKED:
-        part = (3 if scan.drops == 3 else 1), B, padded_width(U, gx.element_size())
+        part = count_values(scan.drops, variant.reset_after), B, padded_width(U, gx.element_size())
         given = make_marked(gx, M, *part)
         words = None if scan.is_direct else make_marked(gx, M, T, *part)
         passed = None if variant.reset_after else make_marked(gx, M, T, *part[1:])
@@ -173,8 +172,8 @@ def run_members_backward(
 def make_marked(like: Tensor, *shape: int) -> Tensor:
     """Return memory full of marks, of the type of `like`: nothing that a kernel publishes is one."""
     signed = {2: torch.int16, 4: torch.int32}[like.element_size()]
-    bits = MARK >> (32 - 8 * like.element_size())
-    return torch.full(shape, bits - (1 << 8 * like.element_size()), dtype=signed, device=like.device).view(like.dtype)
+    # All bits, which is `resident_waits.MARK`.
+    return torch.full(shape, -1, dtype=signed, device=like.device).view(like.dtype)
 
 
 def _entering(states: Tensor, reverse: Sequence[bool]) -> Tensor:

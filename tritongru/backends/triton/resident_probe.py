@@ -16,7 +16,7 @@ def run_marked(probe, rounds: int, patience: int) -> None:
     rows = probe.tiles * probe.blocks.shape[2]
     words = make_marked(probe.blocks, rounds, rows, probe.units)
     marked_exchange_kernel[(probe.programs, probe.tiles)](
-        words, probe.gathered, probe.faults, probe.round, rounds, patience,
+        words, probe.gathered, probe.faults, probe.round & 0xFFFF, rounds, patience,
         C=probe_constants(probe.units, probe.blocks.dtype, probe.config.num_warps), **probe.options(),
     )  # fmt: skip
     probe.round += rounds

@@ -8,19 +8,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...environment import triton_release
-from ...tuning.configs import Device, next_power_of_two
+from ...tuning.configs import MOST_WAVES, Device, next_power_of_two
 
 EXCHANGES = NO_EXCHANGE, MARKED = "none", "marked"
 # What the kernels' language needs: triton.experimental.gluon with these products.
 FIRST_RELEASE = (3, 6)
-# Registers of a thread, of the 255 that it can have, that weights and sums may take, and the rows that are multiplied:
-# by what compiled without spills in the time loop, tests/kernels/test_resident_budgets.py. The first for one array of
-# rows, the second for three.
+# Registers of a thread, of the 255 that it can have, by what compiled without spills in the time loop, see
+# tests/kernels/test_resident_budgets.py; the first for one array of rows, the second for three. Where one program has
+# all units, what weights and sums may take, and what the rows that are multiplied:
 KEPT_REGISTERS, ROW_REGISTERS = (168, 150), (64, 192)
-GROUP_REGISTERS = 24  # of rows that are waited for at once, by replayed cycles
-# The same where programs wait for each other, for weights, sums and rows together; of these, what addresses take more
-# where the last part is shorter, and where there are 64 rows. Masks, resets and dropout are among what compiled.
+# Where programs wait for each other, what weights, sums and rows may take together, masks, resets and dropout among
+# what compiled; of these, what addresses take more where the last part is shorter, and where there are 64 rows.
 MARKED_REGISTERS, TAIL_REGISTERS, TALL_REGISTERS = (188, 168), 8, 24
+GROUP_REGISTERS = 24  # of rows that are waited for at once, by replayed cycles
+# Cycles of a step over those of 16 rows whose programs wait for each other, by the replay from 128 units on: of so many
+# rows; of one program for all units, up to 64 and above.
+ROW_COSTS, ALONE_COSTS = {16: 1.0, 32: 1.55, 64: 3.3}, (0.6, 1.6)
 # Offsets within one step are 32 bits.
 MOST_ELEMENTS = 2**31
 
@@ -124,15 +127,20 @@ def choose(
 ) -> Tiling | None:
     """Return the tiling for a problem, or None where none of them serves it.
 
-    The first of `candidates` with which the batch takes the fewest turns: a tile of twice as many rows takes less than
-    twice as long.
+    That of the least estimated time for all turns of the batch, of those with few launches where there are any.
     """
     able = [
         tiling
         for tiling in candidates(kernel, units, itemsize)
         if not reasons_against_tiling(tiling, kernel, units, itemsize, device, drops, members)
     ]
-    return min(able, key=lambda tiling: count_waves(tiling, units, batch, device, members), default=None)
+
+    def cost(tiling: Tiling) -> tuple[bool, float]:
+        waves = count_waves(tiling, units, batch, device, members)
+        alone = tiling.exchange == NO_EXCHANGE
+        return waves > MOST_WAVES, waves * (ALONE_COSTS[units > 64] if alone else ROW_COSTS[tiling.block_b])
+
+    return min(able, key=cost, default=None)
 
 
 def candidates(kernel: str, units: int, itemsize: int) -> list[Tiling]:
@@ -143,7 +151,7 @@ def candidates(kernel: str, units: int, itemsize: int) -> list[Tiling]:
         # So many warps that no instruction budget is broken.
         warps = whole // 8 if kernel == "backward" else min(4, whole // 8)
         found.append(Tiling(16, whole, 1, warps, NO_EXCHANGE))
-    # With masks, 64 rows of more units are spilled.
+    # In rows above 1 KiB, 64 of them are spilled with masks.
     for block_b in (16, 32, 64) if units * itemsize <= 1024 else (16, 32):
         # Four warps as long as their registers hold what they multiply: forward, and backward.
         most = {16: (512, 384), 32: (256, 128), 64: (128, 128)}[block_b]
@@ -185,9 +193,9 @@ def reasons_against(
         reasons.append(f"the kernels with weights in registers need compute capability 8.0, not {device.target}")
     if dtype == "float32" and precision != "tf32":
         reasons.append(f"their products of float32 are in TF32, and precision is {precision!r}")
-    if 3 * units * batch >= MOST_ELEMENTS:
-        reasons.append(f"{batch} rows of {units} units have more elements in a step than 32 bits count")
     size = 4 if dtype == "float32" else 2
+    if max(3 * units, padded_width(units, size)) * batch >= MOST_ELEMENTS:
+        reasons.append(f"{batch} rows of {units} units have more elements in a step than 32 bits count")
     if not reasons and choose(kernel, units, size, batch, device, drops, members) is None:
         if members > 1 and choose(kernel, units, size, batch, device, drops) is not None:
             reasons.append(f"{members} scans of units={units} cannot run at once")
@@ -207,15 +215,17 @@ def reasons_against_tiling(
     kept = tiling.weight_registers(units, itemsize) + tiling.sum_registers()
     rows = tiling.row_registers(units, itemsize, 3 if several else 1)
     there = tiling.max_registers() / 255
-    limits = KEPT_REGISTERS[several], ROW_REGISTERS[several]
     if tiling.exchange == MARKED:
         # Rows come in groups, one while the one before is multiplied.
         groups = tiling.groups(units, itemsize, 3 if several else 1)
         kept += rows * min(2, groups) // groups
         kept += TAIL_REGISTERS * (tiling.depth(units, itemsize) > units) + TALL_REGISTERS * (tiling.block_b > 32)
-        limits = MARKED_REGISTERS[several], rows
-    if kept > there * limits[0] or rows > there * limits[1]:
-        reasons.append(f"{kept} and {rows} registers of a thread for weights, sums and rows: some would be spilled")
+        is_spilled = kept > there * MARKED_REGISTERS[several]
+    else:
+        is_spilled = kept > there * KEPT_REGISTERS[several] or rows > there * ROW_REGISTERS[several]
+        kept += rows
+    if is_spilled:
+        reasons.append(f"{kept} registers of a thread for weights, sums and rows: some would be spilled")
     sums = 3 if kernel == "forward" or tiling.exchange == NO_EXCHANGE or drops == 3 else 1
     if (needed := tiling.shared_bytes(units, itemsize, sums)) > device.shared_memory:
         reasons.append(f"{needed} bytes of shared memory per program, {device.shared_memory} are there")

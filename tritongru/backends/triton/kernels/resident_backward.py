@@ -15,13 +15,14 @@ gradients in, 4 gradients out.
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from .. import tilings
 from .resident_exchange import FETCHED_AHEAD, fetch, multiply_handed, places_of, publish, stores_of, units_of
 from .resident_gates import slope
 from .resident_layout import EACH
 from .resident_product import allocate_kept, allocate_meeting, bring, keep, load_gates, meet, multiply_kept
 from .resident_steps import load_back_step, load_drops, load_owned, time_of
 
-_EACH = gl.constexpr(EACH)
+_EACH, _MARKED = gl.constexpr(EACH), gl.constexpr(tilings.MARKED)
 
 
 @gluon.jit(do_not_specialize=["T", "B", "first_tile", "patience"])
@@ -48,7 +49,7 @@ def resident_backward_kernel(
     | directions | (M,) whether reversed (REVERSE == EACH) | uint8 |
     """
     io: gl.constexpr = d_gx.dtype.element_ty
-    MARKED: gl.constexpr = C.EXCHANGE == "marked"
+    MARKED: gl.constexpr = C.EXCHANGE == _MARKED
     i_h, i_b = gl.program_id(0), gl.program_id(1)
     tiles = gl.num_programs(1)
     if first_tile is not None:

@@ -8,7 +8,7 @@ gradients, they are asked for where they lie, so that nothing is stored for the 
 A warp asks for all that it multiplies in one block of assembly. It waits for those programs alone whose units it sums
 over. Stores and loads are relaxed, in the scope of the GPU: nothing else is ordered by them, and nothing needs to be,
 since each word is written once. A line of memory that nobody has touched since the marks were put there may have left
-the second-level cache: its owner fetches it some steps ahead.
+the second-level cache: its owner fetches it, as a hint, some steps ahead.
 
 Every wait is bounded. Who waits longer marks the tile's fault and multiplies a NaN, so that a fault is neither a hang
 nor a silent result; the fault then ends the waits of the whole tile.
@@ -93,7 +93,7 @@ def spread(p, part_size, COUNT: gl.constexpr):
 
 @gluon.jit
 def fetch(p):
-    """Have what lies at `p`, one pointer for each row, brought to the second-level cache; without a wait."""
+    """Have the line that `p` lies in, one for each row, brought to the second-level cache; without a wait."""
     gl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [p], dtype=gl.int32, is_pure=False, pack=1
     )

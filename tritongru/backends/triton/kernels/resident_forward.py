@@ -14,6 +14,7 @@ Bytes per step and program: 3 gx and BLOCK_B * U of the state in, the state, the
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from .. import tilings
 from .resident_exchange import (
     FETCHED_AHEAD,
     fetch,
@@ -30,7 +31,7 @@ from .resident_layout import EACH
 from .resident_product import allocate_kept, allocate_meeting, bring, keep, load_gates, meet, multiply_kept
 from .resident_steps import load_drops, load_owned, load_step, time_of, times_masks
 
-_EACH = gl.constexpr(EACH)
+_EACH, _MARKED = gl.constexpr(EACH), gl.constexpr(tilings.MARKED)
 
 
 @gluon.jit(do_not_specialize=["T", "B", "first_tile", "patience"])
@@ -46,11 +47,11 @@ def resident_forward_kernel(
     | u | (U,3U), or the transpose of (3U,U) unless KEYS_FIRST | io |
     | bias_n | (U,) | io |
     | states | (T+1,B,U) entering each step and the last one, the other way round if reversed (SEPARATE) | io |
-    | out | (T,B,U) | io |
+    | out | (T,B,U); these or, SEPARATE, the states marks where they are what is multiplied (DIRECT) | io |
     | gates | (4 or 3,T,B,U) z, r, n, h R_n + c_n | io |
     | carry | (B,U) the state before and after, exact | float32 |
-    | given | (1 or DROPS,B,WIDTH) marks, for what is multiplied in the first step | io |
-    | words | (T,1 or DROPS,B,WIDTH) marks, for that of the others, unless states or outputs are it (DIRECT) | io |
+    | given | (VALUES,B,WIDTH) marks, for what is multiplied in the first step | io |
+    | words | (T,VALUES,B,WIDTH) marks, for that of the others, unless states or outputs are it (DIRECT) | io |
     | passed | (T,B,WIDTH) marks, for r * h (not RESET_AFTER) | io |
     | mask, resets | (T,B) | uint8 |
     | fresh | (B,U), or (T,B,U) with s_fresh_t = B * U | io |
@@ -62,7 +63,7 @@ def resident_forward_kernel(
     Without an exchange `given`, `words`, `passed` and `faults` are None.
     """
     io: gl.constexpr = out.dtype.element_ty
-    MARKED: gl.constexpr = C.EXCHANGE == "marked"
+    MARKED: gl.constexpr = C.EXCHANGE == _MARKED
     i_h, i_b = gl.program_id(0), gl.program_id(1)
     tiles = gl.num_programs(1)
     if first_tile is not None:
@@ -70,7 +71,6 @@ def resident_forward_kernel(
         tiles = (B + C.BLOCK_B - 1) // C.BLOCK_B
     step_size = B.to(gl.int64) * C.U
     part_size = B.to(gl.int64) * C.WIDTH
-    VALUES: gl.constexpr = 3 if C.DROPS == 3 else 1
     reverse = i_h < 0
     if C.MEMBERS:
         i_m = gl.program_id(2)
@@ -97,9 +97,9 @@ def resident_forward_kernel(
             drop += member * C.DROPS * step_size
         if MARKED:
             faults += member * tiles
-            given += member * VALUES * part_size
+            given += member * C.VALUES * part_size
             if not C.DIRECT:
-                words += member * T * VALUES * part_size
+                words += member * T * C.VALUES * part_size
             if not C.RESET_AFTER:
                 passed += member * T * part_size
 
@@ -138,7 +138,7 @@ def resident_forward_kernel(
         stores = stores_of(m_row, o_h, io, C)
         fault = faults + i_b
     else:
-        kept = allocate_kept(io, VALUES, C)
+        kept = allocate_kept(io, C.VALUES, C)
         if not C.RESET_AFTER:
             kept_s = allocate_kept(io, 1, C)
 
@@ -162,9 +162,9 @@ def resident_forward_kernel(
     if MARKED:
         if C.DIRECT:
             p_words = leaving
-        publish_all(given + own_word, part_size, times_masks(h, drops), stores, io, C)
+        publish_all(given + own_word, part_size, times_masks(h, drops[: C.VALUES]), stores, io, C)
     else:
-        keep(times_masks(h, drops), kept, io)
+        keep(times_masks(h, drops[: C.VALUES]), kept, io)
 
     y_z, y_r, y_n, valid_next, again_next = load_step(
         gx, mask, resets, first, T, B, step_size, o_b, o_bg, m_h, reverse, C
@@ -175,8 +175,8 @@ def resident_forward_kernel(
         if MARKED:
             later = time_of(gl.minimum(step + FETCHED_AHEAD, T - 1), T, reverse, C).to(gl.int64) * part_size
             p_later = o_b * C.WIDTH + i_h * C.BLOCK_H
-            for value in gl.static_range(VALUES):
-                fetch(p_words + later * VALUES + value * part_size + p_later)
+            for value in gl.static_range(C.VALUES):
+                fetch(p_words + later * C.VALUES + value * part_size + p_later)
             if not C.RESET_AFTER:
                 fetch(passed + later + p_later)
         x_z, x_r, x_n, valid, again = y_z, y_r, y_n, valid_next, again_next
@@ -193,8 +193,8 @@ def resident_forward_kernel(
         # The whole state of the tile's rows, times the weights.
         if MARKED:
             sums = multiply_handed(
-                spread(p_read + place, part_size, VALUES), spread(p_read + last, part_size, VALUES), weights, nothing,
-                fault, patience, k_all, io, C.waits_first, SHARED, C,
+                spread(p_read + place, part_size, C.VALUES), spread(p_read + last, part_size, C.VALUES), weights,
+                nothing, fault, patience, k_all, io, C.waits_first, SHARED, C,
             )  # fmt: skip
         else:
             sums = multiply_kept(kept, weights, nothing, SHARED, C)
@@ -239,10 +239,10 @@ def resident_forward_kernel(
 
         # What others wait for goes first.
         if MARKED:
-            p_read = p_words + t.to(gl.int64) * (VALUES * part_size)
-            publish_all(p_read + own_word, part_size, times_masks(h, drops), stores, io, C)
+            p_read = p_words + t.to(gl.int64) * (C.VALUES * part_size)
+            publish_all(p_read + own_word, part_size, times_masks(h, drops[: C.VALUES]), stores, io, C)
         else:
-            keep(times_masks(h, drops), kept, io)
+            keep(times_masks(h, drops[: C.VALUES]), kept, io)
         if not C.DIRECT:
             gl.store(leaving + o_t + o_bh, h.to(io), mask=m)
         if C.SEPARATE:

@@ -63,6 +63,7 @@ class Constants:
     SHARED_N: gl.constexpr
     PIECE: gl.constexpr  # units of 16 bytes
     WIDTH: gl.constexpr  # units of a row of words, whole pieces
+    VALUES: gl.constexpr  # `count_values`
     DIRECT: gl.constexpr  # whether what is multiplied are the states or gradients that are stored anyway
     HAS_TAIL: gl.constexpr  # whether the sum is padded
     WHOLE: gl.constexpr  # whether units end with a block
@@ -110,7 +111,9 @@ def make_constants(kernel: str, tiling: Tiling, units: int, itemsize: int, preci
     publish, waits = None, [None, None]
     width, has_tail = padded_width(units, itemsize), count * part * warps_k > units
     if tiling.exchange == MARKED:
-        arrays = (3 if asked["DROPS"] == 3 else 1, 1) if kernel == "forward" else (1, 3 if asked["RESET_AFTER"] else 2)
+        arrays = (count_values(asked["DROPS"], asked["RESET_AFTER"]), 1)
+        if kernel == "backward":
+            arrays = (1, 3 if asked["RESET_AFTER"] else 2)
         span = warps_k * part * itemsize
         waits = [
             make_waits(Rows(count, n, block_b // 8, span, has_tail, itemsize, tiling.groups(units, itemsize, n)))
@@ -122,6 +125,7 @@ def make_constants(kernel: str, tiling: Tiling, units: int, itemsize: int, preci
         BLOCK_H=block_h, WARPS_K=warps_k, NK=count, PART=part, SHARED_N=tiling.shared_gates >= 1,
         SHARED_R=tiling.shared_gates >= 2, SHARED_Z=tiling.shared_gates >= 3,
         PIECE=16 // itemsize, WIDTH=width, HAS_TAIL=has_tail, WHOLE=units % block_h == 0,
+        VALUES=count_values(asked["DROPS"], asked["RESET_AFTER"]),
         DIRECT=is_direct(kernel, tiling, units, itemsize, asked["DROPS"]),
         mma=mma, left=gl.DotOperandLayout(0, mma, k_width), right=gl.DotOperandLayout(1, mma, k_width), sums=sums,
         # A sum that one warp has alone stays where the product left it.
@@ -136,6 +140,11 @@ def make_constants(kernel: str, tiling: Tiling, units: int, itemsize: int, preci
     if unknown := values.keys() - set(names):
         raise TypeError(f"unknown constants {sorted(unknown)}")
     return Constants(**{name: gl.constexpr(values[name]) for name in names})
+
+
+def count_values(drops: int, reset_after: bool) -> int:
+    """Return how many arrays the forward scan hands on before the candidate's product: one for each mask there is."""
+    return 1 if drops < 3 else 3 if reset_after else 2
 
 
 def is_direct(kernel: str, tiling: Tiling, units: int, itemsize: int, drops: int) -> bool:
