@@ -388,6 +388,20 @@ def test_every_size_has_a_tiling_in_half_precision(units, kernel):
 
 
 @pytest.mark.parametrize(
+    "units, batch, exchange, block_b",
+    [
+        (16, 2113, "none", 16),  # two turns of one program for 16 rows, before one with 32 and an exchange
+        (128, 256, "marked", 16), (128, 512, "marked", 32), (128, 513, "none", 16),
+        (512, 129, "marked", 16), (512, 300, "marked", 32),
+        (512, 1024, "marked", 64),  # four launches, before eight of 32 rows that would take a little less
+    ],
+)  # fmt: skip
+def test_the_tiling_of_the_least_estimated_time_is_chosen(units, batch, exchange, block_b):
+    tiling = tilings.choose("forward", units, 2, batch, DEVICES[90])
+    assert tiling is not None and (tiling.exchange, tiling.block_b) == (exchange, block_b)
+
+
+@pytest.mark.parametrize(
     "changes, reason",
     [
         (dict(dtype="float32", precision="ieee"), "precision is 'ieee'"),

@@ -282,7 +282,7 @@ MUTANTS = [
     Mutant("stacking.py", "                lines.lend(value, layer)\n", "                pass\n", "torch/test_stacking.py"),
     Mutant("stacking.py", "if gru.dropout and gru.training:", "if gru.dropout:", "torch/test_stacking.py"),
     Mutant("backends/triton/reasons.py", "if scans * programs > device.processors:", "if programs > device.processors:", "torch/test_stacking.py"),
-    Mutant("backends/triton/tilings.py", "if block_b == 32 and 64 < units <= 128", "if block_b == 64 and 64 < units <= 128", "kernels/test_resident_budgets.py -k 128"),
+    Mutant("backends/triton/tilings.py", "    elif units <= 128 and itemsize == 2:", "    elif units <= 96 and itemsize == 2:", "kernels/test_resident_budgets.py -k 128"),
     Mutant("overlap.py", "    lines.begin()\n", "", "torch/test_streams.py"),
     Mutant("overlap.py", "stream.wait_stream(self._caller)", "pass", "torch/test_streams.py"),
     Mutant("overlap.py", "self._caller.wait_stream(stream)", "pass", "torch/test_streams.py"),
@@ -326,6 +326,9 @@ MUTANTS = [
     Mutant("backends/triton/run.py", "[v.reverse for v in variants], save_gates", "[variants[0].reverse] * len(variants), save_gates", "kernels/test_resident.py -k same_bits"),
     Mutant("backends/triton/run.py", 'name in ("mask", "resets") and _are_same(values)', 'name in ("mask", "resets")', "kernels/test_resident.py -k same_bits"),
     Mutant("backends/triton/run.py", "not _are_same([a.x for a in members])", "False", "kernels/test_resident.py -k same_bits"),
+    Mutant("backends/triton/tilings.py", "return waves > MOST_WAVES, waves *", "return False, waves *", "kernels/test_resident.py -k least_estimated"),
+    Mutant("backends/triton/tilings.py", "waves * (ALONE_COSTS[units > 64] if alone else ROW_COSTS[tiling.block_b])", "waves", "kernels/test_resident.py -k least_estimated"),
+    Mutant("backends/triton/tilings.py", "max(3 * units, padded_width(units, size)) * batch", "3 * units * batch", "kernels/test_resident.py -k has_a_reason"),
     # The exchange of the resident kernels.
     Mutant("backends/triton/kernels/resident_waits.py", '*pair, f"min.u32 w, w, {_NEAREST:#x};",', "*pair,", "kernels/test_resident.py -k bits_of_a_mark"),
     Mutant("backends/triton/kernels/resident_waits.py", "for i in range(1, len(awaited))]", "for i in range(1, 1)]", "kernels/test_resident.py -k both"),

@@ -144,13 +144,15 @@ def choose(
 
 
 def candidates(kernel: str, units: int, itemsize: int) -> list[Tiling]:
-    """Return the tilings worth a try, the fastest for few rows first: ranked by replayed cycles, docs/tuning.md."""
+    """Return the tilings worth a try; of two that differ in nothing but what lies in shared memory the faster first."""
     found = []
     if units <= 64:
         whole = next_power_of_two(units)
         # So many warps that no instruction budget is broken.
         warps = whole // 8 if kernel == "backward" else min(4, whole // 8)
         found.append(Tiling(16, whole, 1, warps, NO_EXCHANGE))
+    elif units <= 128 and itemsize == 2:
+        found.append(Tiling(16, 128, 1, 8, NO_EXCHANGE))
     # In rows above 1 KiB, 64 of them are spilled with masks.
     for block_b in (16, 32, 64) if units * itemsize <= 1024 else (16, 32):
         # Four warps as long as their registers hold what they multiply: forward, and backward.
@@ -158,9 +160,6 @@ def candidates(kernel: str, units: int, itemsize: int) -> list[Tiling]:
         is_wide = units * itemsize > 2 * most[kernel == "backward"]
         warps = 8 if is_wide else 4 if units > 64 else 2
         found += [Tiling(block_b, 16, warps, 1, MARKED, shared_gates) for shared_gates in (0, 1, 2, 3)]
-        if block_b == 32 and 64 < units <= 128 and itemsize == 2:
-            # Slower than eight programs of 16 units with 32 rows, faster than with 64: each program is a tile.
-            found.append(Tiling(16, 128, 1, 8, NO_EXCHANGE))
     return found
 
 
