@@ -137,11 +137,11 @@ def compile_probe(target: str, method: str, programs: int, dtype: torch.dtype, n
     gpu, _ = TARGETS[target]
     probe = Probe(method, programs, dtype=dtype, device="meta", num_warps=num_warps)
     if method == "marked":
-        from .resident_probe import describe_marked
+        from .resident_probe import describe_marked  # older versions of Triton have no Gluon
 
         source = describe_marked(probe)
-        return _resources(triton.compile(source, target=gpu, options={"num_warps": num_warps}), gpu)[:2]
-    source = describe_source(exchange_kernel, probe.arguments(1, 1), probe.constants(gpu.backend))
+    else:
+        source = describe_source(exchange_kernel, probe.arguments(1, 1), probe.constants(gpu.backend))
     return _resources(triton.compile(source, target=gpu, options={"num_warps": num_warps}), gpu)[:2]
 
 

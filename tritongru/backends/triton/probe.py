@@ -50,7 +50,7 @@ class Probe:
     def run(self, rounds: int, patience: int) -> None:
         """Exchange `rounds` times more, in one launch, or one launch each for "launch"."""
         if self.method == "marked":
-            from .resident_probe import run_marked
+            from .resident_probe import run_marked  # older versions of Triton have no Gluon
 
             run_marked(self, rounds, patience)
             return

@@ -19,10 +19,10 @@ from ...tuning.devices import device_limits
 from . import launching, tilings
 from .kernels.resident_backward import resident_backward_kernel
 from .kernels.resident_forward import resident_forward_kernel
-from .kernels.resident_layout import EACH, Constants, count_values, is_direct, make_constants
+from .kernels.resident_layout import EACH, Constants, make_constants
 from .launching import contiguous, on_device, restart
 from .rows import plan_rows
-from .tilings import MARKED, NO_EXCHANGE, Tiling, padded_width
+from .tilings import MARKED, NO_EXCHANGE, Tiling
 from .waits import check_faults
 
 
@@ -94,24 +94,24 @@ def run_members_forward(
     carry = start.to(torch.float32, copy=True)
 
     scan = _Scan("forward", u, B, tiling, steps, drop, reverse)
-    out = scan.new_handed(gx, M, T, B, U) if not separate else gx.new_empty(M, T, B, U)
-    states = None
-    if separate:
-        states = scan.new_handed(gx, M, T + 1, B, U)
-        for m, backwards in enumerate(reverse):
-            states[m, T if backwards else 0] = start[m]
-
     if approximate is None:
         approximate = gx.element_size() == 2
     constants = scan.constants(
         variant, precision, APPROXIMATE=approximate, HAS_FRESH=fresh is not None, HAS_BIAS=bias_n is not None,
         SAVE_GATES=save_gates, SEPARATE=separate,
     )  # fmt: skip
+    is_direct = constants.value("DIRECT")
+    out = _new(gx, is_direct and not separate, M, T, B, U)
+    states = None
+    if separate:
+        states = _new(gx, is_direct, M, T + 1, B, U)
+        for m, backwards in enumerate(reverse):
+            states[m, T if backwards else 0] = start[m]
     given = words = passed = None
     if scan.tiling.exchange == MARKED:
-        part = count_values(scan.drops, variant.reset_after), B, padded_width(U, gx.element_size())
+        part = constants.value("VALUES"), B, constants.value("WIDTH")
         given = make_marked(gx, M, *part)
-        words = None if scan.is_direct else make_marked(gx, M, T, *part)
+        words = None if is_direct else make_marked(gx, M, T, *part)
         passed = None if variant.reset_after else make_marked(gx, M, T, *part[1:])
     s_fresh_t = B * U if fresh is not None and fresh.dim() == 4 else 0
     with on_device(gx.device):
@@ -151,12 +151,13 @@ def run_members_backward(
     y_carry = None if mask is None else torch.zeros_like(carry)
 
     scan = _Scan("backward", u, B, tiling, steps, drop, reverse)
-    d_gx = scan.new_handed(entering, M, T, B, 3 * U)
-    d_gh_n = scan.new_handed(entering, M, T, B, U) if variant.reset_after else entering.new_empty(0)
-    words = None
-    if scan.tiling.exchange == MARKED and not scan.is_direct:
-        words = make_marked(entering, M, T, 3, B, padded_width(U, entering.element_size()))
     constants = scan.constants(variant, precision, HAS_OUT=d_out is not None, FRESH_GRADIENT=fresh_gradient)
+    is_direct = constants.value("DIRECT")
+    d_gx = _new(entering, is_direct, M, T, B, 3 * U)
+    d_gh_n = _new(entering, is_direct, M, T, B, U) if variant.reset_after else entering.new_empty(0)
+    words = None
+    if scan.tiling.exchange == MARKED and not is_direct:
+        words = make_marked(entering, M, T, 3, B, constants.value("WIDTH"))
     with on_device(u.device):
         for tile, grid in scan.waves():
             resident_backward_kernel[grid](
@@ -174,6 +175,11 @@ def make_marked(like: Tensor, *shape: int) -> Tensor:
     signed = {2: torch.int16, 4: torch.int32}[like.element_size()]
     # All bits, which is `resident_waits.MARK`.
     return torch.full(shape, -1, dtype=signed, device=like.device).view(like.dtype)
+
+
+def _new(like: Tensor, is_handed: bool, *shape: int) -> Tensor:
+    """Return memory for results, full of marks where programs ask each other for them."""
+    return make_marked(like, *shape) if is_handed else like.new_empty(shape)
 
 
 def _entering(states: Tensor, reverse: Sequence[bool]) -> Tensor:
@@ -202,7 +208,7 @@ class _Scan:
     Attributes:
         u: the weights in one of the two layouts the kernels read. rows, stops: see `rows.plan_rows`.
         faults: see kernels/resident_exchange.py. directions: (M,) where members differ in it. drops: masks of recurrent
-            dropout. is_direct: whether programs ask each other for results where they lie.
+            dropout.
     """
 
     def __init__(
@@ -220,7 +226,6 @@ class _Scan:
         self.tiling = chosen
         if reasons := tilings.reasons_against_tiling(chosen, kernel, units, size, *asked):
             raise ValueError(f"`tiling` {chosen} does not serve units={units}: {'; '.join(reasons)}")
-        self.is_direct = is_direct(kernel, chosen, units, size, self.drops)
         self.keys_first = u.stride(2) == 1 and u.stride(1) == 3 * units
         if not self.keys_first and not (u.stride(1) == 1 and u.stride(2) == units):
             u, self.keys_first = u.contiguous(), True
@@ -239,10 +244,6 @@ class _Scan:
                     self.directions[member].fill_(1)
         if chosen.exchange != NO_EXCHANGE:
             self.faults = torch.zeros(self.members, tiles, dtype=torch.int32, device=u.device)
-
-    def new_handed(self, like: Tensor, *shape: int) -> Tensor:
-        """Return memory for results; for those that programs ask each other for, full of marks."""
-        return make_marked(like, *shape) if self.is_direct else like.new_empty(shape)
 
     def _plan_rows(self) -> tuple[Tensor | None, Tensor | None]:
         mask, resets = self.steps.mask, self.steps.resets

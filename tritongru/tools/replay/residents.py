@@ -226,6 +226,18 @@ def main() -> None:
     args = parser.parse_args()
     rows = [dict(feature="", **report.row()) for report in shipped("sm_90", args.units)]
     rows += [dict(feature="", **report.row()) for report in shipped("sm_90", [64, 256, 512], "fp32")]
+    # What `tilings.ROW_COSTS` and `ALONE_COSTS` are read off.
+    for kernel, units in itertools.product(KERNELS, (128, 256, 512)):
+        able = [
+            tiling
+            for tiling in tilings.candidates(kernel, units, 2)
+            if not tilings.reasons_against_tiling(tiling, kernel, units, 2, DEVICES["sm_90"])
+        ]
+        first = {(tiling.exchange, tiling.block_b): tiling for tiling in reversed(able)}
+        for (_, block_b), tiling in first.items():
+            if tiling != tilings.choose(kernel, units, 2, 16, DEVICES["sm_90"]):
+                report = compile_resident(kernel, "sm_90", tiling, units)
+                rows.append(dict(feature=f"{block_b} rows", **report.row()))
     for name, kernel in itertools.product(FEATURES, KERNELS):
         asked = FEATURES[name][kernel]
         if asked:

@@ -11,6 +11,7 @@ thread owns elements of its own.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, fields
 
 from triton.experimental.gluon import language as gl
@@ -63,7 +64,7 @@ class Constants:
     SHARED_N: gl.constexpr
     PIECE: gl.constexpr  # units of 16 bytes
     WIDTH: gl.constexpr  # units of a row of words, whole pieces
-    VALUES: gl.constexpr  # `count_values`
+    VALUES: gl.constexpr  # arrays that the forward scan hands on for the gates z and r
     DIRECT: gl.constexpr  # whether what is multiplied are the states or gradients that are stored anyway
     HAS_TAIL: gl.constexpr  # whether the sum is padded
     WHOLE: gl.constexpr  # whether units end with a block
@@ -94,8 +95,9 @@ PLAIN = dict(
 )  # fmt: skip
 
 
+@functools.cache
 def make_constants(kernel: str, tiling: Tiling, units: int, itemsize: int, precision: str, **asked) -> Constants:
-    """Return the constants of a kernel.
+    """Return the constants of a kernel, made once: the assembly of its waits is a long text.
 
     Args:
         kernel: "forward" or "backward".
@@ -108,25 +110,24 @@ def make_constants(kernel: str, tiling: Tiling, units: int, itemsize: int, preci
     mma = gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[warps_k, 1, warps_n], instr_shape=[1, 16, 8])
     sums = _sums_layout(block_b, block_h, warps_k, warps_n)
     asked = PLAIN | asked
-    publish, waits = None, [None, None]
+    publish, waits, values = None, [None, None], _count_values(asked["DROPS"], asked["RESET_AFTER"])
     width, has_tail = padded_width(units, itemsize), count * part * warps_k > units
+    # What programs multiply are results where rows are whole pieces, and nothing multiplies them.
+    is_direct = tiling.exchange == MARKED and width == units and (kernel == "backward" or asked["DROPS"] == 0)
     if tiling.exchange == MARKED:
-        arrays = (count_values(asked["DROPS"], asked["RESET_AFTER"]), 1)
-        if kernel == "backward":
-            arrays = (1, 3 if asked["RESET_AFTER"] else 2)
+        arrays = (values, 1) if kernel == "forward" else (1, 3 if asked["RESET_AFTER"] else 2)
         span = warps_k * part * itemsize
         waits = [
             make_waits(Rows(count, n, block_b // 8, span, has_tail, itemsize, tiling.groups(units, itemsize, n)))
             for n in arrays
         ]
         publish = make_publish(itemsize, 2 if warps_k == 1 else _side(block_b, block_h, warps_k * warps_n))
-    values = asked | dict(
+    fixed = asked | dict(
         U=units, PRECISION=precision if itemsize == 4 else "ieee", EXCHANGE=tiling.exchange, BLOCK_B=block_b,
         BLOCK_H=block_h, WARPS_K=warps_k, NK=count, PART=part, SHARED_N=tiling.shared_gates >= 1,
         SHARED_R=tiling.shared_gates >= 2, SHARED_Z=tiling.shared_gates >= 3,
         PIECE=16 // itemsize, WIDTH=width, HAS_TAIL=has_tail, WHOLE=units % block_h == 0,
-        VALUES=count_values(asked["DROPS"], asked["RESET_AFTER"]),
-        DIRECT=is_direct(kernel, tiling, units, itemsize, asked["DROPS"]),
+        VALUES=values, DIRECT=is_direct,
         mma=mma, left=gl.DotOperandLayout(0, mma, k_width), right=gl.DotOperandLayout(1, mma, k_width), sums=sums,
         # A sum that one warp has alone stays where the product left it.
         own=gl.SliceLayout(0, mma if warps_k == 1 else sums),
@@ -137,20 +138,14 @@ def make_constants(kernel: str, tiling: Tiling, units: int, itemsize: int, preci
         publish=publish, waits_first=waits[0], waits_second=waits[1],
     )  # fmt: skip
     names = [field.name for field in fields(Constants)]
-    if unknown := values.keys() - set(names):
+    if unknown := fixed.keys() - set(names):
         raise TypeError(f"unknown constants {sorted(unknown)}")
-    return Constants(**{name: gl.constexpr(values[name]) for name in names})
+    return Constants(**{name: gl.constexpr(fixed[name]) for name in names})
 
 
-def count_values(drops: int, reset_after: bool) -> int:
+def _count_values(drops: int, reset_after: bool) -> int:
     """Return how many arrays the forward scan hands on before the candidate's product: one for each mask there is."""
     return 1 if drops < 3 else 3 if reset_after else 2
-
-
-def is_direct(kernel: str, tiling: Tiling, units: int, itemsize: int, drops: int) -> bool:
-    """Return whether what programs multiply are results: their rows are whole pieces, and nothing multiplies them."""
-    aligned = tiling.exchange == MARKED and padded_width(units, itemsize) == units
-    return aligned and (kernel == "backward" or drops == 0)
 
 
 def _side(block_b: int, block_h: int, warps: int) -> int:
