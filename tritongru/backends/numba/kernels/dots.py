@@ -1,6 +1,7 @@
 """Products of few rows with weights whose columns lie one by one (torch's): dot products, k in vectors.
 
     1 row by 8 columns, 4 rows by 2: eight dot products at once
+    4 rows by 4 with AVX-512, which has registers for sixteen
 
 Columns that do not fill the last group are computed with those before them once more.
 """
@@ -8,9 +9,10 @@ Columns that do not fill the last group are computed with those before them once
 from __future__ import annotations
 
 from ..compile import helper
-from .vectors import add_pairs, fma, full, lanes, load, load_first, pick, store, store_first
+from .vector_type import WIDTH
+from .vectors import add_pairs, fma, full, lanes, load, load_first, store, store_first, store_fours, store_pairs
 
-COLUMNS, PAIR = 8, 2  # of the dot products of one row, and of four
+COLUMNS, ACROSS = 8, WIDTH // 16  # of the dot products of one row, and of four
 
 
 @helper
@@ -18,11 +20,14 @@ def by_dots(a, start, next_row, K, w, next_column, first, end, gap, out, begin, 
     fours = rows // 4 * 4
     for place in range(0, 3 * gap if gap > 0 else 1, max(gap, 1)):
         last = end + place
-        for c in range(first + place, last, PAIR):
-            column = min(c, last - PAIR)
+        for c in range(first + place, last, ACROSS):
+            column = min(c, last - ACROSS)
             for row in range(0, fours, 4):
-                dots_4(a, start + row * next_row, next_row, K, w, column * next_column, next_column,
-                       out, begin + row * width + column, width)  # fmt: skip
+                i, p, o = start + row * next_row, column * next_column, begin + row * width + column
+                if WIDTH == 64:
+                    dots_4_by_4(a, i, next_row, K, w, p, next_column, out, o, width)
+                else:
+                    dots_4_by_2(a, i, next_row, K, w, p, next_column, out, o, width)
         for c in range(first + place, last, COLUMNS):
             column = min(c, last - COLUMNS)
             for row in range(fours, rows):
@@ -65,7 +70,7 @@ def dots_1(a, i, K, w, p, s, out, o):
 
 
 @helper
-def dots_4(a, i, next_row, K, w, p, s, out, o, width):
+def dots_4_by_2(a, i, next_row, K, w, p, s, out, o, width):
     """Two columns with four rows."""
     L = lanes(a)
     a0 = a1 = b0 = b1 = c0 = c1 = d0 = d1 = full(a, 0.0)
@@ -93,21 +98,45 @@ def dots_4(a, i, next_row, K, w, p, s, out, o, width):
         d0, d1 = fma(v, w0, d0), fma(v, w1, d1)
     first = add_pairs(add_pairs(a0, a1), add_pairs(b0, b1))
     second = add_pairs(add_pairs(c0, c1), add_pairs(d0, d1))
-    if L >= 8:
-        both = add_pairs(first, second)
-        both = add_pairs(both, both) if L == 16 else both
-        put_pair(both, 0, out, o)
-        put_pair(both, 2, out, o + width)
-        put_pair(both, 4, out, o + 2 * width)
-        put_pair(both, 6, out, o + 3 * width)
+    if L == 8:
+        store_pairs(out, o, width, add_pairs(first, second))
     else:
-        put_pair(first, 0, out, o)
-        put_pair(first, 2, out, o + width)
-        put_pair(second, 0, out, o + 2 * width)
-        put_pair(second, 2, out, o + 3 * width)
+        store_pairs(out, o, width, first)
+        store_pairs(out, o + 2 * width, width, second)
 
 
 @helper
-def put_pair(vector, lane, out, o):
-    out[o] = pick(vector, lane)
-    out[o + 1] = pick(vector, lane + 1)
+def dots_4_by_4(a, i, next_row, K, w, p, s, out, o, width):
+    """Four columns with four rows."""
+    L, zero = lanes(a), full(a, 0.0)
+    a4 = b4 = c4 = d4 = (zero, zero, zero, zero)
+    whole = K // L * L
+    for k in range(0, whole, L):
+        q, j = p + k, i + k
+        v = load(w, q), load(w, q + s), load(w, q + 2 * s), load(w, q + 3 * s)
+        a4, b4 = fma_4(load(a, j), v, a4), fma_4(load(a, j + next_row), v, b4)
+        c4, d4 = fma_4(load(a, j + 2 * next_row), v, c4), fma_4(load(a, j + 3 * next_row), v, d4)
+    n = K - whole
+    if n > 0:
+        q, j = p + whole, i + whole
+        v = load_first(w, q, n), load_first(w, q + s, n), load_first(w, q + 2 * s, n), load_first(w, q + 3 * s, n)
+        a4, b4 = fma_4(load_first(a, j, n), v, a4), fma_4(load_first(a, j + next_row, n), v, b4)
+        c4, d4 = fma_4(load_first(a, j + 2 * next_row, n), v, c4), fma_4(load_first(a, j + 3 * next_row, n), v, d4)
+    first, second = add_pairs(add_4(a4), add_4(b4)), add_pairs(add_4(c4), add_4(d4))
+    if L == 16:
+        store_fours(out, o, width, add_pairs(first, second))
+    else:
+        store_fours(out, o, width, first)
+        store_fours(out, o + 2 * width, width, second)
+
+
+@helper
+def fma_4(v, w, c):
+    """A vector by four others, added to the sums of each."""
+    return fma(v, w[0], c[0]), fma(v, w[1], c[1]), fma(v, w[2], c[2]), fma(v, w[3], c[3])
+
+
+@helper
+def add_4(c):
+    """Four sums, each a quarter of a vector."""
+    return add_pairs(add_pairs(c[0], c[1]), add_pairs(c[2], c[3]))

@@ -13,7 +13,7 @@ from ..compile import Kernel, helper
 from .meeting import first_of
 from .products import BLOCK, PAIRS, tile_4, tile_8
 from .rows import get, put
-from .unpacked import TURNED_ROWS, multiply_unpacked
+from .unpacked import multiply_unpacked, rows_to_turn
 from .vectors import advance, fma, full, lanes, pointer, spread
 
 (
@@ -101,7 +101,8 @@ def sum_part(plan, like):
     width, gates, part, parts = 4 * units, 3 * units, plan[PART], plan[PARTS]
     if plan[D_X] != 0:
         # A part is some rows, of which there are enough to be multiplied in the same way as all, or panels of columns.
-        d_x, panel, by_rows = pointer(plan[D_X], like), 3 * lanes(like), rows // 8 * 8 >= TURNED_ROWS * parts
+        d_x, panel = pointer(plan[D_X], like), 3 * lanes(like)
+        by_rows = rows // 8 * 8 >= rows_to_turn(gates) * parts
         unit, count = (8, rows) if by_rows else (panel, inputs)
         first, end = first_of(part, parts, count, unit), first_of(part + 1, parts, count, unit)
         top, below = (first, end) if by_rows else (0, rows)

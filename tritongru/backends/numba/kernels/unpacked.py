@@ -4,7 +4,7 @@
                                            1 row by a matrix beyond the second cache, four rows of W from end to end;
                                            1 row by a vector where there are fewer columns
     columns one by one (torch, (N,K)):     dot products (dots.py);
-                                           from 8 rows on 3 vectors of columns are turned, and 4 rows multiplied by them
+                                           of more rows 3 vectors of columns are turned, and 4 rows multiplied by them
 
 Columns that do not fill the last group are computed with those before them once more.
 """
@@ -33,9 +33,11 @@ from .vectors import (
     store_turned,
 )
 
-# Rows from which turning columns takes less time than it saves (seen on an AMD EPYC with AVX2 and on an Intel Xeon with
-# AVX-512), and how long the parts are that are turned at a time.
-TURNED_ROWS, BLOCK = 8 if WIDTH == 32 else 16, 256 * 32 // WIDTH
+# Rows from which turning columns takes less time than it saves, with less than so many numbers in a column and with
+# more (seen on an AMD EPYC with AVX2 and on an Intel Xeon with AVX-512), and how long the parts are that are turned at a
+# time.
+TURNED_ROWS, LONG, TURNED_ROWS_OF_LONG = (8, 0, 8) if WIDTH == 32 else (16, 128, 40)
+BLOCK = 256 * 32 // WIDTH
 # Bytes of a matrix from which one row reads it in order: tiles of a few columns jump from row to row, which costs the
 # more the further away the matrix lies. On an AMD EPYC with 512 KiB of second cache.
 LARGE = 1 << 18
@@ -51,7 +53,7 @@ def multiply_unpacked(a, start, next_row, K, w, next_k, next_column, first, end,
     with one as without.
     """
     enough = gap > 0 or end - first >= 3 * lanes(a)
-    if enough and (next_column == 1 or (next_k == 1 and rows >= TURNED_ROWS)):
+    if enough and (next_column == 1 or (next_k == 1 and rows >= rows_to_turn(K))):
         by_columns(a, start, next_row, K, w, next_k, next_column, first, end, gap, out, width, rows)
     elif next_column == 1:
         by_vectors(a, start, next_row, K, w, next_k, first, end, out, width, rows)
@@ -64,6 +66,12 @@ def multiply_unpacked(a, start, next_row, K, w, next_k, next_column, first, end,
                 for k in range(K):
                     total += a[start + row * next_row + k] * w[k * next_k + column * next_column]
                 out[row * width + column] = total
+
+
+@helper
+def rows_to_turn(K):
+    """Return from how many rows on columns of K numbers are turned."""
+    return TURNED_ROWS if K < LONG else TURNED_ROWS_OF_LONG
 
 
 @helper

@@ -64,11 +64,10 @@ def llvm_integers(kind: Vector) -> ir.VectorType:
     return ir.VectorType(ir.IntType(kind.element.bitwidth), kind.lanes)
 
 
-def splat(builder, kind: Vector, value):
-    """Return a vector of `kind` with `value`, an element, in all lanes."""
-    vector = llvm_type(kind)
+def splat(builder, vector: ir.VectorType, value):
+    """Return a vector of that LLVM type with `value`, an element, in all lanes."""
     single = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-    lanes = ir.Constant(ir.VectorType(ir.IntType(32), kind.lanes), [0] * kind.lanes)
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
     return builder.shuffle_vector(single, ir.Constant(vector, ir.Undefined), lanes)
 
 
@@ -76,7 +75,7 @@ def as_vector(context, builder, kind: Vector, given, value):
     """Return `value` of the numba type `given`, a vector or a number, as a vector of `kind`."""
     if isinstance(given, Vector):
         return value
-    return splat(builder, kind, context.cast(builder, value, given, kind.element))
+    return splat(builder, llvm_type(kind), context.cast(builder, value, given, kind.element))
 
 
 def common_vector(*kinds) -> Vector | None:
@@ -95,6 +94,27 @@ def call_intrinsic(builder, name: str, kind: Vector, *arguments):
         builder.module, ir.FunctionType(vector, [vector] * len(arguments)), f"llvm.{name}.{suffix}"
     )
     return builder.call(function, arguments)
+
+
+def call_masked(builder, name: str, kind: Vector, place, count, result: ir.Type, value):
+    """Call LLVM's masked load or store for the first `count` lanes.
+
+    Args:
+        place: a pointer to a vector of `kind`. count: of 64 bits.
+        result: the LLVM type of what is returned. value: the vector of which the other lanes are loaded, or the first
+            are stored.
+    """
+    integers = llvm_integers(kind)
+    lanes = ir.Constant(integers, list(range(kind.lanes)))
+    single = builder.trunc(count, integers.element) if integers.element.width < 64 else count
+    mask = builder.icmp_signed("<", lanes, splat(builder, integers, single))
+    align = ir.Constant(ir.IntType(32), kind.element.bitwidth // 8)
+    given = (value, place, align, mask) if name == "store" else (place, align, mask, value)
+    vector = f"v{kind.lanes}f{kind.element.bitwidth}"
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(result, [each.type for each in given]), f"llvm.masked.{name}.{vector}.p0"
+    )
+    return builder.call(function, given)
 
 
 def _register_operator(function, name: str) -> None:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .vector_type import (
     Vector,
     as_vector,
     call_intrinsic,
+    call_masked,
     common_vector,
     llvm_element,
     llvm_integers,
@@ -126,12 +126,8 @@ def load_first(typing, start, index, count):
 
     def make(context, builder, signature, arguments):
         start, index, count = arguments
-        space = cgutils.alloca_once_value(builder, ir.Constant(llvm_type(kind), None))
-        numbers = builder.bitcast(space, llvm_element(kind.element).as_pointer())
-        with cgutils.for_range(builder, count) as loop:
-            number = builder.load(builder.gep(start, [builder.add(index, loop.index)]))
-            builder.store(number, builder.gep(numbers, [loop.index]))
-        return builder.load(space)
+        place, vector = _place(context, builder, kind, start, index), llvm_type(kind)
+        return call_masked(builder, "load", kind, place, count, vector, ir.Constant(vector, None))
 
     return kind(start, types.int64, types.int64), make
 
@@ -143,11 +139,7 @@ def store_first(typing, start, index, value, count):
 
     def make(context, builder, signature, arguments):
         start, index, value, count = arguments
-        space = cgutils.alloca_once_value(builder, value)
-        numbers = builder.bitcast(space, llvm_element(kind.element).as_pointer())
-        with cgutils.for_range(builder, count) as loop:
-            number = builder.load(builder.gep(numbers, [loop.index]))
-            builder.store(number, builder.gep(start, [builder.add(index, loop.index)]))
+        call_masked(builder, "store", kind, _place(context, builder, kind, start, index), count, ir.VoidType(), value)
         return context.get_dummy_value()
 
     return types.void(start, types.int64, value, types.int64), make
@@ -159,7 +151,7 @@ def spread(typing, start, index):
     kind = Vector(start.dtype)
 
     def make(context, builder, signature, arguments):
-        return splat(builder, kind, builder.load(builder.gep(arguments[0], [arguments[1]])))
+        return splat(builder, llvm_type(kind), builder.load(builder.gep(arguments[0], [arguments[1]])))
 
     return kind(start, types.int64), make
 
@@ -261,6 +253,30 @@ def pick(typing, a, lane):
         return builder.extract_element(arguments[0], builder.trunc(arguments[1], ir.IntType(32)))
 
     return a.element(a, types.int64), make
+
+
+def _store_parts(size: int):
+    @intrinsic
+    def store_parts(typing, start, index, step, value):
+        kind = value
+
+        def make(context, builder, signature, arguments):
+            start, index, step, value = arguments
+            part = ir.VectorType(llvm_element(kind.element), size).as_pointer()
+            for first in range(0, kind.lanes, size):
+                numbers = _shuffle(builder, value, value, list(range(first, first + size)))
+                place = builder.bitcast(builder.gep(start, [index]), part)
+                builder.store(numbers, place, align=kind.element.bitwidth // 8)
+                index = builder.add(index, step)
+            return context.get_dummy_value()
+
+        return types.void(start, types.int64, types.int64, value), make
+
+    return store_parts
+
+
+# (start, index, step, vector): write two or four lanes of a vector after the other, `step` apart.
+store_pairs, store_fours = _store_parts(2), _store_parts(4)
 
 
 @intrinsic
