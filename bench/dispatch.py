@@ -23,7 +23,7 @@ import torch  # noqa: E402
 
 from tritongru.call.problem import Shape  # noqa: E402
 from tritongru.cpu_order import order_on_cpu  # noqa: E402
-from tritongru.environment import LARGE_CACHE, second_cache  # noqa: E402
+from tritongru.environment import has_large_cache  # noqa: E402
 from tritongru.functional import gru  # noqa: E402
 from tritongru.layouts import torch_to_keras  # noqa: E402
 from tritongru.tools.benchmark.contenders import INFERENCE, TRAINING, Contender, make_call  # noqa: E402
@@ -65,8 +65,7 @@ def doubtful(table: Path, threads: int) -> list[tuple[tuple[str, int, int, int, 
     cells = []
     for (cell, direction), times in newest.items():
         layout, T, B, I, U = cell
-        has_large_cache = second_cache() >= LARGE_CACHE
-        first = order_on_cpu(Shape(B, T, I, U), direction == TRAINING, layout == "torch", has_large_cache)[0]
+        first = order_on_cpu(Shape(B, T, I, U), direction == TRAINING, layout == "torch", has_large_cache())[0]
         if times[BACKENDS.index(first)] > 1.04 * min(times):
             cells.append((cell, direction))
     return cells

@@ -28,7 +28,7 @@ def order_on_cpu(
 
     Args:
         reset_gate_first: torch's weights; Keras's have to be put in another order for aten at each call.
-        has_large_cache: the processor's cores have a second cache of `environment.LARGE_CACHE` or more.
+        has_large_cache: the processor's cores have a large second cache, see `environment.has_large_cache`.
     """
     if _prefers_library(shape, wants_gradients, reset_gate_first, has_large_cache):
         return ("aten", "numba", "eager") if reset_gate_first else ("eager", "numba", "aten")

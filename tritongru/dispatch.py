@@ -186,8 +186,8 @@ def preference(signature: Signature) -> tuple[str, ...]:
         return ("aten", "triton", "numba", "eager", "reference")
     shape = signature.shape
     if signature.device == "cpu" and shape is not None:
-        has_large_cache = environment.second_cache() >= environment.LARGE_CACHE
-        order = order_on_cpu(shape, signature.wants_gradients, signature.variant.reset_gate_first, has_large_cache)
+        torch_first, large = signature.variant.reset_gate_first, environment.has_large_cache()
+        order = order_on_cpu(shape, signature.wants_gradients, torch_first, large)
         return ("triton", *order, "reference")
     # torch's own GRU is one call where it applies, ahead of a loop of torch operations.
     return ("triton", "aten", "numba", "eager", "reference")

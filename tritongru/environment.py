@@ -24,8 +24,7 @@ NUMPY_WITHOUT_SCALAR_ARRAYS = (2, 4)
 # CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH, CUDA driver API.
 _COOPERATIVE_LAUNCH = 95
 
-# A second cache of so many bytes is said to be large: that of Intel's servers, whose third cache is slow.
-LARGE_CACHE = 5 << 18
+LARGE_CACHE = 5 << 18  # bytes
 
 _not_cooperative: set[int] = set()
 _changes = 0
@@ -60,6 +59,11 @@ def second_cache() -> int:
         return int(text.removesuffix("K")) << 10
     except (OSError, ValueError):
         return 1 << 19
+
+
+def has_large_cache() -> bool:
+    """Return whether the second cache is as large as that of Intel's servers, whose third one is slow."""
+    return second_cache() >= LARGE_CACHE
 
 
 @functools.cache

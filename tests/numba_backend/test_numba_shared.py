@@ -9,7 +9,7 @@ import pytest
 import torch
 from late_threads import let_threads_be_late
 
-from tritongru import repeats
+from tritongru import environment, repeats
 from tritongru.backends.numba import backward, problem, sharing, threads
 from tritongru.backends.numba.kernels import fields as at
 from tritongru.compat import GRU
@@ -208,5 +208,5 @@ def test_units_are_shared_where_sharing_rows_is_worse(monkeypatch) -> None:
     }
     for (count, cache, *sizes), shares in expected.items():
         monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
-        monkeypatch.setattr(sharing, "second_cache", lambda cache=cache: cache)
+        monkeypatch.setattr(environment, "second_cache", lambda cache=cache: cache)
         assert sharing.count_shares(*sizes) == shares, (count, cache, sizes)

@@ -27,20 +27,22 @@ LENGTHS = [1, 3, 15, 16, 17, 40, 64, 81, 127, 128, 131, 259]
 def multiply_part(plan, like):
     multiply_unpacked(
         pointer(plan[0], like), 0, plan[1], plan[2], pointer(plan[3], like), plan[4], plan[5], plan[6], plan[7],
-        plan[8], pointer(plan[9], like), plan[10], plan[11],
+        plan[8], pointer(plan[9], like), plan[10], plan[11], plan[12] != 0,
     )  # fmt: skip
 
 
 multiply = Kernel(multiply_part)
 
 
-def product(a: torch.Tensor, w: torch.Tensor, first: int = 0, end: int | None = None, gap: int = 0) -> torch.Tensor:
+def product(
+    a: torch.Tensor, w: torch.Tensor, first: int = 0, end: int | None = None, gap: int = 0, back: bool = False
+) -> torch.Tensor:
     """Return a (rows,K) w (K,N), in some columns alone: the others are NaN."""
     out = torch.full((a.shape[0], w.shape[1]), torch.nan, dtype=a.dtype)
     end = w.shape[1] if end is None else end
     addresses_and_sizes = (
         a.data_ptr(), a.stride(0), a.shape[1], w.data_ptr(), *w.stride(), first, end, gap, out.data_ptr(), w.shape[1],
-        a.shape[0],
+        a.shape[0], back,
     )  # fmt: skip
     plan = np.array(addresses_and_sizes, np.int64)
     multiply.for_dtype(np.dtype(str(a.dtype).removeprefix("torch."))).call(plan.ctypes.data, 0.0)
@@ -61,6 +63,7 @@ def test_products_of_any_size(dtype: torch.dtype, by_column: bool) -> None:
         allowed = K * torch.finfo(dtype).eps * (a.abs().double() @ w.abs().double())
         found = product(a, w)
         assert ((found.double() - right).abs() <= allowed).all(), (rows, K, N)
+        assert torch.equal(product(a, w, back=True), found), (rows, K, N)
 
 
 @pytest.mark.parametrize("by_column", [True, False], ids=["torch", "keras"])
@@ -72,7 +75,7 @@ def test_some_columns_have_the_bits_that_all_have(dtype: torch.dtype, by_column:
         a, w = torch.randn(rows, K, dtype=dtype), weights(K, 3 * units, dtype, by_column)
         whole = product(a, w)
         for first, end in ((0, 2 * lanes), (2 * lanes, 5 * lanes), (5 * lanes, units)):
-            some = product(a, w, first, end, units)
+            some = product(a, w, first, end, units, back=first > 0)
             for gate in range(3):
                 columns = slice(gate * units + first, gate * units + end)
                 assert torch.equal(some[:, columns], whole[:, columns]), (rows, K, first, gate)

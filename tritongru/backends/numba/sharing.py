@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ...environment import LARGE_CACHE, second_cache
+from ... import environment
 from .compile import Compiled
 from .kernels.meeting import LINE, SHARED_STEPS
 from .threads import address_of, run_parts
@@ -41,7 +41,7 @@ def count_shares(rows: int, groups: int, panels: int, weights: int) -> int:
     # How many times as fast threads are that share the rows.
     speedup = groups / -(-groups // threads)
     # Each would read all weights in each step.
-    rereads = weights > second_cache() >= LARGE_CACHE
+    rereads = weights > environment.second_cache() and environment.has_large_cache()
     return shares if shares >= speedup * (1 if rereads else LEAST_GAIN) else 1
 
 

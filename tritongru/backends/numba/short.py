@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...activations import TABLE
 from ...call.problem import Inputs, Variant
+from ...environment import has_large_cache
 from ..eager.layout import gate_width
 from .kernels import short as at
 from .kernels.dots import COLUMNS
@@ -28,6 +29,10 @@ from .threads import run_parts
 # Where reading the weights as they lie was faster than packing them first, one thread each, on an AMD EPYC with
 # AVX-512; with AVX2 up to 16 steps and 64 rows were tried. Rows are those of all steps together.
 MOST_STEPS = 64
+# One row where the second cache is that of Intel's servers, by the units from which on: times as many steps with torch's
+# weights, whose columns are read from several places at once, and of Keras's, whose rows are not, a part of them.
+MORE_STEPS_UNITS, MORE_STEPS = 512, 4
+FEWER_STEPS_UNITS, FEWER_STEPS = (192, 448), (2, 8)
 MOST_ROWS = 32
 MOST_STATES = 4096  # rows by units, where there are more
 # Keras's weights, whose columns are side by side: four rows are as fast as packed, three are not.
@@ -49,7 +54,7 @@ def is_short(a: Inputs, variant: Variant) -> bool:
         return False
     (steps, batch, inputs), units = x.shape, a.u.shape[0]
     rows = steps * batch
-    if rows == 0 or inputs == 0 or steps > MOST_STEPS:
+    if rows == 0 or inputs == 0 or steps > _most_steps(a):
         return False
     if batch == 1 or (steps == 1 and variant.reset_after):
         return True
@@ -59,6 +64,17 @@ def is_short(a: Inputs, variant: Variant) -> bool:
     most = MOST_GROUPED_STATES if side_by_side and batch >= 4 else MOST_STATES
     little = 6 * rows * units * (units + inputs) <= LITTLE_WORK
     return rows <= MOST_ROWS or (rows * units <= most and little)
+
+
+def _most_steps(a: Inputs) -> int:
+    """Return beyond how many steps weights are packed."""
+    units = a.u.shape[0]
+    if a.x.shape[1] > 1 or not has_large_cache():
+        return MOST_STEPS
+    if a.u.stride(1) != 1:
+        return MOST_STEPS * MORE_STEPS if units >= MORE_STEPS_UNITS else MOST_STEPS
+    fewer = [times for least, times in zip(FEWER_STEPS_UNITS, FEWER_STEPS, strict=True) if units >= least]
+    return MOST_STEPS // fewer[-1] if fewer else MOST_STEPS
 
 
 def run_short(a: Inputs, variant: Variant, save_gates: bool) -> tuple[Tensor, Tensor, Tensor | None]:

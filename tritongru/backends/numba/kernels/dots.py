@@ -16,20 +16,22 @@ COLUMNS, ACROSS = 8, WIDTH // 16  # of the dot products of one row, and of four
 
 
 @helper
-def by_dots(a, start, next_row, K, w, next_column, first, end, gap, out, begin, width, rows):
-    fours = rows // 4 * 4
-    for place in range(0, 3 * gap if gap > 0 else 1, max(gap, 1)):
-        last = end + place
-        for c in range(first + place, last, ACROSS):
-            column = min(c, last - ACROSS)
+def by_dots(a, start, next_row, K, w, next_column, first, end, gap, out, begin, width, rows, back):
+    fours, ranges, columns = rows // 4 * 4, 3 if gap > 0 else 1, end - first
+    for turn in range(ranges):
+        left = first + (ranges - 1 - turn if back else turn) * gap
+        last, groups = left + columns, (columns + ACROSS - 1) // ACROSS
+        for group in range(groups if fours > 0 else 0):
+            column = min(left + (groups - 1 - group if back else group) * ACROSS, last - ACROSS)
             for row in range(0, fours, 4):
                 i, p, o = start + row * next_row, column * next_column, begin + row * width + column
                 if WIDTH == 64:
                     dots_4_by_4(a, i, next_row, K, w, p, next_column, out, o, width)
                 else:
                     dots_4_by_2(a, i, next_row, K, w, p, next_column, out, o, width)
-        for c in range(first + place, last, COLUMNS):
-            column = min(c, last - COLUMNS)
+        groups = (columns + COLUMNS - 1) // COLUMNS
+        for group in range(groups if fours < rows else 0):
+            column = min(left + (groups - 1 - group if back else group) * COLUMNS, last - COLUMNS)
             for row in range(fours, rows):
                 o = begin + row * width + column
                 dots_1(a, start + row * next_row, K, w, column * next_column, next_column, out, o)

@@ -56,10 +56,10 @@ def take_step(plan, s, s0, first, end, like):
     h, h_row = advance(out, before * rows * U), U
     if s == 0:
         h, h_row = pointer(plan[at.H0], like), plan[at.H0_ROW]
-    for gate in range(3):
-        multiply(
-            h, h_row, 0, U, u, U, gate * P + first, gate * P + end, sums, 3 * P, groups, count, rows, size, s % 2 == 1
-        )
+    back = s % 2 == 1  # what was used last is then still in the cache
+    for turn in range(3):
+        gate = 2 - turn if back else turn
+        multiply(h, h_row, 0, U, u, U, gate * P + first, gate * P + end, sums, 3 * P, groups, count, rows, size, back)
     for row in range(rows):
         a, i = row * 3 * P, ((s - s0) * count * size + row) * 3 * P
         o, k = (t * rows + row) * U, (t * rows + row) * plan[at.WIDTH]

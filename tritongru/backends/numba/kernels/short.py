@@ -51,7 +51,7 @@ def project(plan, first, end, s0, s1, like):
     for t in range(0, steps, joined):
         multiply_unpacked(
             x, t * x_step, x_row, plan[I], w, plan[W_ROW], plan[W_COLUMN], left, right, gap,
-            pointer(plan[SPACE] + t * rows * width * size, like), width, joined * rows,
+            pointer(plan[SPACE] + t * rows * width * size, like), width, joined * rows, False,
         )  # fmt: skip
 
 
@@ -94,7 +94,8 @@ def take(plan, s, s0, begin, end, like):
                     if saves:
                         put(gates, o, r, rest)
         multiply_unpacked(
-            factor, 0, factor_row, units, u, plan[R_ROW], plan[R_COLUMN], left, right, gap, sums, width, rows
+            factor, 0, factor_row, units, u, plan[R_ROW], plan[R_COLUMN], left, right, gap, sums, width, rows,
+            s % 2 == 1,
         )  # fmt: skip
     for row in range(rows):
         a, b, o = row * width, (t * rows + row) * width, (t * rows + row) * units

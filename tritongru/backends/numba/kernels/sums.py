@@ -109,7 +109,7 @@ def sum_part(plan, like):
         left, right = (0, inputs) if by_rows else (first, end)
         multiply_unpacked(
             d, top * width + units, width, gates, w, plan[W_COLUMN], plan[W_ROW], left, right, 0,
-            advance(d_x, top * inputs), inputs, below - top,
+            advance(d_x, top * inputs), inputs, below - top, False,
         )  # fmt: skip
     # One place calls the product: a compiler copies it to every place. First d_W; then d_R, its two parts of columns,
     # of all rows or, where the states are in two places, of the first and of the last ones.

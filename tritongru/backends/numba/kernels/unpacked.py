@@ -46,19 +46,22 @@ HUGE = 1 << 23
 
 
 @helper
-def multiply_unpacked(a, start, next_row, K, w, next_k, next_column, first, end, gap, out, width, rows):
+def multiply_unpacked(a, start, next_row, K, w, next_k, next_column, first, end, gap, out, width, rows, back):
     """out (rows, width) = a (rows, K) W in the columns first:end, with a gap also in those one and two gaps further on.
 
     With a gap the columns are of three gates, and there are a vector of them at least. A column's bits are the same
     with one as without.
+
+    Args:
+        back: go through the columns from the last to the first. What was used last is then still in the cache.
     """
     enough = gap > 0 or end - first >= 3 * lanes(a)
     if enough and (next_column == 1 or (next_k == 1 and rows >= rows_to_turn(K))):
-        by_columns(a, start, next_row, K, w, next_k, next_column, first, end, gap, out, width, rows)
+        by_columns(a, start, next_row, K, w, next_k, next_column, first, end, gap, out, width, rows, back)
     elif next_column == 1:
         by_vectors(a, start, next_row, K, w, next_k, first, end, out, width, rows)
     elif next_k == 1 and end - first >= COLUMNS:
-        by_dots(a, start, next_row, K, w, next_column, first, end, gap, out, 0, width, rows)
+        by_dots(a, start, next_row, K, w, next_column, first, end, gap, out, 0, width, rows, back)
     else:
         for row in range(rows):
             for column in range(first, end):
@@ -101,7 +104,7 @@ def place_window(a, window, first, end, gap):
 
 
 @helper
-def by_columns(a, start, next_row, K, w, next_k, next_column, first, end, gap, out, width, rows):
+def by_columns(a, start, next_row, K, w, next_k, next_column, first, end, gap, out, width, rows, back):
     """Three vectors of columns at a time; columns one by one are turned into rows before."""
     L, turns, size = lanes(a), next_column != 1, K * next_k * item_size(a[0])
     fours = 0 if not turns and size >= HUGE and rows < 8 else rows // 4 * 4
@@ -109,8 +112,9 @@ def by_columns(a, start, next_row, K, w, next_k, next_column, first, end, gap, o
     tiled = fours if turns or size >= LARGE else rows
     block = BLOCK if turns else K
     panel = panel_on_stack(a[0])
-    for window in range(count_windows(a, first, end, gap)):
-        column, step = place_window(a, window, first, end, gap)
+    windows = count_windows(a, first, end, gap)
+    for window in range(windows):
+        column, step = place_window(a, windows - 1 - window if back else window, first, end, gap)
         for k in range(0, K, block):
             count = min(K - k, block)
             source, p, next_p, next_vector = w, k * next_k + column, next_k, step
@@ -135,7 +139,7 @@ def by_columns(a, start, next_row, K, w, next_k, next_column, first, end, gap, o
             tile_1(a, start + row * next_row, w, column, next_k, step, K, out, row * width + column, step)
     i, o = start + tiled * next_row, tiled * width
     if turns:
-        by_dots(a, i, next_row, K, w, next_column, first, end, gap, out, o, width, rows - tiled)
+        by_dots(a, i, next_row, K, w, next_column, first, end, gap, out, o, width, rows - tiled, back)
     else:
         stream(a, i, next_row, K, w, next_k, first, end, gap, out, o, width, rows - tiled)
 
