@@ -27,6 +27,7 @@ PANELS = "numba_backend/test_numba_packing.py"
 FEW = "numba_backend/test_numba_oracle.py -k as_they_lie"
 SHORT_SHARED = "numba_backend/test_numba_short_shared.py"
 SHARED = "numba_backend/test_numba_shared.py"
+UNPACKED = "numba_backend/test_numba_unpacked.py"
 KERNEL_NORM = "interpreted/test_norm_kernels.py -k grid"
 WIDE_NORM = "interpreted/test_norm_kernels.py -k have_a_mean"
 CHUNKS = "call/test_eager.py -k chunk"
@@ -253,7 +254,7 @@ MUTANTS = [
     Mutant("backends/numba/kernels/products.py", "for vector in range(0, vectors * L, L):", "for vector in range(0, L, L):", SUMS),
     Mutant("backends/numba/kernels/products.py", "w, p + k * C + vector, C,", "w, p + k * C, C,", SUMS),
     Mutant("backends/numba/kernels/sums.py", "rows // 8 * 8 >= rows_to_turn(gates) * parts", "True", SUMS),
-    Mutant("backends/numba/kernels/sums.py", "rows_to_turn(gates)", "rows_to_turn(0)", SUMS + " tests/numba_backend/test_numba_shared.py"),
+    Mutant("backends/numba/kernels/sums.py", "rows_to_turn(gates)", "rows_to_turn(0)", SHARED),
     Mutant("backends/numba/kernels/panel_sums.py", "pack_back(plan, plan[PART], plan[PARTS], like)", "pack_back(plan, plan[PART], 2 * plan[PARTS], like)", SUMS),
     Mutant("backends/numba/kernels/panel_sums.py", "k > 0 or plan[IS_FIRST] == 0", "k > 0", SUMS),
     Mutant("backends/numba/kernels/panel_sums.py", "c + C > units", "c > units", SUMS),
@@ -304,7 +305,14 @@ MUTANTS = [
     Mutant("keras/layer.py", "if self.gradient_clip is not None:  # 0 is a bound too", "if self.gradient_clip:", "call/test_zoneout.py -k configurations"),
     Mutant("tools/oracle/compare.py", '        "heads": options.whole(1, options.MOST_UNITS),\n', "", "tools/test_options.py -k several_heads"),
     # Vectors as wide as another processor's.
-    Mutant("backends/numba/kernels/dots.py", "both = add_pairs(both, both) if L == 16 else both", "both = both", "numba_backend/test_numba_processes.py -k width"),
+    Mutant("backends/numba/kernels/dots.py", "store_pairs(out, o, width, add_pairs(first, second))", "store_pairs(out, o, width, first)", "numba_backend/test_numba_processes.py -k width"),
+    Mutant("backends/numba/kernels/dots.py", "store_fours(out, o + 2 * width, width, second)", "store_fours(out, o + width, width, second)", UNPACKED),
+    Mutant("backends/numba/kernels/dots.py", "else group) * ACROSS, last - ACROSS)", "else group) * ACROSS, last)", UNPACKED),
+    Mutant("backends/numba/kernels/dots.py", "p + whole, i + whole\n        v =", "p, i + whole\n        v =", "numba_backend/test_numba_processes.py -k width"),
+    Mutant("backends/numba/kernels/vector_type.py", 'icmp_signed("<", lanes', 'icmp_signed("<=", lanes', UNPACKED),
+    Mutant("backends/numba/kernels/unpacked.py", "windows - 1 - window if back", "windows - window if back", UNPACKED),
+    Mutant("backends/numba/kernels/shared.py", "2 - turn if back", "1 - turn if back", SHARED),
+    Mutant("backends/numba/short.py", "fewer[-1] if fewer", "fewer[0] if fewer", UNPACKED),
     Mutant("backends/numba/kernels/unpacked.py", "w, k * next_k + c, count), total)", "w, k * next_k + c, count - 1), total)", "numba_backend/test_numba_processes.py -k width"),
     # Members.
     Mutant("backends/members.py", "variant._replace(reverse=backwards) for", "variant for", "call/test_members.py"),

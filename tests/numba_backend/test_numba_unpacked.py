@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+from tritongru import environment
 from tritongru.backends.numba.compile import Kernel
 from tritongru.backends.numba.kernels.dots import COLUMNS
 from tritongru.backends.numba.kernels.unpacked import multiply_unpacked
 from tritongru.backends.numba.kernels.vector_type import count_lanes
 from tritongru.backends.numba.kernels.vectors import load_first, pointer, store, store_first
+from tritongru.backends.numba.short import is_short
+from tritongru.call.problem import Inputs, Variant
 
 DTYPES = [torch.float32, torch.float64]
 # Rows on both sides of each number from which they are taken four or eight at a time, or columns are turned.
@@ -81,6 +84,29 @@ def test_some_columns_have_the_bits_that_all_have(dtype: torch.dtype, by_column:
                 assert torch.equal(some[:, columns], whole[:, columns]), (rows, K, first, gate)
                 some[:, columns] = torch.nan
             assert some.isnan().all(), (rows, K, first)  # and nothing else was written
+
+
+@pytest.mark.parametrize(
+    "is_torch, rows, units, large, small",
+    [
+        (True, 1, 511, 64, 64),
+        (True, 1, 512, 256, 64),
+        (True, 2, 512, 16, 16),
+        (False, 1, 191, 64, 64),
+        (False, 1, 192, 32, 64),
+        (False, 1, 448, 8, 64),
+        (False, 4, 448, 8, 8),
+    ],
+)
+def test_up_to_how_many_steps_weights_are_read_as_they_lie(
+    is_torch: bool, rows: int, units: int, large: int, small: int, monkeypatch
+) -> None:
+    for cache, most in ((1 << 21, large), (1 << 20, small)):
+        monkeypatch.setattr(environment, "second_cache", lambda cache=cache: cache)
+        for steps in (most, most + 1):
+            w, u = (weights(K, 3 * units, torch.float32, is_torch) for K in (5, units))
+            a = Inputs(torch.empty(steps, rows, 5), w, None, u, None, torch.empty(rows, units))
+            assert is_short(a, Variant(reset_after=True)) == (steps == most), (cache, steps)
 
 
 def ends_part(plan, like):

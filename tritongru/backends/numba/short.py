@@ -29,8 +29,8 @@ from .threads import run_parts
 # Where reading the weights as they lie was faster than packing them first, one thread each, on an AMD EPYC with
 # AVX-512; with AVX2 up to 16 steps and 64 rows were tried. Rows are those of all steps together.
 MOST_STEPS = 64
-# One row where the second cache is that of Intel's servers, by the units from which on: times as many steps with torch's
-# weights, whose columns are read from several places at once, and of Keras's, whose rows are not, a part of them.
+# With one row and a large second cache, from so many units on: times as many steps with torch's weights, which are read
+# from several places at once, and a part of them with Keras's. Seen on an Intel Xeon.
 MORE_STEPS_UNITS, MORE_STEPS = 512, 4
 FEWER_STEPS_UNITS, FEWER_STEPS = (192, 448), (2, 8)
 MOST_ROWS = 32
@@ -69,7 +69,7 @@ def is_short(a: Inputs, variant: Variant) -> bool:
 def _most_steps(a: Inputs) -> int:
     """Return beyond how many steps weights are packed."""
     units = a.u.shape[0]
-    if a.x.shape[1] > 1 or not has_large_cache():
+    if not has_large_cache():  # several rows have other bounds, which are lower
         return MOST_STEPS
     if a.u.stride(1) != 1:
         return MOST_STEPS * MORE_STEPS if units >= MORE_STEPS_UNITS else MOST_STEPS

@@ -33,9 +33,8 @@ from .vectors import (
     store_turned,
 )
 
-# Rows from which turning columns takes less time than it saves, with less than so many numbers in a column and with
-# more (seen on an AMD EPYC with AVX2 and on an Intel Xeon with AVX-512), and how long the parts are that are turned at a
-# time.
+# Rows from which turning columns takes less time than it saves, with less than so many numbers in each and with more;
+# seen on an AMD EPYC with AVX2 and on an Intel Xeon with AVX-512. BLOCK: numbers of each that are turned at a time.
 TURNED_ROWS, LONG, TURNED_ROWS_OF_LONG = (8, 0, 8) if WIDTH == 32 else (16, 128, 40)
 BLOCK = 256 * 32 // WIDTH
 # Bytes of a matrix from which one row reads it in order: tiles of a few columns jump from row to row, which costs the
