@@ -1,6 +1,7 @@
 """Products of few rows with weights as they lie in memory, in either layout: for calls too short to pack anything.
 
-    columns side by side (Keras, (K,N)):   4 rows or 1 by 3 vectors, as the packed tiles with rows of W further apart;
+    columns side by side (Keras, (K,N)):   4 rows or 1 by 3 vectors, as the packed tiles with rows of W further apart,
+                                           of 4 rows some rows of W at a time;
                                            1 row by a matrix beyond the second cache, four rows of W from end to end;
                                            1 row by a vector where there are fewer columns
     columns one by one (torch, (N,K)):     dot products (dots.py);
@@ -40,6 +41,9 @@ BLOCK = 256 * 32 // WIDTH
 # Bytes of a matrix from which one row reads it in order: tiles of a few columns jump from row to row, which costs the
 # more the further away the matrix lies. On an AMD EPYC with 512 KiB of second cache.
 LARGE = 1 << 18
+# Four rows and more take so many lines of a matrix at a time, fewer of one of so many bytes. On an Intel Xeon with
+# AVX-512.
+LINES, FEW_LINES, FAR = 64, 32, 1 << 21
 # From here on less than eight rows do so too: what tiles jump over does not fit the second cache.
 HUGE = 1 << 23
 
@@ -109,31 +113,40 @@ def by_columns(a, start, next_row, K, w, next_k, next_column, first, end, gap, o
     fours = 0 if not turns and size >= HUGE and rows < 8 else rows // 4 * 4
     eights = fours // 8 * 8 if PAIRS else 0
     tiled = fours if turns or size >= LARGE else rows
-    block = BLOCK if turns else K
+    block = BLOCK if turns else FEW_LINES if size >= FAR else LINES
     panel = panel_on_stack(a[0])
-    windows = count_windows(a, first, end, gap)
-    for window in range(windows):
+    windows, blocks = count_windows(a, first, end, gap), (K + block - 1) // block
+    # What is turned is used at once. Of lines as they lie a few at a time are read from end to end, but for the last
+    # columns, which are computed with those before them once more.
+    whole = windows if turns else (end - first) // (3 * L) * (3 if gap > 0 else 1)
+    inner = max(blocks if turns else whole, 1)
+    for number in range(whole * blocks + windows - whole if fours > 0 else 0):
+        outer, rest = number // inner, number % inner
+        window, k = (outer, rest * block) if turns else (rest, outer * block)
+        window, count = whole - 1 - window if back else window, min(K - k, block)
+        if number >= whole * blocks:
+            window, k, count = whole + number - whole * blocks, 0, K
+        column, step = place_window(a, window, first, end, gap)
+        source, p, next_p, next_vector = w, k * next_k + column, next_k, step
+        if turns:
+            turn_columns(panel, w, column * next_column + k, next_column, step, count)
+            source, p, next_p, next_vector = panel, 0, 3 * L, L
+        for row in range(0, eights, 8):
+            i, o = start + row * next_row + k, row * width + column
+            j = i + 4 * next_row
+            tile_8(
+                a, i, i + next_row, i + 2 * next_row, i + 3 * next_row, j, j + next_row, j + 2 * next_row,
+                j + 3 * next_row, 1, source, p, next_p, next_vector, count, out, o, o + 4 * width, step, width,
+                k > 0, False,
+            )  # fmt: skip
+        for row in range(eights, fours, 4):
+            i, o = start + row * next_row + k, row * width + column
+            tile_4(
+                a, i, i + next_row, i + 2 * next_row, i + 3 * next_row, 1, source, p, next_p, next_vector, count,
+                out, o, step, width, k > 0, False,
+            )  # fmt: skip
+    for window in range(windows if fours < tiled else 0):
         column, step = place_window(a, windows - 1 - window if back else window, first, end, gap)
-        for k in range(0, K, block):
-            count = min(K - k, block)
-            source, p, next_p, next_vector = w, k * next_k + column, next_k, step
-            if turns:
-                turn_columns(panel, w, column * next_column + k, next_column, step, count)
-                source, p, next_p, next_vector = panel, 0, 3 * L, L
-            for row in range(0, eights, 8):
-                i, o = start + row * next_row + k, row * width + column
-                j = i + 4 * next_row
-                tile_8(
-                    a, i, i + next_row, i + 2 * next_row, i + 3 * next_row, j, j + next_row, j + 2 * next_row,
-                    j + 3 * next_row, 1, source, p, next_p, next_vector, count, out, o, o + 4 * width, step, width,
-                    k > 0, False,
-                )  # fmt: skip
-            for row in range(eights, fours, 4):
-                i, o = start + row * next_row + k, row * width + column
-                tile_4(
-                    a, i, i + next_row, i + 2 * next_row, i + 3 * next_row, 1, source, p, next_p, next_vector, count,
-                    out, o, step, width, k > 0, False,
-                )  # fmt: skip
         for row in range(fours, tiled):
             tile_1(a, start + row * next_row, w, column, next_k, step, K, out, row * width + column, step)
     i, o = start + tiled * next_row, tiled * width
