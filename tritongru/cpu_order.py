@@ -14,11 +14,12 @@ from .call.problem import Shape
 # that: with so many rows of all steps together, and at least so many units for each step.
 MANY_ROWS, UNITS_A_STEP = 33, 192
 # With so many units weights are far away from the processor, and packing them never pays. With a large second cache
-# Keras's are far away with fewer, though not with fewer than LEAST_UNITS, and one step of so many rows of theirs jumps
-# from line to line.
-FAR_UNITS, FAR_UNITS_OF_KERAS, LEAST_UNITS, JUMPING_ROWS = 2048, 1024, 768, 16
-# One step is not packed; with gradients of so many rows and units a library sums faster.
+# Keras's are far away with fewer, though not with fewer than LEAST_UNITS.
+FAR_UNITS, FAR_UNITS_OF_KERAS, LEAST_UNITS = 2048, 1024, 768
+# One step is not packed; with gradients of so many rows and units a library sums faster. With a large second cache that
+# is so from more rows on, and of two steps too, but of no more.
 STEP_ROWS, STEP_UNITS = 16, 512
+MOST_STEPS_OF_LARGE, STEP_ROWS_OF_LARGE = 2, 64
 
 
 def order_on_cpu(
@@ -40,10 +41,11 @@ def order_on_cpu(
 def _prefers_library(shape: Shape, wants_gradients: bool, reset_gate_first: bool, has_large_cache: bool) -> bool:
     """Return whether a library's product of the weights as they lie is expected to be faster than numba."""
     T, B, U = shape.time, shape.batch, shape.units
-    if T == 1 and wants_gradients:
-        return reset_gate_first and B >= STEP_ROWS and U >= STEP_UNITS
+    if wants_gradients and (T == 1 or has_large_cache):
+        most, rows = (MOST_STEPS_OF_LARGE, STEP_ROWS_OF_LARGE) if has_large_cache else (1, STEP_ROWS)
+        return reset_gate_first and most >= T and rows <= B and U >= STEP_UNITS
     if T == 1:
-        return has_large_cache and not reset_gate_first and B >= JUMPING_ROWS and U >= LEAST_UNITS
+        return False
     if T * B < MANY_ROWS or (wants_gradients and not reset_gate_first):
         return False
     if wants_gradients:

@@ -95,6 +95,7 @@ def test_some_columns_have_the_bits_that_all_have(dtype: torch.dtype, by_column:
         (False, 1, 191, 64, 64),
         (False, 1, 192, 32, 64),
         (False, 1, 448, 8, 64),
+        (False, 1, 768, 16, 64),
         (False, 4, 448, 8, 8),
     ],
 )
