@@ -56,7 +56,7 @@ def test_keras_computes_the_same(workload):
 
 def test_what_auto_is_depends_on_the_direction():
     pytest.importorskip("numba")
-    rows = bench.bench([replace(PLAIN, time=1, batch=16, units=512)], backends=["auto"], seconds=0)
+    rows = bench.bench([replace(PLAIN, time=1, batch=64, units=512)], backends=["auto"], seconds=0)
     assert {row.direction: row.notes for row in rows} == {INFERENCE: "is numba here", TRAINING: "is aten here"}
 
 
