@@ -305,10 +305,10 @@ MUTANTS = [
     Mutant("keras/layer.py", "if self.gradient_clip is not None:  # 0 is a bound too", "if self.gradient_clip:", "call/test_zoneout.py -k configurations"),
     Mutant("tools/oracle/compare.py", '        "heads": options.whole(1, options.MOST_UNITS),\n', "", "tools/test_options.py -k several_heads"),
     # Vectors as wide as another processor's.
-    Mutant("backends/numba/kernels/dots.py", "store_pairs(out, o, width, add_pairs(first, second))", "store_pairs(out, o, width, first)", "numba_backend/test_numba_processes.py -k width"),
-    Mutant("backends/numba/kernels/dots.py", "store_fours(out, o + 2 * width, width, second)", "store_fours(out, o + width, width, second)", UNPACKED),
+    Mutant("backends/numba/kernels/dots.py", "store_across(out, o, width, add_pairs(first, second))", "store_across(out, o, width, first)", "numba_backend/test_numba_processes.py -k width"),
+    Mutant("backends/numba/kernels/dots.py", "store_across(out, o + 2 * width, width, second)", "store_across(out, o + width, width, second)", UNPACKED),
     Mutant("backends/numba/kernels/dots.py", "else group) * ACROSS, last - ACROSS)", "else group) * ACROSS, last)", UNPACKED),
-    Mutant("backends/numba/kernels/dots.py", "p + whole, i + whole\n        v =", "p, i + whole\n        v =", "numba_backend/test_numba_processes.py -k width"),
+    Mutant("backends/numba/kernels/dots.py", "load_first_across(w, p + whole, s, n)", "load_first_across(w, p, s, n)", "numba_backend/test_numba_processes.py -k width"),
     Mutant("backends/numba/kernels/vector_type.py", 'icmp_signed("<", lanes', 'icmp_signed("<=", lanes', UNPACKED),
     Mutant("backends/numba/kernels/unpacked.py", "windows - 1 - window if back", "windows - window if back", UNPACKED),
     Mutant("backends/numba/kernels/shared.py", "2 - turn if back", "1 - turn if back", SHARED),

@@ -25,10 +25,7 @@ def by_dots(a, start, next_row, K, w, next_column, first, end, gap, out, begin, 
             column = min(left + (groups - 1 - group if back else group) * ACROSS, last - ACROSS)
             for row in range(0, fours, 4):
                 i, p, o = start + row * next_row, column * next_column, begin + row * width + column
-                if WIDTH == 64:
-                    dots_4_by_4(a, i, next_row, K, w, p, next_column, out, o, width)
-                else:
-                    dots_4_by_2(a, i, next_row, K, w, p, next_column, out, o, width)
+                dots_4(a, i, next_row, K, w, p, next_column, out, o, width)
         groups = (columns + COLUMNS - 1) // COLUMNS
         for group in range(groups if fours < rows else 0):
             column = min(left + (groups - 1 - group if back else group) * COLUMNS, last - COLUMNS)
@@ -72,73 +69,77 @@ def dots_1(a, i, K, w, p, s, out, o):
 
 
 @helper
-def dots_4_by_2(a, i, next_row, K, w, p, s, out, o, width):
-    """Two columns with four rows."""
+def dots_4(a, i, next_row, K, w, p, s, out, o, width):
+    """As many columns as `ACROSS` with four rows."""
     L = lanes(a)
-    a0 = a1 = b0 = b1 = c0 = c1 = d0 = d1 = full(a, 0.0)
+    a_sums = b_sums = c_sums = d_sums = zeros_across(a)
     whole = K // L * L
     for k in range(0, whole, L):
-        w0, w1, j = load(w, p + k), load(w, p + k + s), i + k
-        v = load(a, j)
-        a0, a1 = fma(v, w0, a0), fma(v, w1, a1)
-        v = load(a, j + next_row)
-        b0, b1 = fma(v, w0, b0), fma(v, w1, b1)
-        v = load(a, j + 2 * next_row)
-        c0, c1 = fma(v, w0, c0), fma(v, w1, c1)
-        v = load(a, j + 3 * next_row)
-        d0, d1 = fma(v, w0, d0), fma(v, w1, d1)
+        v, j = load_across(w, p + k, s), i + k
+        a_sums = fma_across(load(a, j), v, a_sums)
+        b_sums = fma_across(load(a, j + next_row), v, b_sums)
+        c_sums = fma_across(load(a, j + 2 * next_row), v, c_sums)
+        d_sums = fma_across(load(a, j + 3 * next_row), v, d_sums)
     n = K - whole
     if n > 0:
-        w0, w1, j = load_first(w, p + whole, n), load_first(w, p + whole + s, n), i + whole
-        v = load_first(a, j, n)
-        a0, a1 = fma(v, w0, a0), fma(v, w1, a1)
-        v = load_first(a, j + next_row, n)
-        b0, b1 = fma(v, w0, b0), fma(v, w1, b1)
-        v = load_first(a, j + 2 * next_row, n)
-        c0, c1 = fma(v, w0, c0), fma(v, w1, c1)
-        v = load_first(a, j + 3 * next_row, n)
-        d0, d1 = fma(v, w0, d0), fma(v, w1, d1)
-    first = add_pairs(add_pairs(a0, a1), add_pairs(b0, b1))
-    second = add_pairs(add_pairs(c0, c1), add_pairs(d0, d1))
-    if L == 8:
-        store_pairs(out, o, width, add_pairs(first, second))
+        v, j = load_first_across(w, p + whole, s, n), i + whole
+        a_sums = fma_across(load_first(a, j, n), v, a_sums)
+        b_sums = fma_across(load_first(a, j + next_row, n), v, b_sums)
+        c_sums = fma_across(load_first(a, j + 2 * next_row, n), v, c_sums)
+        d_sums = fma_across(load_first(a, j + 3 * next_row, n), v, d_sums)
+    first = add_pairs(add_across(a_sums), add_across(b_sums))
+    second = add_pairs(add_across(c_sums), add_across(d_sums))
+    if L == 4 * ACROSS:
+        store_across(out, o, width, add_pairs(first, second))
     else:
-        store_pairs(out, o, width, first)
-        store_pairs(out, o + 2 * width, width, second)
+        store_across(out, o, width, first)
+        store_across(out, o + 2 * width, width, second)
 
 
-@helper
-def dots_4_by_4(a, i, next_row, K, w, p, s, out, o, width):
-    """Four columns with four rows."""
-    L, zero = lanes(a), full(a, 0.0)
-    a4 = b4 = c4 = d4 = (zero, zero, zero, zero)
-    whole = K // L * L
-    for k in range(0, whole, L):
-        q, j = p + k, i + k
-        v = load(w, q), load(w, q + s), load(w, q + 2 * s), load(w, q + 3 * s)
-        a4, b4 = fma_4(load(a, j), v, a4), fma_4(load(a, j + next_row), v, b4)
-        c4, d4 = fma_4(load(a, j + 2 * next_row), v, c4), fma_4(load(a, j + 3 * next_row), v, d4)
-    n = K - whole
-    if n > 0:
-        q, j = p + whole, i + whole
-        v = load_first(w, q, n), load_first(w, q + s, n), load_first(w, q + 2 * s, n), load_first(w, q + 3 * s, n)
-        a4, b4 = fma_4(load_first(a, j, n), v, a4), fma_4(load_first(a, j + next_row, n), v, b4)
-        c4, d4 = fma_4(load_first(a, j + 2 * next_row, n), v, c4), fma_4(load_first(a, j + 3 * next_row, n), v, d4)
-    first, second = add_pairs(add_4(a4), add_4(b4)), add_pairs(add_4(c4), add_4(d4))
-    if L == 16:
-        store_fours(out, o, width, add_pairs(first, second))
-    else:
-        store_fours(out, o, width, first)
-        store_fours(out, o + 2 * width, width, second)
+# Of the columns that four rows are multiplied with at once: zeros, their vectors, a vector by each added to their sums,
+# and their sums joined, each a part of one vector.
+if ACROSS == 4:
+    store_across = store_fours
 
+    @helper
+    def zeros_across(a):
+        zero = full(a, 0.0)
+        return zero, zero, zero, zero
 
-@helper
-def fma_4(v, w, c):
-    """A vector by four others, added to the sums of each."""
-    return fma(v, w[0], c[0]), fma(v, w[1], c[1]), fma(v, w[2], c[2]), fma(v, w[3], c[3])
+    @helper
+    def load_across(w, q, s):
+        return load(w, q), load(w, q + s), load(w, q + 2 * s), load(w, q + 3 * s)
 
+    @helper
+    def load_first_across(w, q, s, n):
+        return load_first(w, q, n), load_first(w, q + s, n), load_first(w, q + 2 * s, n), load_first(w, q + 3 * s, n)
 
-@helper
-def add_4(c):
-    """Four sums, each a quarter of a vector."""
-    return add_pairs(add_pairs(c[0], c[1]), add_pairs(c[2], c[3]))
+    @helper
+    def fma_across(v, w, c):
+        return fma(v, w[0], c[0]), fma(v, w[1], c[1]), fma(v, w[2], c[2]), fma(v, w[3], c[3])
+
+    @helper
+    def add_across(c):
+        return add_pairs(add_pairs(c[0], c[1]), add_pairs(c[2], c[3]))
+else:
+    store_across = store_pairs
+
+    @helper
+    def zeros_across(a):
+        return full(a, 0.0), full(a, 0.0)
+
+    @helper
+    def load_across(w, q, s):
+        return load(w, q), load(w, q + s)
+
+    @helper
+    def load_first_across(w, q, s, n):
+        return load_first(w, q, n), load_first(w, q + s, n)
+
+    @helper
+    def fma_across(v, w, c):
+        return fma(v, w[0], c[0]), fma(v, w[1], c[1])
+
+    @helper
+    def add_across(c):
+        return add_pairs(c[0], c[1])
