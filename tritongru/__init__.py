@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from .tools.tune.sweep import tune
     from .tools.weight_files import convert
 
-flops.register_where_loaded()
-
 __version__ = "0.1.0"
 __all__ = [
     "Bidirectional",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from . import flops, repeats, tracing
+from . import repeats, tracing
 from .call.arguments import Arguments
 from .call.check import check
 from .call.errors import check_backend, check_heads, check_norm_name
@@ -97,7 +97,6 @@ class GRU(NamedWeights):
         self.recurrent_dropout = float(recurrent_dropout)
         self.zoneout, self.gradient_clip = check_zoneout_rate(zoneout), check_gradient_clip(gradient_clip)
         self.backend = backend
-        flops.register_where_loaded()
         self.layer_norm, self.heads = check_norm_name(layer_norm), check_heads(heads, self.hidden_size, layer_norm)
         if self.heads > 1:
             self._make_heads()

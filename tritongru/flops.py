@@ -1,16 +1,18 @@
 """What `torch.utils.flop_counter.FlopCounterMode` counts for this package's operators: 2 m n k for a product.
 
-That module imports Triton, so this one registers with it only where it has been imported already, or when asked to.
+That module imports Triton, so this one registers with it in the first call that finds it imported already.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from .backends.gradients import RECOMPUTE
 from .backends.members import Group
@@ -18,18 +20,23 @@ from .call.problem import Inputs
 
 
 def register() -> None:
-    """Make every `FlopCounterMode` that is made from now on count this package's operators."""
-    from torch.utils.flop_counter import flop_registry, register_flop_formula
-
-    for name, count in _COUNTS.items():
-        operator = getattr(torch.ops.tritongru, name)
-        if operator not in flop_registry:
-            register_flop_formula(operator)(_by_name(operator, count))
+    """Make every `FlopCounterMode` count this package's operators: those that are counting now, and later ones."""
+    counter = importlib.import_module("torch.utils.flop_counter")
+    registry = counter.flop_registry
+    formulas = {getattr(torch.ops.tritongru, name): count for name, count in _COUNTS.items()}
+    for operator, count in formulas.items():
+        if operator not in registry:
+            counter.register_flop_formula(operator)(_by_name(operator, count))
+    for mode in _get_current_dispatch_mode_stack():
+        counting = getattr(mode, "counter", mode)  # in some releases of torch the mode itself
+        if isinstance(counting, counter.FlopCounterMode):  # it copied what was registered when it was made
+            own = {operator: registry[operator] for operator in formulas}
+            counting.flop_registry = own | counting.flop_registry
 
 
 def register_where_loaded() -> None:
-    """`register`, where the program counts operations at all."""
-    if "torch.utils.flop_counter" in sys.modules:
+    """`register`, where the program may count operations."""
+    if not torch.compiler.is_compiling() and "torch.utils.flop_counter" in sys.modules:
         register()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import activations, dispatch, repeats
+from . import activations, dispatch, flops, repeats
 from .backends.aten import run_aten
 from .backends.gradients import Setting
 from .backends.members import are_alike
@@ -180,6 +180,7 @@ def run(arguments: Arguments, backend: str = "auto") -> tuple[Tensor, Tensor, De
     kind = None if torch.compiler.is_compiling() else repeats.kind_of(arguments, backend)
     if (found := repeats.again(arguments, kind)) is not None:
         return found
+    flops.register_where_loaded()
     call = check(arguments)
     outputs, state, decision = _run_checked(call, backend)
     repeats.remember(kind, call, decision)
@@ -203,6 +204,7 @@ def run_all(calls: Sequence[Arguments], backend: str = "auto") -> list[tuple[Ten
         # Cast once, so that it stays one input under autocast, and is multiplied once.
         x = in_autocast_dtype(Arguments(x, None, x.new_empty(0))).x
         calls = [changed(a, x=x) for a in calls]
+    flops.register_where_loaded()
     checked = [check(a) for a in calls]
     if (signature := _signature_of_all(checked)) is not None:
         decision = dispatch.decide(signature, backend)

@@ -91,15 +91,36 @@ def test_on_triton_as_much_as_on_eager(recompute):
     assert totals[0] == totals[1] > 0
 
 
-def test_the_counter_may_be_imported_after_the_package():
+MAKE = {
+    "compat": "layer = tritongru.compat.GRU(3, 5)",
+    "two directions": "layer = tritongru.compat.GRU(3, 5, bidirectional=True)",
+    "Keras's": "of_keras = tritongru.GRU(5, backend='eager')\nlayer = lambda x, backend: of_keras(x)",
+    "function": "weights = torch.randn(3, 15), torch.randn(5, 15)\n"
+    "layer = lambda x, backend: tritongru.gru(x, *weights, backend=backend)",
+}
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_the_counter_may_be_imported_after_a_call(kind):
     code = (
         "import sys, torch, tritongru\n"
+        f"{MAKE[kind]}\n"
+        "x = torch.randn(6, 4, 3)\n"
+        "layer(x, backend='eager')\n"
         "assert 'torch.utils.flop_counter' not in sys.modules, 'it would import Triton'\n"
         "from torch.utils.flop_counter import FlopCounterMode\n"
-        "layer = tritongru.compat.GRU(3, 5)\n"
-        "with FlopCounterMode(display=False) as counter:\n"
-        "    layer(torch.randn(6, 4, 3), backend='eager')\n"
-        "print(counter.get_total_flops())"
+        "for _ in range(2):\n"
+        "    with FlopCounterMode(display=False) as counter:\n"
+        "        layer(x, backend='eager')\n"
+        "    print(counter.get_total_flops())"
     )
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=os.environ)
-    assert int(found.stdout) == 2 * T * B * (I * 3 * U + U * 3 * U)
+    directions = 2 if kind == "two directions" else 1
+    assert list(map(int, found.stdout.split())) == [directions * 2 * T * B * (I * 3 * U + U * 3 * U)] * 2
+
+
+def test_a_formula_of_the_callers_own_goes_before():
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.tritongru.scan: lambda *_, **__: 7})
+    with counter:
+        GRU(I, U)(torch.randn(T, B, I), backend="eager")
+    assert counter.get_total_flops() == 7
