@@ -31,7 +31,7 @@ from .threads import run_parts
 MOST_STEPS = 64
 # With one row and a large second cache, from so many units on: times as many steps with torch's weights, which are read
 # from several places at once, and a part of them with Keras's. Seen on an Intel Xeon.
-MORE_STEPS_UNITS, MORE_STEPS = 512, 4
+MORE_STEPS_UNITS, MORE_STEPS = 256, 4
 FEWER_STEPS_UNITS, FEWER_STEPS = (192, 448, 768), (2, 8, 4)
 MOST_ROWS = 32
 MOST_STATES = 4096  # rows by units, where there are more
