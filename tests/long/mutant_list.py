@@ -313,7 +313,10 @@ MUTANTS = [
     Mutant("backends/numba/kernels/unpacked.py", "windows - 1 - window if back", "windows - window if back", UNPACKED),
     Mutant("backends/numba/kernels/shared.py", "2 - turn if back", "1 - turn if back", SHARED),
     Mutant("backends/numba/short.py", "fewer[-1] if fewer", "fewer[0] if fewer", UNPACKED),
-    Mutant("backends/numba/kernels/unpacked.py", "w, k * next_k + c, count), total)", "w, k * next_k + c, count - 1), total)", "numba_backend/test_numba_processes.py -k width"),
+    Mutant("backends/numba/kernels/products.py", "v = get(w, p, count)", "v = get(w, p, count - 1)", UNPACKED),
+    Mutant("backends/numba/kernels/products.py", "r7 = min(5, present - 1), min(6, present - 1), min(7", "r7 = min(5, present - 1), min(6, present - 1), min(6", UNPACKED),
+    Mutant("backends/numba/kernels/products.py", "get(out, o6, count), get(out, o7, count)", "get(out, o6, count), get(out, o6, count)", SUMS),
+    Mutant("backends/numba/sums.py", "has_large_cache() and not is_narrow", "has_large_cache()", SUMS),
     # Members.
     Mutant("backends/members.py", "variant._replace(reverse=backwards) for", "variant for", "call/test_members.py"),
     Mutant("backends/members.py", "return len(kinds) == 1", "return True", "call/test_members.py"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tritongru import environment
 from tritongru.backends.numba import plain_sums, sums
 from tritongru.backends.numba.compile import Kernel
 from tritongru.backends.numba.kernels import panel_sums as kernel
@@ -150,6 +151,28 @@ def test_sums_of_few_rows(rows: int, inputs: int, units: int, by_column: bool, m
                 found = d_u.t() if turned else d_u
                 # The sums are over the same rows in the same order, whichever of the two factors is read first.
                 assert torch.equal(found, few.u)
+
+
+@pytest.mark.parametrize(
+    "by_column, inputs, units, large, small",
+    [
+        (True, 600, 512, 192, 64),  # much to compute for each row
+        (False, 600, 512, 192, 64),
+        (True, 200, 64, 376, 376),  # little
+        (False, 8, 8, 512, 512),
+        (True, 8, 512, 64, 64),  # few inputs, whose products are the slower
+        (False, 8, 512, 192, 64),
+        (True, 8, 200, 129, 129),
+    ],
+)
+def test_up_to_how_many_rows_are_few(
+    by_column: bool, inputs: int, units: int, large: int, small: int, monkeypatch
+) -> None:
+    w = draw(1, inputs, units, by_column)[0].w
+    for cache, most in ((1 << 21, large), (1 << 20, small)):
+        monkeypatch.setattr(environment, "second_cache", lambda cache=cache: cache)
+        assert [rows for rows in range(0, 1000) if sums.is_few(rows, w, units)] == [*range(1, most + 1)]
+    assert not sums.is_few(1, w[:0], units)
 
 
 def multiply_part(plan, like):

@@ -89,8 +89,8 @@ def test_some_columns_have_the_bits_that_all_have(dtype: torch.dtype, by_column:
 @pytest.mark.parametrize(
     "is_torch, rows, units, large, small",
     [
-        (True, 1, 511, 64, 64),
-        (True, 1, 512, 256, 64),
+        (True, 1, 255, 64, 64),
+        (True, 1, 256, 256, 64),
         (True, 2, 512, 16, 16),
         (False, 1, 191, 64, 64),
         (False, 1, 192, 32, 64),

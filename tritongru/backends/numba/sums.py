@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...call.problem import Inputs
+from ...environment import has_large_cache
 from .compile import numpy_dtype
 from .kernels import sums as at
 from .kernels.sums import sums
@@ -16,9 +17,10 @@ from .kernels.vector_type import PANEL, count_lanes
 from .sharing import may_share, run_apart
 
 # Rows of all steps up to which they are few whatever the sizes, and up to which they are where there is little to
-# compute, but for torch's weights with fewer inputs than a panel has columns. Timed with 16 on an AMD EPYC with AVX2,
-# with 16 to 512 on one with AVX-512.
-FEW_ROWS, MOST_ROWS, LITTLE_WORK = 64, 512, 1 << 26
+# compute, which is less for torch's weights with fewer inputs than a panel has columns. Timed with 16 on an AMD EPYC
+# with AVX2, with 16 to 512 on one with AVX-512 and on an Intel Xeon, whose large second cache holds more rows.
+FEW_ROWS, FEW_ROWS_OF_LARGE_CACHE, MOST_ROWS = 64, 192, 512
+LITTLE_WORK, LITTLE_WORK_OF_NARROW = 1 << 26, 1 << 25
 # Operations for each thread, where the others have just worked, and where they are to be waked. Seen on an AMD EPYC
 # with AVX-512.
 LEAST_OF_AWAKE, LEAST_OF_ASLEEP = 2_000_000, 16_000_000
@@ -28,8 +30,9 @@ def is_few(rows: int, w: Tensor, units: int) -> bool:
     """Return whether so many rows are summed by `FewRows`."""
     inputs = w.shape[0]
     is_narrow = is_by_column(w) and inputs < PANEL * count_lanes(w.element_size())
-    is_little = count_operations(rows, inputs, units) <= LITTLE_WORK and not is_narrow
-    most = MOST_ROWS if is_little else FEW_ROWS
+    little = LITTLE_WORK_OF_NARROW if is_narrow else LITTLE_WORK
+    few = FEW_ROWS_OF_LARGE_CACHE if has_large_cache() and not is_narrow else FEW_ROWS
+    most = MOST_ROWS if count_operations(rows, inputs, units) <= little else few
     return 0 < rows <= most and inputs > 0
 
 

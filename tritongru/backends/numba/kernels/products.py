@@ -16,6 +16,7 @@ on the other rows nor on the number of threads.
 from __future__ import annotations
 
 from ..compile import helper
+from .rows import get, put
 from .vector_type import WIDTH
 from .vectors import fma, full, lanes, load, spread, store
 
@@ -191,6 +192,42 @@ def narrow_8(a, i0, i1, i2, i3, j0, j1, j2, j3, w, p, next_p, K, out, o, q, next
     store(out, q + next_row, f0)
     store(out, q + 2 * next_row, g0)
     store(out, q + 3 * next_row, h0)
+
+
+@helper
+def tile_of_vector(a, i, apart, present, next_a, w, p, next_p, count, K, out, o, next_row, more):
+    """Eight rows by one vector, or the `count` numbers of it that are there; of fewer rows the last several times.
+
+    Args:
+        apart: from one row of `a` to the next. present: rows from the first one on. next_a, next_p: from one k to the
+            next. more: whether each sum goes on from `out`.
+    """
+    r1, r2, r3, r4 = min(1, present - 1), min(2, present - 1), min(3, present - 1), min(4, present - 1)
+    r5, r6, r7 = min(5, present - 1), min(6, present - 1), min(7, present - 1)
+    o1, o2, o3, o4 = o + r1 * next_row, o + r2 * next_row, o + r3 * next_row, o + r4 * next_row
+    o5, o6, o7 = o + r5 * next_row, o + r6 * next_row, o + r7 * next_row
+    i1, i2, i3, i4 = r1 * apart, r2 * apart, r3 * apart, r4 * apart
+    i5, i6, i7 = r5 * apart, r6 * apart, r7 * apart
+    a0 = b0 = c0 = d0 = e0 = f0 = g0 = h0 = full(a, 0.0)
+    if more:
+        a0, b0, c0, d0 = get(out, o, count), get(out, o1, count), get(out, o2, count), get(out, o3, count)
+        e0, f0, g0, h0 = get(out, o4, count), get(out, o5, count), get(out, o6, count), get(out, o7, count)
+    for _ in range(K):
+        v = get(w, p, count)
+        a0, b0 = fma(spread(a, i), v, a0), fma(spread(a, i + i1), v, b0)
+        c0, d0 = fma(spread(a, i + i2), v, c0), fma(spread(a, i + i3), v, d0)
+        e0, f0 = fma(spread(a, i + i4), v, e0), fma(spread(a, i + i5), v, f0)
+        g0, h0 = fma(spread(a, i + i6), v, g0), fma(spread(a, i + i7), v, h0)
+        i += next_a
+        p += next_p
+    put(out, o, a0, count)
+    put(out, o1, b0, count)
+    put(out, o2, c0, count)
+    put(out, o3, d0, count)
+    put(out, o4, e0, count)
+    put(out, o5, f0, count)
+    put(out, o6, g0, count)
+    put(out, o7, h0, count)
 
 
 @helper

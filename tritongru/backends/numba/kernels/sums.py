@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from ..compile import Kernel, helper
 from .meeting import first_of
-from .products import BLOCK, PAIRS, tile_4, tile_8
+from .products import BLOCK, PAIRS, tile_4, tile_8, tile_of_vector
 from .rows import get, put
 from .unpacked import multiply_unpacked, rows_to_turn
-from .vectors import advance, fma, full, lanes, pointer, spread
+from .vectors import advance, fma, full, lanes, load, pointer, spread, store
 
 (
     # Addresses: H of the N states that entered, or that left where H0, of BATCH rows, is not 0; those of the gradients,
@@ -49,37 +49,18 @@ def multiply_transposed(a, i, a_row, first, end, b, j, b_row, columns, rows, out
                     a, n, n + 1, n + 2, n + 3, a_row, b, b_k + c, b_row, L, count, out, o + m * width + c, L, width,
                     adds, False,
                 )  # fmt: skip
-        for c in range(whole, columns, L):
-            for m in range(first, fours, 4):
-                tile_of_one(
-                    a, a_k + m, a_row, b, b_k + c, b_row, count, out, o + m * width + c, width, adds, columns - c
-                )
         for m in range(fours, end):
-            for c in range(0, columns, L):
-                to = o + m * width + c
-                total = get(out, to, columns - c) if adds else full(a, 0.0)
+            for c in range(0, whole, L):
+                total = load(out, o + m * width + c) if adds else full(a, 0.0)
                 for n in range(count):
-                    total = fma(spread(a, a_k + m + n * a_row), get(b, b_k + n * b_row + c, columns - c), total)
-                put(out, to, total, columns - c)
-
-
-@helper
-def tile_of_one(a, i, a_row, b, j, b_row, rows, out, o, width, more, count):
-    """Four columns of a by a vector of b, of which `count` numbers are there."""
-    o1, o2, o3 = o + width, o + 2 * width, o + 3 * width
-    a0 = b0 = c0 = d0 = full(a, 0.0)
-    if more:
-        a0, b0, c0, d0 = get(out, o, count), get(out, o1, count), get(out, o2, count), get(out, o3, count)
-    for _ in range(rows):
-        v = get(b, j, count)
-        a0, b0 = fma(spread(a, i), v, a0), fma(spread(a, i + 1), v, b0)
-        c0, d0 = fma(spread(a, i + 2), v, c0), fma(spread(a, i + 3), v, d0)
-        i += a_row
-        j += b_row
-    put(out, o, a0, count)
-    put(out, o1, b0, count)
-    put(out, o2, c0, count)
-    put(out, o3, d0, count)
+                    total = fma(spread(a, a_k + m + n * a_row), load(b, b_k + n * b_row + c), total)
+                store(out, o + m * width + c, total)
+        for c in range(whole, columns, L):
+            for m in range(first, end, 8):
+                tile_of_vector(
+                    a, a_k + m, 1, end - m, a_row, b, b_k + c, b_row, columns - c, count, out, o + m * width + c, width,
+                    adds,
+                )  # fmt: skip
 
 
 @helper

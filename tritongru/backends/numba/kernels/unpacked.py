@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from ..compile import helper
 from .dots import COLUMNS, by_dots
-from .products import PAIRS, tile_1, tile_4, tile_8
+from .products import PAIRS, tile_1, tile_4, tile_8, tile_of_vector
 from .rows import get, put
 from .vector_type import PANEL, WIDTH, count_lanes
 from .vectors import (
@@ -172,20 +172,12 @@ def turn_columns(panel, w, p, next_column, step, count):
 
 @helper
 def by_vectors(a, start, next_row, K, w, next_k, first, end, out, width, rows):
-    L = lanes(a)
-    for c in range(first, end, L):
-        count = min(L, end - c)
-        for row in range(rows):
-            i, o = start + row * next_row, row * width + c
-            total = full(a, 0.0)
-            if count == L:
-                for k in range(K):
-                    total = fma(spread(a, i + k), load(w, k * next_k + c), total)
-                store(out, o, total)
-            else:
-                for k in range(K):
-                    total = fma(spread(a, i + k), load_first(w, k * next_k + c, count), total)
-                store_first(out, o, total, count)
+    for c in range(first, end, lanes(a)):
+        for row in range(0, rows, 8):
+            tile_of_vector(
+                a, start + row * next_row, next_row, rows - row, 1, w, c, next_k, end - c, K, out, row * width + c,
+                width, False,
+            )  # fmt: skip
 
 
 @helper
