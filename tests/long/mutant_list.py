@@ -317,6 +317,8 @@ MUTANTS = [
     Mutant("backends/numba/kernels/products.py", "r7 = min(5, present - 1), min(6, present - 1), min(7", "r7 = min(5, present - 1), min(6, present - 1), min(6", UNPACKED),
     Mutant("backends/numba/kernels/products.py", "get(out, o6, count), get(out, o7, count)", "get(out, o6, count), get(out, o6, count)", SUMS),
     Mutant("backends/numba/sums.py", "has_large_cache() and not is_narrow", "has_large_cache()", SUMS),
+    Mutant("backends/numba/sums.py", "units >= LIBRARY_UNITS", "units > LIBRARY_UNITS", SUMS),
+    Mutant("backends/numba/bound.py", " and not are_for_library(T * B, a.w, U)", "", SUMS + " -k library"),
     # Members.
     Mutant("backends/members.py", "variant._replace(reverse=backwards) for", "variant for", "call/test_members.py"),
     Mutant("backends/members.py", "return len(kinds) == 1", "return True", "call/test_members.py"),

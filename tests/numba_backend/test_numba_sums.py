@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tritongru import environment
-from tritongru.backends.numba import plain_sums, sums
+from tritongru import environment, gru, repeats
+from tritongru.backends.eager.sums import Sums
+from tritongru.backends.numba import backward, plain_sums, sums
 from tritongru.backends.numba.compile import Kernel
 from tritongru.backends.numba.kernels import panel_sums as kernel
 from tritongru.backends.numba.kernels.products import multiply
@@ -173,6 +174,30 @@ def test_up_to_how_many_rows_are_few(
         monkeypatch.setattr(environment, "second_cache", lambda cache=cache: cache)
         assert [rows for rows in range(0, 1000) if sums.is_few(rows, w, units)] == [*range(1, most + 1)]
     assert not sums.is_few(1, w[:0], units)
+
+
+@pytest.mark.parametrize(("cache", "by_library"), [(1 << 21, True), (1 << 20, False)])
+@pytest.mark.parametrize(("steps", "units"), [(13, 256), (12, 256), (13, 255)])
+def test_many_rows_of_many_units_are_for_a_library(
+    cache: int, by_library: bool, steps: int, units: int, monkeypatch
+) -> None:
+    """Of more rows than are few, with a large second cache; a call like an earlier one goes the same way."""
+    monkeypatch.setattr(environment, "second_cache", lambda: cache)
+    repeats.forget()
+    made = []
+    monkeypatch.setattr(backward, "Sums", lambda *arguments: made.append(arguments) or Sums(*arguments))
+    leaves = [torch.randn(s) / 8 for s in ((16, steps, 4), (4, 3 * units), (units, 3 * units), (2, 3 * units))]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    weights = torch.randn(16, steps, units)
+    right = torch.autograd.grad((gru(*exact, backend="reference")[0] * weights).sum(), exact)
+    for _ in range(2):
+        found = torch.autograd.grad((gru(*leaves, backend="numba")[0] * weights).sum(), leaves)
+        for value, truth in zip(found, right, strict=True):
+            torch.testing.assert_close(value.double(), truth, rtol=1e-4, atol=2e-5 * float(truth.abs().max()))
+    expected = by_library and steps * 16 > sums.FEW_ROWS_OF_LARGE_CACHE and units >= sums.LIBRARY_UNITS
+    assert len(made) == 2 * expected
+    repeats.forget()
 
 
 def multiply_part(plan, like):

@@ -21,6 +21,7 @@ from .kernels.vector_type import PANEL
 from .plain_sums import PlainSums
 from .problem import Problem, are_shared, in_compute_dtype, pack_ahead, round_up, run_plans, with_rows
 from .sharing import may_share
+from .sums import are_for_library
 
 # Numbers of a chunk's gate gradients, and its least rows: fewer make the products of the weights' gradients slow.
 # Estimates.
@@ -44,7 +45,7 @@ def run_backward(
 
     Note:
         The same call gives the same bits, with any number of threads too but where the sums over all steps are torch's
-        products: with recurrent dropout, a norm, and without reset_after.
+        products: with recurrent dropout, a norm, without reset_after, and those of `sums.are_for_library`.
     """
     reverse = plan_reverse(a, variant, saved, d_out, d_last, wanted)
     for kernel, parts in reverse.walk():
@@ -136,7 +137,8 @@ class Reverse:
         pack_ahead(parts, problem.dtype)
         kernel = (shared_reverse_scan if are_shared(parts) else reverse_scan).for_dtype(problem.dtype)
         rows = a if self.valid is None else a._replace(x=a.x.flatten(0, 1).index_select(0, self.valid))
-        if v.reset_after and a.drop is None and a.scale is None:
+        is_plain = v.reset_after and a.drop is None and a.scale is None
+        if is_plain and not are_for_library(self.steps.starts[-1], a.w, a.u.shape[0]):
             sums = PlainSums(rows, wanted, self.steps.starts[-1], awake=len(parts) > 1)
         else:
             sums = Sums(rows, v, wanted, self.steps)

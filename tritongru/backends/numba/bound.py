@@ -26,7 +26,7 @@ from .problem import LINE, Problem, are_shared, pack_ahead, round_up, run_plans,
 from .sharing import may_share
 from .short import BoundShort, is_short
 from .spare import borrow, give_back
-from .sums import FewRows, is_few
+from .sums import FewRows, are_for_library, is_few
 
 # What the addresses of a plan point into: the tensors of a call by their own names, and the scan's memory.
 _PACKED = ("W", "RECURRENT", "BIAS", "BIAS_N", "CARRIED", "D_STEPS")
@@ -188,7 +188,8 @@ class BoundScan:
         self._forward = (BoundShort if is_short(a, variant) else BoundForward)(a, variant, gradients)
         self._reverse: BoundReverse | None = None
         self.few: BoundFewRows | None = None
-        if gradients and variant.reset_after and len(chunks_of(T, B, self._width)) == 1:
+        is_whole = len(chunks_of(T, B, self._width)) == 1 and not are_for_library(T * B, a.w, U)
+        if gradients and variant.reset_after and is_whole:
             self._reverse = BoundReverse(a, variant)
             # Rows that are the same distance apart.
             if is_few(T * B, a.w, U) and (B == 1 or T == 1 or a.x.stride(0) == B * a.x.stride(1)):
