@@ -157,12 +157,12 @@ def test_sums_of_few_rows(rows: int, inputs: int, units: int, by_column: bool, m
 @pytest.mark.parametrize(
     "by_column, inputs, units, large, small",
     [
-        (True, 600, 512, 192, 64),  # much to compute for each row
-        (False, 600, 512, 192, 64),
+        (True, 600, 512, 256, 64),  # much to compute for each row
+        (False, 600, 512, 256, 64),
         (True, 200, 64, 376, 376),  # little
         (False, 8, 8, 512, 512),
         (True, 8, 512, 64, 64),  # few inputs, whose products are the slower
-        (False, 8, 512, 192, 64),
+        (False, 8, 512, 256, 64),
         (True, 8, 200, 129, 129),
     ],
 )
@@ -177,7 +177,7 @@ def test_up_to_how_many_rows_are_few(
 
 
 @pytest.mark.parametrize(("cache", "by_library"), [(1 << 21, True), (1 << 20, False)])
-@pytest.mark.parametrize(("steps", "units"), [(13, 256), (12, 256), (13, 255)])
+@pytest.mark.parametrize(("steps", "units"), [(17, 256), (16, 256), (17, 255)])
 def test_many_rows_of_many_units_are_for_a_library(
     cache: int, by_library: bool, steps: int, units: int, monkeypatch
 ) -> None:

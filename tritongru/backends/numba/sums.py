@@ -19,7 +19,7 @@ from .sharing import may_share, run_apart
 # Rows of all steps up to which they are few whatever the sizes, and up to which they are where there is little to
 # compute, which is less for torch's weights with fewer inputs than a panel has columns. Timed with 16 on an AMD EPYC
 # with AVX2, with 16 to 512 on one with AVX-512 and on an Intel Xeon, whose large second cache holds more rows.
-FEW_ROWS, FEW_ROWS_OF_LARGE_CACHE, MOST_ROWS = 64, 192, 512
+FEW_ROWS, FEW_ROWS_OF_LARGE_CACHE, MOST_ROWS = 64, 256, 512
 LITTLE_WORK, LITTLE_WORK_OF_NARROW = 1 << 26, 1 << 25
 # Units from which a library's products are the faster, with a large second cache: of many rows they took 0.62 to 0.9 of
 # the time on an Intel Xeon, a whole call 0.79 to 0.95. With a smaller one, on an AMD EPYC, they took longer.
