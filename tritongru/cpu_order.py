@@ -16,10 +16,9 @@ MANY_ROWS, UNITS_A_STEP = 33, 192
 # With so many units weights are far away from the processor, and packing them never pays. With a large second cache
 # Keras's are far away with fewer, though not with fewer than LEAST_UNITS.
 FAR_UNITS, FAR_UNITS_OF_KERAS, LEAST_UNITS = 2048, 1024, 768
-# One step is not packed; with gradients of so many rows and units a library sums faster. With a large second cache that
-# is so from more rows on, and of two steps too, but of no more.
+# One step is not packed; with gradients of so many rows and units a library sums faster. With a large second cache none
+# does, in any number of steps.
 STEP_ROWS, STEP_UNITS = 16, 512
-MOST_STEPS_OF_LARGE, STEP_ROWS_OF_LARGE = 2, 64
 
 
 def order_on_cpu(
@@ -41,15 +40,11 @@ def order_on_cpu(
 def _prefers_library(shape: Shape, wants_gradients: bool, reset_gate_first: bool, has_large_cache: bool) -> bool:
     """Return whether a library's product of the weights as they lie is expected to be faster than numba."""
     T, B, U = shape.time, shape.batch, shape.units
-    if wants_gradients and (T == 1 or has_large_cache):
-        most, rows = (MOST_STEPS_OF_LARGE, STEP_ROWS_OF_LARGE) if has_large_cache else (1, STEP_ROWS)
-        return reset_gate_first and most >= T and rows <= B and U >= STEP_UNITS
-    if T == 1:
-        return False
-    if T * B < MANY_ROWS or (wants_gradients and not reset_gate_first):
-        return False
     if wants_gradients:
-        return U >= UNITS_A_STEP * T
+        is_many = (B >= STEP_ROWS and U >= STEP_UNITS) if T == 1 else (T * B >= MANY_ROWS and U >= UNITS_A_STEP * T)
+        return is_many and reset_gate_first and not has_large_cache
+    if T == 1 or T * B < MANY_ROWS:
+        return False
     if reset_gate_first:
         return U >= min(UNITS_A_STEP * T, FAR_UNITS)
     if not has_large_cache:
