@@ -187,7 +187,7 @@ MUTANTS = [
     Mutant("backends/triton/kernels/forward.py", "                    x = outside\n", "", KERNEL_NORM),
     Mutant("backends/triton/run.py", 'recurrent if variant.layer_norm == "joint" else (d_gx, d_gh_n)', "(d_gx, d_gh_n)", KERNEL_NORM),
     Mutant("backends/triton/norms.py", "spread[chunk] = rstd.view_as(spread[chunk])", "spread[:] = rstd[:B].view(B)", KERNEL_NORM),
-    Mutant("backends/numba/backward.py", "a.drop is None and a.scale is None:", "a.drop is None:", NUMBA_NORM),
+    Mutant("backends/numba/backward.py", "a.drop is None and a.scale is None\n", "a.drop is None\n", NUMBA_NORM),
     Mutant("backends/numba/backward.py", "rows.w is None else gx @ rows.w", "rows.w is not None else gx @ rows.w", NUMBA_NORM),
     Mutant("backends/numba/short.py", "if not plain or a.scale is not None or", "if not plain or", NUMBA_NORM),
     # Heads.
