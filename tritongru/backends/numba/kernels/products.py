@@ -8,6 +8,7 @@ matrix is read once for all rows.
     waits for itself, and twelve sums keep the processor's multipliers busy.)
     8 rows, two groups of four, where there are registers for 24 sums: the same sums, the matrix read half as often.
     A last panel of fewer vectors: the same sums of those there are (`narrow_4`, `narrow_8`).
+    What is in no panel: eight rows by one vector (`tile_of_vector`), each sum over k in order.
 
 Rows are grouped by their place in the batch alone (`threads.group_size`), so that the bits of a row depend neither
 on the other rows nor on the number of threads.

@@ -3,7 +3,7 @@
     columns side by side (Keras, (K,N)):   4 rows or 1 by 3 vectors, as the packed tiles with rows of W further apart,
                                            of 4 rows some rows of W at a time;
                                            1 row by a matrix beyond the second cache, four rows of W from end to end;
-                                           1 row by a vector where there are fewer columns
+                                           8 rows by a vector where there are fewer columns
     columns one by one (torch, (N,K)):     dot products (dots.py);
                                            of more rows 3 vectors of columns are turned, and 4 rows multiplied by them
 
