@@ -171,6 +171,21 @@ def test_the_decision_tells_what_ran(launch, monkeypatch):
     assert "cannot lower this dot" in second.rejected["triton"][0]
 
 
+def test_the_plain_kernels_need_no_language_of_the_others(launch):
+    """That of the kernels with weights in registers came with Triton 3.6."""
+    code = (
+        "import sys\n"
+        "sys.modules['triton.experimental.gluon.language.nvidia.ampere'] = None\n"
+        "from tritongru.backends.triton import families\n"
+        "try:\n"
+        "    families._launch_of('run_forward')\n"
+        "except ImportError as error:\n"
+        "    print(error.name)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=os.environ)
+    assert found.stdout.startswith("triton.experimental.gluon"), "the language is there all the same"
+
+
 def test_a_lack_of_memory_is_met_three_times_in_a_row(launch, monkeypatch):
     error = torch.OutOfMemoryError("CUDA out of memory")
     arguments = make_arguments(CASE)

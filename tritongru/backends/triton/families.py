@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ from ...tuning.devices import device_limits
 from ...tuning.tables import Key
 from ..eager.continuation import Norm
 from ..reasons import reasons_against_cells
-from . import resident, scan
+from . import scan
 from .reasons import reasons_against_resident
 
 RESIDENT, MEMBERS = "resident", "resident (several scans)"
@@ -38,7 +39,7 @@ def run_scan(
         # Asked again: a device that refused a grid of waiting programs is one that no longer runs them.
         if not is_for_resident(direction, a, precision, variant):
             return run_plain()
-        return getattr(resident, f"run_{direction}")(*arguments, precision)
+        return _launch_of(f"run_{direction}")(*arguments, precision)
 
     if scan.is_forced() or not is_for_resident(direction, a, precision, variant):
         return run_plain()
@@ -55,7 +56,7 @@ def run_members(
     def run_together() -> Result:
         if not is_for_resident(direction, members[0], precision, variant, len(members)):
             return one_by_one()
-        return together(getattr(resident, f"run_members_{direction}"))
+        return together(_launch_of(f"run_members_{direction}"))
 
     if scan.is_forced() or not is_for_resident(direction, members[0], precision, variant, len(members)):
         return one_by_one()
@@ -71,3 +72,8 @@ def is_for_resident(direction: str, a: Inputs, precision: str, variant: Variant,
     key = Key.of(direction, a.u.dtype, precision, a.u.shape[0], a.drop is not None, masked, not variant.reset_after)
     drops = 0 if a.drop is None else a.drop.shape[0]
     return not reasons_against_resident(key, a.h0.shape[0], device_limits(a.u.device), drops, members)
+
+
+def _launch_of(name: str) -> Callable[..., tuple]:
+    """Return a function of `resident`, whose language older versions of Triton do not have."""
+    return getattr(importlib.import_module(f"{__package__}.resident"), name)
