@@ -10,6 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
+from torch_release import COMPILER_TELLS
 
 from tritongru.keras import GRU, Bidirectional
 
@@ -70,8 +71,7 @@ def test_what_cannot_carry_the_state_refuses_and_says_the_way(tracer, wrapped):
     torch._dynamo.reset()
     layer, x = make_layer(), x_of()
     whole = Bidirectional(make_layer()) if wrapped else layer
-    # The compiler of torch 2.6 drops the message of an error in what it compiles.
-    is_told = hasattr(torch.compiler, "_is_exporting_flag") or tracer not in ("export strict", "compiled vmap")
+    is_told = COMPILER_TELLS or tracer not in ("export strict", "compiled vmap")
     with pytest.raises(Exception, match=THE_WAY if is_told else None):
         TRACERS[tracer](whole, x)
     assert all(state is None for state in whole.states)

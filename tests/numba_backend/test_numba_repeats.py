@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from torch_release import REPEATS_GRADIENTS
 
 from tritongru import GRU, compat, gru, repeats
 from tritongru.tools.oracle.cases import Case, make_arguments, run_case
@@ -31,7 +32,7 @@ CASES = [
 ]
 
 # Kinds that take a shorter way after one with gradients: before torch 2.8 those all go the whole way, see repeats.py.
-SHORTER = int(hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"))
+SHORTER = int(REPEATS_GRADIENTS)
 
 
 def shorter() -> list[repeats.Repeat]:

@@ -8,6 +8,7 @@ import threading
 import pytest
 import torch
 from late_threads import let_threads_be_late
+from torch_release import REPEATS_GRADIENTS
 
 from tritongru import environment, repeats
 from tritongru.backends.numba import backward, problem, sharing, threads
@@ -115,8 +116,7 @@ def test_without_others_the_first_thread_does_it_all_and_is_left_alone_for_a_whi
             assert torch.equal(run_case(make_arguments(case), "numba")["outputs"], right["outputs"])
         # Forward, backward, and the sums of gradients, in which threads need not meet. Before torch 2.8 all calls with
         # gradients go the whole way, where the sums after a scan that was alone ask for no thread.
-        repeat = hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks")
-        assert asked == [2] * (9 if seconds == 0 else 1 + repeat)
+        assert asked == [2] * (9 if seconds == 0 else 1 + REPEATS_GRADIENTS)
 
 
 @pytest.mark.parametrize(

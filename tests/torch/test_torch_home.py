@@ -18,6 +18,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
+from torch_release import SHARDS_ON_A_CPU
 
 import tritongru
 from tritongru.backends.operators import WHOLE
@@ -357,7 +358,7 @@ def _train_in_shards(rank: int, kind: str, store: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_give_the_gradients_of_one(kind, tmp_path):
-    if kind == "fsdp" and not hasattr(torch.cpu.Stream, "record_event"):
+    if kind == "fsdp" and not SHARDS_ON_A_CPU:
         pytest.skip(f"fully_shard of torch {torch.__version__} does not work on a CPU")
     torch.multiprocessing.spawn(_train_in_shards, (kind, str(tmp_path / "store")), nprocs=2)
 
