@@ -108,15 +108,19 @@ def _is_traced() -> bool:
     """Return whether the call is recorded into a program that this module is no part of."""
     if is_recorded():
         return True
-    # torch 2.6 cannot say: there Dynamo knows, and an export that does not go through it is known by its proxies.
+    # torch 2.6 cannot say, nor torch 2.7 of a strict export: there Dynamo knows, and an export that does not go through
+    # it is known by its proxies.
     if is_exporting():
         return True
     if torch.compiler.is_dynamo_compiling():
-        return not hasattr(torch.compiler, "_is_exporting_flag") and _is_exported_by_dynamo()
+        return _DYNAMO_KNOWS and _is_exported_by_dynamo()
     proxy = torch._C._TorchDispatchModeKey.PROXY
     return (
         torch._C._get_dispatch_mode(proxy) is not None or torch._ops._get_dispatch_mode_pre_dispatch(proxy) is not None
     )
+
+
+_DYNAMO_KNOWS = torch.__version__ < "2.8"  # compared as releases
 
 
 class KeptState(RecurrentWeights):
