@@ -28,7 +28,7 @@ def register() -> None:
         if operator not in registry:
             counter.register_flop_formula(operator)(_by_name(operator, count))
     for mode in _get_current_dispatch_mode_stack():
-        counting = getattr(mode, "counter", mode)  # in some releases of torch the mode itself
+        counting: Any = getattr(mode, "counter", mode)  # in some releases of torch the mode itself
         if isinstance(counting, counter.FlopCounterMode):  # it copied what was registered when it was made
             own = {operator: registry[operator] for operator in formulas}
             counting.flop_registry = own | counting.flop_registry
