@@ -172,7 +172,7 @@ def test_the_decision_tells_what_ran(launch, monkeypatch):
 
 
 def test_the_plain_kernels_need_no_language_of_the_others(launch):
-    """That of the kernels with weights in registers came with Triton 3.6."""
+    """Of that of the kernels with weights in registers Triton 3.4 lacks a part."""
     code = (
         "import sys\n"
         "sys.modules['triton.experimental.gluon.language.nvidia.ampere'] = None\n"
