@@ -21,8 +21,9 @@ from .sharing import may_share, run_apart
 # with AVX2, with 16 to 512 on one with AVX-512 and on an Intel Xeon, whose large second cache holds more rows.
 FEW_ROWS, FEW_ROWS_OF_LARGE_CACHE, MOST_ROWS = 64, 256, 512
 LITTLE_WORK, LITTLE_WORK_OF_NARROW = 1 << 26, 1 << 25
-# Units from which a library's products are the faster, with a large second cache: of many rows they took 0.62 to 0.9 of
-# the time on an Intel Xeon, a whole call 0.79 to 0.95. With a smaller one, on an AMD EPYC, they took longer.
+# Units from which a library's products are the faster, with a large second cache: of many rows they took 0.54 to 0.97
+# of the time on an Intel Xeon (bench/results/sums.csv), a whole call 0.79 to 0.95. With a smaller one, on an AMD EPYC,
+# they took longer.
 LIBRARY_UNITS = 256
 # Operations for each thread, where the others have just worked, and where they are to be waked. Seen on an AMD EPYC
 # with AVX-512.
